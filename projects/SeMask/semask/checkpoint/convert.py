@@ -1,0 +1,159 @@
+"""Parameter names of published checkpoints, turned into this project's.
+
+Three kinds are published: SeMask-FPN and Swin-FPN (names of their segmentation framework,
+``backbone.*`` and ``decode_head.*``), and ImageNet-pretrained Swin (names of the backbone alone).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from enum import Enum
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import CheckpointError
+
+
+class CheckpointKind(Enum):
+    """Where a state dict comes from."""
+
+    SEMASK_FPN = "published SeMask-FPN"
+    SWIN_FPN = "published Swin-FPN"
+    IMAGENET_SWIN = "ImageNet-pretrained Swin"
+    NATIVE = "this project's own"
+
+
+# Buffers that a model computes by itself.
+_COMPUTED = ("relative_position_index", "attn_mask")
+
+# (pattern, replacement) in order; every name goes through all of them.
+_BACKBONE_RULES = (
+    (r"\blayers\.(\d+)\.downsample\.", r"merging.\1."),
+    (r"\blayers\.(\d+)\.", r"stages.\1."),
+    (r"\.semantic_layer\.norm1\.", ".semantic_layer.norm."),
+    (r"\.class_injection\.(\d+)\.", r".blocks.\1."),
+    (r"\.mlp_cls_q\.", ".query."),
+    (r"\.mlp_cls_k\.", ".key."),
+    (r"\.mlp_v\.", ".value."),
+    (r"\.mlp_res\.", ".proj."),
+)
+_FPN_RULES = (
+    *_BACKBONE_RULES,
+    (r"^decode_head\.conv_seg\.", "sem_seg_head.semantic_fpn.predictor."),
+    (r"(scale_heads\.\d+\.\d+)\.conv\.", r"\1."),
+    (r"(scale_heads\.\d+\.\d+)\.bn\.", r"\1.norm."),
+    (r"^decode_head\.", "sem_seg_head.semantic_fpn."),
+)
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], CheckpointKind]:
+    """Rename the parameters of a published checkpoint.
+
+    Args:
+        state_dict: parameters by name; a "module." in front of all of them is taken off.
+
+    Returns:
+        Parameters by this project's names, and the kind that was found. What has no place in
+        this project (ImageNet Swin's classifier ``head`` and its ``norm``) keeps its name;
+        buffers that a model computes by itself are left out. Tensors are not copied.
+
+    Raises:
+        CheckpointError: the names are of none of the known kinds.
+    """
+    if state_dict and all(name.startswith("module.") for name in state_dict):
+        state_dict = {name[len("module.") :]: value for name, value in state_dict.items()}
+    kind = find_kind(state_dict)
+    converted = {
+        _convert_name(name, kind): value
+        for name, value in state_dict.items()
+        if not name.endswith(_COMPUTED)
+    }
+    return converted, kind
+
+
+def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
+    """Tell the kinds apart by their names; see :func:`convert_state_dict`."""
+    names = list(state_dict)
+    if any(name.startswith("backbone.layers.") for name in names):
+        semantic = any(".class_injection." in name for name in names)
+        return CheckpointKind.SEMASK_FPN if semantic else CheckpointKind.SWIN_FPN
+    if any(re.match(r"layers\.\d+\.blocks\.\d+\.attn\.", name) for name in names):
+        return CheckpointKind.IMAGENET_SWIN
+    if any(re.match(r"(backbone\.)?(bottom_up\.)?stages\.\d+\.", name) for name in names):
+        return CheckpointKind.NATIVE
+    shown = ", ".join(names[:5]) or "nothing"
+    raise CheckpointError(
+        "The parameter names are those of no known kind "
+        f"({', '.join(kind.value for kind in CheckpointKind)}); it holds {shown}, ..."
+    )
+
+
+def _convert_name(name: str, kind: CheckpointKind) -> str:
+    if kind is CheckpointKind.NATIVE:
+        return name
+    if kind is CheckpointKind.IMAGENET_SWIN:
+        if name.startswith(("head.", "norm.")):
+            return name
+        return "backbone." + _apply(_BACKBONE_RULES, name)
+    name = _apply(_FPN_RULES, name)
+    name = re.sub(r"^backbone\.norm(\d)\.", _with_stage("backbone.output_norms.res{}."), name)
+    return re.sub(r"\bscale_heads\.(\d)\.", _with_stage("scale_heads.res{}."), name)
+
+
+def _apply(rules: tuple[tuple[str, str], ...], name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _with_stage(template: str) -> Callable[[re.Match[str]], str]:
+    return lambda match: template.format(int(match.group(1)) + 2)
+
+
+def resize_bias_tables(
+    state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Fit Swin's learned position tables to a model with other windows or another image size.
+
+    Relative position bias tables and absolute position embeddings whose shape differs are
+    resized bicubically (``align_corners=False``), as is usual for Swin.
+
+    Args:
+        state_dict: parameters by this project's names.
+        model_state: the model's, for the shapes wanted.
+
+    Returns:
+        ``state_dict`` with those tensors replaced. A table for another number of heads stays as
+        it is, for the loader to complain of.
+    """
+    resized = dict(state_dict)
+    for name, value in state_dict.items():
+        wanted = model_state.get(name)
+        if wanted is None or wanted.shape == value.shape:
+            continue
+        if name.endswith("relative_position_bias_table") and value.shape[1] == wanted.shape[1]:
+            resized[name] = _resize_bias_table(value, wanted.shape[0])
+        elif name.endswith("absolute_pos_embed"):
+            grid = _as_grid(value)
+            if grid.shape[1] == wanted.shape[1]:
+                resized[name] = F.interpolate(grid, size=wanted.shape[-2:], mode="bicubic")
+    return resized
+
+
+def _resize_bias_table(table: Tensor, rows: int) -> Tensor:
+    old, new = round(table.shape[0] ** 0.5), round(rows**0.5)
+    if old * old != table.shape[0] or new * new != rows:
+        return table
+    grid = table.t().reshape(1, -1, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return grid.reshape(-1, rows).t().contiguous()
+
+
+def _as_grid(embedding: Tensor) -> Tensor:
+    """(1, tokens, C), as Swin classifiers store it, to (1, C, side, side)."""
+    if embedding.ndim == 4:
+        return embedding
+    side = round(embedding.shape[1] ** 0.5)
+    return embedding.transpose(1, 2).reshape(1, -1, side, side)

@@ -1,0 +1,162 @@
+"""What Detectron2 v0.6 needs on today's NumPy, Pillow and setuptools, before anything of it is used.
+
+Detectron2's tagged release is older than NumPy 1.24 (which dropped ``np.int`` and the like), Pillow
+10 (``Image.LINEAR``) and setuptools 82 (``pkg_resources``), and its pure-Python installation has no
+compiled ``detectron2._C``. Each step below looks for one thing and does nothing where it is there,
+so Detectron2's main branch, built from its repository, stays as it is.
+"""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+INSTALL_DETECTRON2 = (
+    "SeMask needs Detectron2, which is not installed in this Python environment. In a clone of "
+    "the project 'make setup' installs everything; otherwise build Detectron2 from its repository "
+    "(facebookresearch/detectron2, INSTALL.md), or install its pure-Python form as the project's "
+    "README describes."
+)
+
+# The builtin that each alias stood for.
+NUMPY_ALIASES: dict[str, type] = {
+    "bool": bool,
+    "complex": complex,
+    "float": float,
+    "int": int,
+    "object": object,
+    "str": str,
+}
+
+# What `apply` changed, as dotted names; empty until then, and where nothing is needed.
+changes: list[str] = []
+
+
+def apply() -> None:
+    """Make the installed Detectron2 importable; calling it again changes nothing.
+
+    Raises:
+        ImportError: Detectron2 is not installed; the message says how to install it.
+    """
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None:
+        raise ImportError(INSTALL_DETECTRON2, name="detectron2")
+    used = names_used(Path(folder) for folder in spec.submodule_search_locations or ())
+
+    import numpy
+    from PIL import Image
+
+    needed = {name: alias for name, alias in NUMPY_ALIASES.items() if f"np.{name}" in used}
+    add_missing(numpy, needed)
+    if "Image.LINEAR" in used:
+        add_missing(Image, {"LINEAR": Image.Resampling.BILINEAR})
+
+    if importlib.util.find_spec("detectron2._C") is None and not _works_without_extension():
+        _stand_in_for_extension()
+    if importlib.util.find_spec("pkg_resources") is None:
+        _import_model_zoo_without_pkg_resources()
+
+
+def names_used(folders: Any) -> set[str]:
+    """Every ``np.NAME`` and ``Image.NAME`` in the Python files under ``folders``."""
+    found: set[str] = set()
+    for folder in folders:
+        for file in folder.rglob("*.py"):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            found.update(re.findall(r"\b(?:np|Image)\.\w+", text))
+    return found
+
+
+def add_missing(module: ModuleType, names: Mapping[str, Any]) -> None:
+    """Set those of ``names`` that ``module`` does not have."""
+    for name, value in names.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy warns when asked for such a name
+            exists = hasattr(module, name)
+        if not exists:
+            setattr(module, name, value)
+            changes.append(f"{module.__name__}.{name}")
+
+
+def _works_without_extension() -> bool:
+    """Whether this Detectron2 copes by itself with a missing ``detectron2._C``, as main does."""
+    try:
+        importlib.import_module("detectron2.layers")
+    except ImportError as error:
+        if "_C" not in str(error):
+            raise
+        return False
+    return True
+
+
+def missing_op(name: str) -> Callable[..., Any]:
+    """A function that says, when it is called, that ``name`` needs the compiled Detectron2."""
+
+    def raise_error(*_args: Any, **_kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"'{name}' is one of Detectron2's compiled operators, and the installed Detectron2 is "
+            "its pure-Python form. Semantic segmentation needs none of them; for this one, build "
+            "Detectron2 from its repository (facebookresearch/detectron2, INSTALL.md)."
+        )
+
+    return raise_error
+
+
+def _stand_in_for_extension() -> None:
+    """Put modules in the place of ``detectron2._C`` and of what only works with it."""
+    import torch
+    from pycocotools.cocoeval import COCOeval
+
+    extension = _new_module("detectron2._C")
+    # Detectron2's report of the environment asks these three of every installation.
+    extension.get_compiler_version = lambda: "none (pure-Python installation)"  # type: ignore[attr-defined]
+    extension.get_cuda_version = lambda: "none (pure-Python installation)"  # type: ignore[attr-defined]
+    extension.has_cuda = lambda: False  # type: ignore[attr-defined]
+
+    def __getattr__(name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return missing_op(name)
+
+    extension.__getattr__ = __getattr__  # type: ignore[method-assign]
+    importlib.import_module("detectron2")._C = extension  # type: ignore[attr-defined]
+
+    # The one operator that v0.6 reaches by another way.
+    add_missing(torch.ops.detectron2, {"nms_rotated": missing_op("nms_rotated")})
+
+    # The fast COCO evaluation is compiled too; pycocotools computes the same more slowly.
+    _new_module("detectron2.evaluation.fast_eval_api").COCOeval_opt = COCOeval  # type: ignore[attr-defined]
+
+
+def _new_module(name: str) -> ModuleType:
+    module = ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
+    sys.modules[name] = module
+    changes.append(name)
+    return module
+
+
+def _import_model_zoo_without_pkg_resources() -> None:
+    """Import Detectron2's model zoo with a ``pkg_resources`` that nobody else gets to see.
+
+    Other packages test for ``pkg_resources`` by importing it, so it must not stay importable.
+    """
+
+    def resource_filename(package: str, resource: str) -> str:
+        return os.path.join(os.path.dirname(sys.modules[package].__file__ or ""), resource)
+
+    stand_in = ModuleType("pkg_resources")
+    stand_in.resource_filename = resource_filename  # type: ignore[attr-defined]
+    sys.modules["pkg_resources"] = stand_in
+    try:
+        importlib.import_module("detectron2.model_zoo")
+    finally:
+        del sys.modules["pkg_resources"]
+    changes.append("detectron2.model_zoo.model_zoo.pkg_resources")

@@ -1,0 +1,78 @@
+"""The contract between a backbone with semantic layers and what stands behind it."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from detectron2.modeling import Backbone
+from torch import Tensor
+
+ATTENTION_KINDS = ("window", "global", "none")
+
+
+def stage_name(stage: int) -> str:
+    """Detectron2's name of the features of ``stage`` (0-based): "res2" for stage 0, stride 4."""
+    return f"res{stage + 2}"
+
+
+def prior_name(stage: int) -> str:
+    """Name of the semantic-prior map of ``stage`` (0-based): "prior2" for stage 0, stride 4."""
+    return f"prior{stage + 2}"
+
+
+def stage_stride(stage: int) -> int:
+    """Pixels of the input per token of ``stage`` (0-based), along one side."""
+    return 4 * 2**stage
+
+
+def has_semantic_layer(attention: str, num_blocks: int) -> bool:
+    """Whether a stage with these two settings has a semantic layer."""
+    return attention != "none" and num_blocks > 0
+
+
+def prior_strides(attention: Sequence[str], num_blocks: Sequence[int]) -> dict[str, int]:
+    """Strides of the prior maps that a backbone with these per-stage settings returns.
+
+    Args:
+        attention: "window", "global" or "none" for each stage.
+        num_blocks: semantic attention blocks of each stage.
+
+    Returns:
+        ``{"prior2": 4, ...}``, one entry for each stage that has a semantic layer.
+    """
+    return {
+        prior_name(stage): stage_stride(stage)
+        for stage, settings in enumerate(zip(attention, num_blocks))
+        if has_semantic_layer(*settings)
+    }
+
+
+class SemSegBackbone(Backbone):
+    """A Detectron2 backbone that also predicts semantic-prior maps.
+
+    ``forward`` returns **one plain dictionary**: the features that ``output_shape()`` describes
+    ("res2".. "res5") and, when asked for or in training, beside them the semantic-prior maps
+    ("prior2".. "prior5", K logits per token, of the stages that have a semantic layer).
+
+    Why one dictionary: every consumer in Detectron2 (``SemanticSegmentor``, ``FPN``, the R-CNN
+    heads) hands the backbone's dictionary on and picks features from it by name, so the priors
+    reach a head that knows them and are invisible to one that does not; none of them has to be
+    changed, and no state is kept on the module, which would break under checkpointing,
+    ``torch.compile`` or a second forward pass. ``output_shape()`` lists the features only,
+    because the priors are no input of a decoder and are absent in evaluation.
+    """
+
+    #: classes K of the prior maps; 0 where no stage has a semantic layer
+    num_semantic_classes: int = 0
+
+    @abstractmethod
+    def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
+        """Features and, possibly, semantic-prior maps of a batch of images.
+
+        Args:
+            image: (B, 3, H, W), normalised; any H and W of at least 1.
+            return_priors: whether the prior maps are returned; None = in training only.
+
+        Returns:
+            {"res{i}": (B, C_i, ceil(H / s_i), ceil(W / s_i))} for the features of
+            ``output_shape()``, and {"prior{i}": (B, K, ...)} of the same height and width.
+        """

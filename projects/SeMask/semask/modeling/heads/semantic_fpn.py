@@ -1,0 +1,91 @@
+"""The Semantic-FPN decoder (arXiv 1901.02446, section 3 and figure 3)."""
+
+import math
+from collections.abc import Mapping
+
+import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from torch import Tensor, nn
+
+from ..resize import resize
+
+
+class SemanticFPNHead(nn.Module):
+    """Bring each stage to stride 4 with convolutions and x2 up-sampling, sum, classify.
+
+    Args:
+        input_shape: channels and stride of each input feature, by name.
+        num_classes: K.
+        conv_dims: channels of the decoder.
+        common_stride: stride of the output; also the stride of the finest input.
+        dropout: rate at which whole channels are dropped before the classifier.
+        norm: name of the normalisation, as ``detectron2.layers.get_norm`` takes it.
+
+    Raises:
+        ValueError: no input feature has the common stride.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Mapping[str, ShapeSpec],
+        num_classes: int,
+        conv_dims: int = 256,
+        common_stride: int = 4,
+        dropout: float = 0.1,
+        norm: str = "SyncBN",
+    ) -> None:
+        super().__init__()
+        shapes = sorted(input_shape.items(), key=lambda item: item[1].stride)
+        if not shapes or shapes[0][1].stride != common_stride:
+            raise ValueError(
+                f"The Semantic-FPN head sums its maps at stride {common_stride} and needs a feature "
+                f"of that stride; it got {[(name, shape.stride) for name, shape in shapes]} "
+                "(MODEL.SEM_SEG_HEAD.IN_FEATURES, MODEL.SEM_SEG_HEAD.COMMON_STRIDE)"
+            )
+        self.in_features = [name for name, _ in shapes]
+        self.common_stride = common_stride
+        self.scale_heads = nn.ModuleDict(
+            {
+                name: self._scale_head(shape.channels, shape.stride, conv_dims, norm)
+                for name, shape in shapes
+            }
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+
+    def _scale_head(self, channels: int, stride: int, conv_dims: int, norm: str) -> nn.Sequential:
+        doublings = int(math.log2(stride / self.common_stride))
+        layers: list[nn.Module] = []
+        for _ in range(max(1, doublings)):
+            conv = Conv2d(
+                channels,
+                conv_dims,
+                kernel_size=3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, conv_dims),
+                activation=F.relu,
+            )
+            weight_init.c2_msra_fill(conv)
+            layers.append(conv)
+            if doublings:
+                layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            channels = conv_dims
+        return nn.Sequential(*layers)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Class logits at the common stride.
+
+        Args:
+            features: {name: (B, C, ceil(H / stride), ceil(W / stride))}.
+
+        Returns:
+            (B, K, ceil(H / 4), ceil(W / 4)) for a common stride of 4.
+        """
+        size = features[self.in_features[0]].shape[-2:]
+        maps = [resize(head(features[name]), size) for name, head in self.scale_heads.items()]
+        return self.predictor(self.dropout(sum(maps[1:], maps[0])))

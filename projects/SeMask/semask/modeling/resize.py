@@ -1,0 +1,19 @@
+"""The one way in which maps are brought to another size."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, ``align_corners=False``; nothing is done where the size is right already.
+
+    Args:
+        maps: (B, C, h, w).
+        size: (H, W).
+
+    Returns:
+        (B, C, H, W).
+    """
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
