@@ -1,0 +1,78 @@
+"""Every shipped config builds; the published ones have exactly the published parameter counts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from semask.config import load_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHIPPED = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if "_base_" not in path.parts
+)
+# arXiv 2112.12782; the Swin-FPN counts of the other data sets follow from the classifier's size.
+PARAMETERS = {
+    "ade20k/semask_swin_tiny_fpn.yaml": 34_655_748,
+    "ade20k/semask_swin_small_fpn.yaml": 55_973_652,
+    "ade20k/semask_swin_base_fpn.yaml": 96_485_826,
+    "ade20k/semask_swin_large_fpn.yaml": 210_791_934,
+    "cityscapes/semask_swin_tiny_fpn.yaml": 34_243_753,
+    "cityscapes/semask_swin_small_fpn.yaml": 55_561_657,
+    "cityscapes/semask_swin_base_fpn.yaml": 95_948_071,
+    "cityscapes/semask_swin_large_fpn.yaml": 210_002_659,
+    "coco_stuff_10k/semask_swin_tiny_fpn.yaml": 34_721_793,
+    "coco_stuff_10k/semask_swin_small_fpn.yaml": 56_039_697,
+    "coco_stuff_10k/semask_swin_base_fpn.yaml": 96_572_031,
+    "coco_stuff_10k/semask_swin_large_fpn.yaml": 210_918_459,
+    "ade20k/swin_tiny_fpn.yaml": 32_650_064,
+    "ade20k/swin_small_fpn.yaml": 53_967_968,
+    "ade20k/swin_base_fpn.yaml": 93_115_662,
+    "ade20k/swin_large_fpn.yaml": 203_648_330,
+}
+CLASSES = {"ade20k": 150, "cityscapes": 19, "coco_stuff_10k": 171}
+for _variant in ("tiny", "small", "base", "large"):
+    for _dataset in ("cityscapes", "coco_stuff_10k"):
+        PARAMETERS[f"{_dataset}/swin_{_variant}_fpn.yaml"] = PARAMETERS[
+            f"ade20k/swin_{_variant}_fpn.yaml"
+        ] + (CLASSES[_dataset] - 150) * (256 + 1)
+
+
+def build_on_meta(cfg: CfgNode) -> torch.nn.Module:
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+def test_the_24_published_configs_are_shipped() -> None:
+    assert len(PARAMETERS) == 24
+    assert set(PARAMETERS) <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_config_builds(name: str) -> None:
+    cfg = load_config(str(CONFIGS / name))
+    model = build_on_meta(cfg)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == PARAMETERS.get(name, count)
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == CLASSES.get(
+        name.split("/")[0], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    )
+    semantic = any(".semantic_layer." in key for key, _ in model.named_parameters())
+    assert semantic == name.split("/")[1].startswith("semask")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_config_opens_with_what_to_expect_and_its_command(name: str) -> None:
+    head = [line for line in (CONFIGS / name).read_text().splitlines() if line.startswith("#")]
+    assert f"--config-file configs/{name}" in " ".join(head)
+
+
+def test_backbone_and_head_parameters_of_semask_t() -> None:
+    model = build_on_meta(load_config(str(CONFIGS / "ade20k/semask_swin_tiny_fpn.yaml")))
+    parts = {"backbone": 29_526_382, "sem_seg_head": 5_129_366}
+    for part, expected in parts.items():
+        assert sum(p.numel() for p in getattr(model, part).parameters()) == expected
