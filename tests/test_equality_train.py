@@ -1,0 +1,173 @@
+"""Losses, gradients and BatchNorm statistics of the reference's training steps, in float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import CASES, build_reference, load_arrays, load_meta, reference_state_dict, weights
+from semask.checkpoint import convert_state_dict
+from semask.modeling import segmentation_loss
+from torch import Tensor
+
+FILE = "train_128x128_b2.npz"
+
+
+def inputs(case: str) -> tuple[Tensor, Tensor]:
+    entry = load_meta(case)["files"][FILE]
+    image, labels = entry["image"], entry["labels"]
+    return (
+        torch.from_numpy(
+            weights.make_image(image["batch"], image["height"], image["width"], seed=image["seed"])
+        ).double(),
+        torch.from_numpy(
+            weights.make_labels(
+                labels["batch"],
+                labels["height"],
+                labels["width"],
+                labels["num_classes"],
+                seed=labels["seed"],
+            )
+        ),
+    )
+
+
+def training_model(case: str) -> Any:
+    """Train mode without dropout and stochastic depth; BatchNorm in evaluation mode."""
+    model = build_reference(case, drop_path_rate=0.0, dropout=0.0).double().train()
+    set_batch_norm(model, training=False)
+    return model
+
+
+def set_batch_norm(model: Any, training: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train(training)
+
+
+def own_name(reference_name: str, case: str) -> str:
+    shapes = {reference_name: torch.empty(0), **reference_state_dict(case)}
+    names = list(shapes)
+    converted, _ = convert_state_dict({name: torch.tensor(i) for i, name in enumerate(names)})
+    return next(name for name, index in converted.items() if index == 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_gradients_and_statistics_equal_reference(case: str) -> None:
+    expected = load_arrays(case, FILE)
+    image, labels = inputs(case)
+    model = training_model(case)
+    compared = {"pixels_total", "pixels_valid", "accuracy_percent"}
+
+    def close(key: str, value: Any, rtol: float = 1e-7) -> None:
+        if isinstance(value, Tensor):
+            value = value.detach().numpy()
+        np.testing.assert_allclose(value, expected[key], rtol=rtol, atol=1e-9, err_msg=key)
+        compared.add(key)
+
+    assert labels.numel() == expected["pixels_total"]
+    assert (labels != 255).sum() == expected["pixels_valid"]
+
+    head = model.sem_seg_head
+    features = model.backbone(image)
+    losses = head.losses(features, labels)
+    total = sum(losses.values())
+    logits = torch.nn.functional.interpolate(
+        head.layers(features), size=labels.shape[-2:], mode="bilinear"
+    )
+    accuracy = 100 * (logits.argmax(1) == labels).sum() / labels.numel()
+    close("accuracy_percent", accuracy)
+    close("loss", total)
+    close("loss_ce", losses["loss_sem_seg"])
+    if "loss_prior" in losses:
+        close("loss_cate", losses["loss_prior"])
+
+    total.backward()
+    parameters = dict(model.named_parameters())
+    names = [key.split(":", 1)[1] for key in expected if key.startswith("grad_norm:")]
+    for name in names:
+        gradient = parameters[own_name(name, case)].grad
+        close(f"grad_norm:{name}", gradient.norm())
+        close(f"grad_head:{name}", gradient.flatten()[:32], rtol=1e-6)
+    close("grad_norm_all", norm(parameters.values()))
+    close("grad_norm_backbone", norm(model.backbone.parameters()))
+
+    with torch.no_grad():
+        for pixels in (2000, 100000):
+            if f"ohem{pixels}.loss_ce" not in expected:
+                continue
+            head.ohem_pixels = pixels
+            mined = head.losses(features, labels)
+            close(f"ohem{pixels}.loss_ce", mined["loss_sem_seg"])
+            if f"ohem{pixels}.loss" in expected:
+                close(f"ohem{pixels}.loss_cate", mined["loss_prior"])
+                close(f"ohem{pixels}.loss", sum(mined.values()))
+        head.ohem_pixels = 0
+
+        set_batch_norm(model, training=True)
+        close("bn_train.loss", sum(head.losses(model.backbone(image), labels).values()))
+        state = model.state_dict()
+        for key in expected:
+            if key.startswith("bn_train.running"):
+                statistic, name = key.split(".", 1)[1].split(":")
+                own = own_name(f"{name}.{statistic}", case)
+                close(key, state[own][:32])
+    assert compared == set(expected)
+
+
+def norm(parameters: Any) -> Tensor:
+    return torch.stack([p.grad.norm() for p in parameters]).norm()
+
+
+def test_float32_losses_equal_reference() -> None:
+    case = "semask_t_ade20k"
+    expected = load_arrays(case, FILE)
+    image, labels = inputs(case)
+    model = training_model(case).float()
+    losses = model.sem_seg_head.losses(model.backbone(image.float()), labels)
+    assert abs(float(losses["loss_sem_seg"]) - float(expected["loss_ce"])) < 1e-4
+    assert abs(float(losses["loss_prior"]) - float(expected["loss_cate"])) < 1e-4
+
+
+def test_valid_reduction_divides_by_the_valid_pixels() -> None:
+    logits = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    target = torch.randint(0, 4, (2, 6, 6))
+    target[0, :3] = 255
+    valid = int((target != 255).sum())
+    summed = torch.nn.functional.cross_entropy(logits, target, ignore_index=255, reduction="sum")
+    assert torch.allclose(segmentation_loss(logits, target, reduction="valid"), summed / valid)
+    assert torch.allclose(segmentation_loss(logits, target, reduction="all"), summed / 72)
+
+
+@pytest.mark.parametrize("reduction", ["all", "valid"])
+@pytest.mark.parametrize("ohem_pixels", [0, 10])
+def test_all_ignored_batch_gives_zero_and_zero_gradient(reduction: str, ohem_pixels: int) -> None:
+    logits = torch.randn(2, 4, 6, 6, requires_grad=True)
+    target = torch.full((2, 12, 12), 255)
+    loss = segmentation_loss(logits, target, reduction=reduction, ohem_pixels=ohem_pixels)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None and (logits.grad == 0).all()
+
+
+def test_ohem_keeps_the_hardest_valid_pixels() -> None:
+    logits = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    target = torch.randint(0, 4, (2, 6, 6))
+    target[1, 2:] = 255
+    each = torch.nn.functional.cross_entropy(logits, target, ignore_index=255, reduction="none")
+    hardest = each[target != 255].sort(descending=True).values[:20]
+    assert torch.allclose(segmentation_loss(logits, target, ohem_pixels=10), hardest.sum() / 72)
+    assert torch.allclose(
+        segmentation_loss(logits, target, ohem_pixels=10, reduction="valid"), hardest.mean()
+    )
+
+
+def test_unknown_reduction_is_refused() -> None:
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        segmentation_loss(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long(), reduction="mean")
+
+
+def test_losses_are_float32_under_half_precision() -> None:
+    logits = torch.randn(1, 4, 6, 6).bfloat16()
+    loss = segmentation_loss(logits, torch.randint(0, 4, (1, 12, 12)))
+    assert loss.dtype == torch.float32
