@@ -1,4 +1,4 @@
-"""Builds this project's model for a case of ``fixtures/semask_fpn`` and fills it as the reference."""
+"""Builds the model of a case of ``fixtures/semask_fpn``, with the reference's weights."""
 
 import importlib.util
 import json
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.layers import ShapeSpec
-from semask.checkpoint import convert_state_dict
-from semask.modeling import SeMaskFPNHead, SemanticFPNHead, SemanticPriorHead, SeMaskSwin
-from semask.modeling.backbone.base import prior_strides
 from torch import nn
+
+from semask.checkpoint import convert_state_dict
+from semask.modeling import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead, SeMaskSwin
+from semask.modeling.backbone.base import prior_strides
 
 FIXTURES = Path(__file__).parent / "fixtures" / "semask_fpn"
 CASES = ("semask_t_ade20k", "semask_l_cityscapes", "swin_t_ade20k")
@@ -19,7 +20,8 @@ CASES = ("semask_t_ade20k", "semask_l_cityscapes", "swin_t_ade20k")
 
 def load_weights_module() -> Any:
     spec = importlib.util.spec_from_file_location("fixture_weights", FIXTURES / "weights.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -71,7 +73,7 @@ class Model(nn.Module):
                 input_shape={
                     f"res{i + 2}": ShapeSpec(channels=channels, stride=stride)
                     for i, (channels, stride) in enumerate(
-                        zip(head["in_channels"], head["feature_strides"])
+                        zip(head["in_channels"], head["feature_strides"], strict=True)
                     )
                 },
                 num_classes=head["num_classes"],

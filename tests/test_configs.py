@@ -1,4 +1,4 @@
-"""Every shipped config builds; the published ones have exactly the published parameter counts."""
+"""Every shipped config builds; the published ones have exactly the published parameters."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+
 from semask.config import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -58,9 +59,8 @@ def test_config_builds(name: str) -> None:
     model = build_on_meta(cfg)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PARAMETERS.get(name, count)
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == CLASSES.get(
-        name.split("/")[0], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    )
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert num_classes == CLASSES.get(name.split("/")[0], num_classes)
     semantic = any(".semantic_layer." in key for key, _ in model.named_parameters())
     assert semantic == name.split("/")[1].startswith("semask")
 

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from reference import CASES, build_reference, load_arrays, load_meta, weights
 from semask.modeling.resize import resize
-from torch import Tensor, nn
 
 SIZES = ("128x128", "101x137")
 

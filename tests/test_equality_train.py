@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from reference import CASES, build_reference, load_arrays, load_meta, reference_state_dict, weights
 from semask.checkpoint import convert_state_dict
 from semask.modeling import segmentation_loss
-from torch import Tensor
 
 FILE = "train_128x128_b2.npz"
 
@@ -125,8 +126,8 @@ def test_float32_losses_equal_reference() -> None:
     image, labels = inputs(case)
     model = training_model(case).float()
     losses = model.sem_seg_head.losses(model.backbone(image.float()), labels)
-    assert abs(float(losses["loss_sem_seg"]) - float(expected["loss_ce"])) < 1e-4
-    assert abs(float(losses["loss_prior"]) - float(expected["loss_cate"])) < 1e-4
+    assert abs(losses["loss_sem_seg"].item() - float(expected["loss_ce"])) < 1e-4
+    assert abs(losses["loss_prior"].item() - float(expected["loss_cate"])) < 1e-4
 
 
 def test_valid_reduction_divides_by_the_valid_pixels() -> None:
@@ -147,7 +148,8 @@ def test_all_ignored_batch_gives_zero_and_zero_gradient(reduction: str, ohem_pix
     loss = segmentation_loss(logits, target, reduction=reduction, ohem_pixels=ohem_pixels)
     loss.backward()
     assert loss.item() == 0.0
-    assert logits.grad is not None and (logits.grad == 0).all()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
 
 
 def test_ohem_keeps_the_hardest_valid_pixels() -> None:

@@ -1,7 +1,7 @@
 """The model: backbone (features and priors), heads, losses."""
 
-from .backbone import SeMaskSwin, SemanticAttention, SemanticLayer, SemSegBackbone
-from .heads import SeMaskFPNHead, SemanticFPNHead, SemanticPriorHead
+from .backbone import SemanticAttention, SemanticLayer, SeMaskSwin, SemSegBackbone
+from .heads import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead
 from .losses import segmentation_loss
 from .segmentor import SeMaskSegmentor
 

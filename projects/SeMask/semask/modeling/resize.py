@@ -1,10 +1,12 @@
 """The one way in which maps are brought to another size."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, ``align_corners=False``; nothing is done where the size is right already.
 
     Args:

@@ -41,7 +41,7 @@ def prior_strides(attention: Sequence[str], num_blocks: Sequence[int]) -> dict[s
     """
     return {
         prior_name(stage): stage_stride(stage)
-        for stage, settings in enumerate(zip(attention, num_blocks))
+        for stage, settings in enumerate(zip(attention, num_blocks, strict=True))
         if has_semantic_layer(*settings)
     }
 

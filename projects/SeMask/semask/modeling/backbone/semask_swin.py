@@ -111,7 +111,10 @@ class SeMaskSwin(SemSegBackbone):
             names=names,
             freeze_at=freeze_at,
         )
-        semantic = [has_semantic_layer(*s) for s in zip(semantic_attention, semantic_blocks)]
+        semantic = [
+            has_semantic_layer(*settings)
+            for settings in zip(semantic_attention, semantic_blocks, strict=True)
+        ]
         num_stages = 1 + max(names.index(name) for name in out_features)
         if any(semantic[:num_stages]) and semantic_classes < 1:
             raise ValueError(
@@ -124,7 +127,7 @@ class SeMaskSwin(SemSegBackbone):
         self.num_semantic_classes = semantic_classes if any(semantic[:num_stages]) else 0
         self._out_features = [name for name in names if name in out_features]
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
-        self._out_feature_channels = dict(zip(names, dims))
+        self._out_feature_channels = dict(zip(names, dims, strict=False))
         self._out_feature_strides = {name: stage_stride(i) for i, name in enumerate(names)}
 
         self.patch_embed = PatchEmbed(embed_dim=embed_dim, in_channels=in_channels)
@@ -283,12 +286,13 @@ def _check_values(
     for stage, kind in enumerate(semantic_attention):
         if kind not in ATTENTION_KINDS:
             raise ValueError(
-                f"MODEL.SEMASK.ATTENTION[{stage}] = {kind!r} is none of {', '.join(ATTENTION_KINDS)}"
+                f"MODEL.SEMASK.ATTENTION[{stage}] = {kind!r} is none of "
+                + ", ".join(ATTENTION_KINDS)
             )
     unknown = [name for name in out_features if name not in names]
     if unknown or not out_features:
         raise ValueError(
-            f"MODEL.SWIN.OUT_FEATURES = {list(out_features)} must name at least one of {list(names)}"
+            f"MODEL.SWIN.OUT_FEATURES = {list(out_features)} must name one or more of {list(names)}"
         )
     if not 0 <= freeze_at <= len(names) + 1:
         raise ValueError(f"MODEL.SWIN.FREEZE_AT must be 0 to {len(names) + 1}, got {freeze_at}")

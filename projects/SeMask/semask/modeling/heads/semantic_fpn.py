@@ -40,8 +40,8 @@ class SemanticFPNHead(nn.Module):
         shapes = sorted(input_shape.items(), key=lambda item: item[1].stride)
         if not shapes or shapes[0][1].stride != common_stride:
             raise ValueError(
-                f"The Semantic-FPN head sums its maps at stride {common_stride} and needs a feature "
-                f"of that stride; it got {[(name, shape.stride) for name, shape in shapes]} "
+                f"The Semantic-FPN head sums its maps at stride {common_stride} and needs a "
+                f"feature of that stride; it got {[(name, shape.stride) for name, shape in shapes]} "
                 "(MODEL.SEM_SEG_HEAD.IN_FEATURES, MODEL.SEM_SEG_HEAD.COMMON_STRIDE)"
             )
         self.in_features = [name for name, _ in shapes]

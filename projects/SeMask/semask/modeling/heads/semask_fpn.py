@@ -65,7 +65,7 @@ class SeMaskFPNHead(nn.Module):
         prior_classes = semask.NUM_CLASSES or head.NUM_CLASSES
         if supervised and prior_classes != head.NUM_CLASSES:
             raise ValueError(
-                f"The backbone's prior maps have {prior_classes} classes (MODEL.SEMASK.NUM_CLASSES) "
+                f"The prior maps have {prior_classes} classes (MODEL.SEMASK.NUM_CLASSES) "
                 f"and the head {head.NUM_CLASSES} (MODEL.SEM_SEG_HEAD.NUM_CLASSES); both are "
                 "supervised by the same labels. Leave MODEL.SEMASK.NUM_CLASSES at 0 to follow"
             )
