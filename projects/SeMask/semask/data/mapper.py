@@ -1,0 +1,181 @@
+"""From a dataset dict to what a semantic segmentation model takes."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from torch.utils.data import get_worker_info
+
+from semask.config import ConfigError
+from semask.data.augmentation import PadToSize, RandomCropWithCategoryLimit, ResizeByScale
+from semask.data.photometric import PhotometricDistortion
+from semask.data.reading import (
+    DataError,
+    check_label_values,
+    check_same_size,
+    read_image,
+    read_label,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """The pipeline that ``cfg.INPUT`` describes, for RGB images.
+
+    Args:
+        cfg: with this project's keys.
+        is_train: the random pipeline; else the resizing to ``INPUT.SCALE`` alone.
+
+    Returns:
+        Augmentations, in order.
+
+    Raises:
+        ConfigError: a value cannot be used; it names the key.
+    """
+    with _blaming("INPUT.SCALE, SCALE_FACTORS, SCALE_SAMPLING"):
+        if not is_train:
+            return [ResizeByScale(cfg.INPUT.SCALE)]
+        augmentations: list[T.Augmentation] = [
+            ResizeByScale(cfg.INPUT.SCALE, cfg.INPUT.SCALE_FACTORS, cfg.INPUT.SCALE_SAMPLING)
+        ]
+    crop, ignore_value = cfg.INPUT.CROP, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    if crop.ENABLED:
+        if crop.TYPE != "absolute":
+            raise ConfigError(
+                f"INPUT.CROP.TYPE is '{crop.TYPE}'; only 'absolute' is supported, with "
+                "INPUT.CROP.SIZE as (height, width) in pixels."
+            )
+        with _blaming("INPUT.CROP"):
+            augmentations.append(
+                RandomCropWithCategoryLimit(crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignore_value)
+            )
+    if cfg.INPUT.RANDOM_FLIP == "horizontal":
+        augmentations.append(T.RandomFlip(prob=0.5))
+    elif cfg.INPUT.RANDOM_FLIP != "none":
+        raise ConfigError(
+            f"INPUT.RANDOM_FLIP is '{cfg.INPUT.RANDOM_FLIP}'; use 'horizontal' or 'none'."
+        )
+    if cfg.INPUT.PHOTOMETRIC_DISTORTION:
+        augmentations.append(PhotometricDistortion())
+    if crop.ENABLED:
+        mean = cfg.MODEL.PIXEL_MEAN
+        rgb_mean = mean[::-1] if cfg.INPUT.FORMAT == "BGR" else mean
+        augmentations.append(PadToSize(crop.SIZE, rgb_mean, ignore_value))
+    return augmentations
+
+
+class SemSegMapper:
+    """Read, check and augment one image and its label map.
+
+    A callable for Detectron2's data loaders. It can be pickled, and its only state is NumPy's
+    global generator.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        num_classes: int,
+        ignore_value: int = 255,
+        image_format: str = "RGB",
+    ) -> None:
+        """
+        Args:
+            is_train: read, check and augment the label map too.
+            augmentations: applied in order, to RGB images.
+            num_classes: labels are 0..num_classes-1,
+            ignore_value: or this, 0..255.
+            image_format: channel order of the result, "RGB" or "BGR".
+
+        Raises:
+            ConfigError: the format or the ignore value is not as described.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ConfigError(f"INPUT.FORMAT is '{image_format}'; use 'RGB' or 'BGR'.")
+        if not 0 <= ignore_value <= 255:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}; label maps have 8 bits, so "
+                "it has to lie in 0..255."
+            )
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.image_format = image_format
+        mode = "training" if is_train else "evaluation"
+        logger.info("Augmentations in %s: %s", mode, list(augmentations))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: "file_name"; in training "sem_seg_file_name"; optionally "label_map",
+                the name of a registered map from raw label values (``register_label_map``).
+                It is not modified.
+
+        Returns:
+            The given entries and: "image", a (3, H, W) tensor, uint8, or float32 where it has
+            been padded, both 0..255; in training "sem_seg", a (H, W) int64 tensor; "height" and
+            "width" of the image file (upright).
+
+        Raises:
+            DataError: a file is missing or damaged, the two differ in size, or a label is no
+                class.
+        """
+        if get_worker_info() is not None:
+            cv2.setNumThreads(0)  # The workers are the parallelism; their threads would compete.
+        image, sem_seg = self._read(dataset_dict)
+        output = dict(dataset_dict)
+        output["height"], output["width"] = image.shape[:2]
+
+        inputs = T.AugInput(image, sem_seg=sem_seg)
+        self.augmentations(inputs)
+        image = inputs.image if self.image_format == "RGB" else inputs.image[:, :, ::-1]
+        output["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if sem_seg is not None:
+            output["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
+        return output
+
+    def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image, and in training its label map, both found sound."""
+        image_path = dataset_dict["file_name"]
+        image = read_image(image_path)
+        if not self.is_train:
+            return image, None
+        label_path = dataset_dict.get("sem_seg_file_name")
+        if label_path is None:
+            raise DataError(
+                f"Image '{image_path}' has no label map: training needs 'sem_seg_file_name' in "
+                "every entry of the dataset."
+            )
+        sem_seg = read_label(label_path, dataset_dict.get("label_map"))
+        check_same_size(image, sem_seg, image_path, label_path)
+        check_label_values(sem_seg, self.num_classes, self.ignore_value, label_path)
+        return image, sem_seg
+
+
+@contextlib.contextmanager
+def _blaming(keys: str) -> Iterator[None]:
+    """Give a component's complaint about its arguments the config keys they come from."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{keys}: {error}.") from error

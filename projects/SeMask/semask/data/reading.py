@@ -1,0 +1,237 @@
+"""How images and label maps come from files into arrays: one way, for training and evaluation.
+
+Every image leaves as 8-bit RGB and every label map as 8-bit class indices; whatever cannot
+become that is a ``DataError`` that names the file.
+"""
+
+import contextlib
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageFile, ImageOps
+
+logger = logging.getLogger(__name__)
+
+# Everything Pillow raises for a damaged file.
+_DECODING_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# Pillow stretches 2-bit and 4-bit grey PNGs to 0..255; indices are had back by dividing.
+_STRETCH_OF_RAW_MODE = {"L;2": 85, "L;4": 17}
+
+LABEL_MAPS: dict[str, np.ndarray] = {}
+"""Registered tables from a dataset's raw label values to training ids, by name."""
+
+
+class DataError(ValueError):
+    """A file of a dataset that cannot be used; the message names it and says what to do."""
+
+
+def register_label_map(name: str, table: Sequence[int] | np.ndarray) -> None:
+    """Make a raw label layout known, so that dataset dicts can ask for it as "label_map".
+
+    Args:
+        name: e.g. "ade20k".
+        table: training id (0..255, the ignore value included) of each raw value 0, 1, 2, ...
+
+    Raises:
+        ValueError: a value is outside 0..255, or the name stands for another table already.
+    """
+    values = np.asarray(table)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or values.size == 0:
+        raise ValueError(f"Label map '{name}' has to be a list of integers.")
+    if values.min() < 0 or values.max() > 255:
+        raise ValueError(f"Label map '{name}' has ids outside 0..255.")
+    known = LABEL_MAPS.get(name)
+    if known is not None and not np.array_equal(known, values):
+        raise ValueError(f"Label map '{name}' is registered already, with other values.")
+    LABEL_MAPS[name] = values.astype(np.uint8)
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a photograph of any usual kind.
+
+    The EXIF orientation is applied. Grey, palette, CMYK and the like become RGB, transparency is
+    dropped, and 16-bit channels keep their upper eight bits.
+
+    Args:
+        path: a file, or anything Detectron2's ``PathManager`` opens.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: the file is missing, truncated or damaged, or its pixels have no known range.
+    """
+    with _opened(path, "image") as image:
+        if image.mode in ("I", "F") and image.format != "PNG":
+            raise DataError(
+                f"Image '{path}' has 32-bit pixels (mode {image.mode}), whose range is unknown; "
+                "save it with 8 or 16 bits per channel."
+            )
+        image = _upright(image, path)
+        if image.mode.startswith("I"):
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np.ndarray:
+    """Read a label map: one channel with one class index per pixel.
+
+    A palette image gives its indices. 16-bit files are accepted where their values fit into
+    8 bits or the label map takes them there.
+
+    Args:
+        path: a file, or anything Detectron2's ``PathManager`` opens.
+        label_map: name of a registered label map that turns the raw values into training ids.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        DataError: the file is missing, truncated or damaged, has several channels, or has values
+            that do not fit.
+    """
+    with _opened(path, "label map") as image:
+        bands = image.getbands()
+        if len(bands) != 1:
+            raise DataError(
+                f"Label map '{path}' has {len(bands)} channels ({image.mode}); it has to have one, "
+                "with the class index of each pixel. If it is a picture in class colours, convert "
+                "it into indices first."
+            )
+        stretch = _stretch(image)
+        label = np.asarray(_upright(image, path))
+    if label.dtype.kind not in "iub":
+        raise DataError(f"Label map '{path}' has {label.dtype} values; save it as integers.")
+    if stretch != 1:
+        label = label // stretch
+    if label_map is not None:
+        return _mapped(label, label_map, path)
+    if label.dtype.itemsize > 1 and (label.max() > 255 or label.min() < 0):
+        raise DataError(
+            f"Label map '{path}' has values from {label.min()} to {label.max()}, and no label map "
+            "for raw values is set; class indices have to lie in 0..255."
+        )
+    return label.astype(np.uint8)
+
+
+def check_label_values(
+    label: np.ndarray, num_classes: int, ignore: int, path: str | os.PathLike[str]
+) -> None:
+    """Refuse a label map with a value that is neither a class nor the ignore value.
+
+    Args:
+        label: (H, W) uint8.
+        num_classes: K; 0..K-1 are the classes.
+        ignore: the value of pixels that do not count.
+        path: the file, for the message.
+
+    Raises:
+        DataError: such values exist; it lists them with their numbers of pixels.
+    """
+    counts = np.bincount(label.ravel(), minlength=256)
+    counts[:num_classes] = 0
+    if 0 <= ignore < counts.size:
+        counts[ignore] = 0
+    wrong = np.flatnonzero(counts)
+    if wrong.size:
+        listed = ", ".join(f"{value} ({counts[value]} pixels)" for value in wrong[:10])
+        more = f" and {wrong.size - 10} more values" if wrong.size > 10 else ""
+        raise DataError(
+            f"Label map '{path}' has values that are no class: {listed}{more}. Allowed are "
+            f"0..{num_classes - 1} and {ignore} for ignored pixels. Correct the file, the number "
+            "of classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES) or the dataset's label map."
+        )
+
+
+def check_same_size(
+    image: np.ndarray,
+    label: np.ndarray,
+    image_path: str | os.PathLike[str],
+    label_path: str | os.PathLike[str],
+) -> None:
+    """Refuse an image and a label map of different size.
+
+    Raises:
+        DataError: (H, W) differ; it names both files and sizes.
+    """
+    if image.shape[:2] != label.shape[:2]:
+        raise DataError(
+            f"Image '{image_path}' is {image.shape[1]}x{image.shape[0]} pixels (width x height, "
+            f"upright) but its label map '{label_path}' is {label.shape[1]}x{label.shape[0]}; "
+            "every pixel of the image needs one label. Are the two a pair?"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
+    """The image, decoded in the ``with`` block; every failure there is a ``DataError``."""
+    # Where another library has told Pillow to fill truncated images with grey, that has to rest.
+    fills_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+            yield image
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"There is no {what} '{path}'. Is the dataset complete?") from error
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"Cannot read {what} '{path}': {reason}. The file is damaged, incomplete or of an "
+            "unknown format; fetch or save it again."
+        ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = fills_truncated
+
+
+def _upright(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+    """``image`` turned as its EXIF orientation says."""
+    if image.format == "TIFF":  # Pillow turns it while loading, and early releases again below.
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODING_ERRORS as error:  # Damaged metadata beside sound pixels.
+        logger.warning("'%s': the EXIF orientation is unreadable and ignored (%s)", path, error)
+        return image
+
+
+def _stretch(image: Image.Image) -> int:
+    """The factor by which Pillow will multiply the values of a 2-bit or 4-bit grey PNG."""
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or not image.tile:
+        return 1
+    arguments = image.tile[0][3]
+    raw_mode = arguments[0] if isinstance(arguments, tuple) else arguments
+    return _STRETCH_OF_RAW_MODE.get(str(raw_mode), 1)
+
+
+def _mapped(label: np.ndarray, name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    table = LABEL_MAPS.get(name)
+    if table is None:
+        known = ", ".join(sorted(LABEL_MAPS)) or "none"
+        raise DataError(f"'{path}' asks for the label map '{name}'; registered are: {known}.")
+    label = label.astype(np.uint8) if label.dtype == bool else label
+    if label.size and (label.max() >= table.size or label.min() < 0):
+        raise DataError(
+            f"Label map '{path}' has values from {label.min()} to {label.max()}; the layout "
+            f"'{name}' knows 0..{table.size - 1}. Is it the file of another dataset?"
+        )
+    return table[label]
