@@ -1,0 +1,243 @@
+"""Pictures of semantic segmentation: an image beside its label, prediction and prior maps.
+
+Ground-truth pixels with the ignore value are hatched in grey, in the maps and in the legend.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TITLES = ("Image", "Ground truth", "Prediction", "Semantic prior")
+# Every image is shrunk to fit into this (width, height), or enlarged by a whole number.
+MAP_BOX = (400, 320)
+MARGIN = 16
+GAP = 8
+TITLE_SIZE = 16
+TEXT_SIZE = 13
+SWATCH = 14
+# With more classes than this, the legend lists only those that can be seen.
+FULL_LEGEND = 32
+
+_PAPER = (255, 255, 255)
+_INK = (40, 40, 40)
+_FAINT = (110, 110, 110)
+_HATCH = (175, 175, 175), (125, 125, 125)
+_HATCH_PERIOD = 8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one row shows.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        label: (H, W) integers, classes or the ignore value.
+        prediction: (H, W) integers, classes.
+        prior: integers of any height and width, the classes that the semantic prior names; None =
+            the model has no prior.
+        caption: a line below the row; "" = none.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    prior: np.ndarray | None = None
+    caption: str = ""
+
+
+def render_panel(
+    image: np.ndarray,
+    label: np.ndarray,
+    prediction: np.ndarray,
+    prior: np.ndarray | None = None,
+    *,
+    colors: np.ndarray,
+    ignore_label: int,
+) -> np.ndarray:
+    """One row with titles: image, ground truth, prediction and, where given, semantic prior.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        label: (H, W) integers, classes or ``ignore_label`` (hatched).
+        prediction: (H, W) integers, classes.
+        prior: classes that the semantic prior names, or None for no such column.
+        colors: (K, 3) uint8, RGB of each class.
+        ignore_label: label value of pixels that do not count.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+    """
+    panel = Panel(image, label, prediction, prior)
+    return compose_panels([panel], colors=colors, ignore_label=ignore_label)
+
+
+def compose_panels(
+    panels: Sequence[Panel],
+    *,
+    colors: np.ndarray,
+    ignore_label: int,
+    class_names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Rows below one another, with column titles at the top and a legend at the bottom.
+
+    The column of the semantic prior is there if any row has one.
+
+    Args:
+        panels: at least one.
+        colors: (K, 3) uint8, RGB of each class.
+        ignore_label: label value of pixels that do not count (hatched).
+        class_names: the K names of the legend; None = no legend.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+    """
+    number = 4 if any(panel.prior is not None for panel in panels) else 3
+    rows = [_maps(panel, colors, ignore_label) for panel in panels]
+    column = max(picture.width for row in rows for picture in row)
+    column = max(column, *(_text_width(title, TITLE_SIZE) for title in TITLES[:number]))
+    width = 2 * MARGIN + number * column + (number - 1) * GAP
+    legend = _legend(panels, colors, ignore_label, class_names, width - 2 * MARGIN)
+
+    title_height = TITLE_SIZE + GAP
+    heights = [
+        row[0].height + (TEXT_SIZE + 6 if panel.caption else 0)
+        for row, panel in zip(rows, panels, strict=True)
+    ]
+    height = 2 * MARGIN + title_height + sum(heights) + GAP * (len(rows) - 1)
+    height += legend.height + MARGIN if legend is not None else 0
+    canvas = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+
+    lefts = [MARGIN + index * (column + GAP) for index in range(number)]
+    for left, title in zip(lefts, TITLES, strict=False):
+        centred = left + (column - _text_width(title, TITLE_SIZE)) // 2
+        _write(draw, (centred, MARGIN - 4), title, TITLE_SIZE, _INK)
+    top = MARGIN + title_height
+    for row, panel, row_height in zip(rows, panels, heights, strict=True):
+        indent = (column - row[0].width) // 2
+        for left, picture in zip(lefts, row, strict=False):
+            canvas.paste(picture, (left + indent, top))
+        below = (MARGIN + indent, top + row[0].height + 3)
+        _write(draw, below, panel.caption, TEXT_SIZE, _FAINT)
+        top += row_height + GAP
+    if legend is not None:
+        canvas.paste(legend, (MARGIN, height - MARGIN - legend.height))
+    return np.array(canvas)
+
+
+def _maps(panel: Panel, colors: np.ndarray, ignore_label: int) -> list[Image.Image]:
+    size = _shown_size(panel.image.shape[1], panel.image.shape[0])
+    pictures = [
+        _resized(panel.image, size),
+        _painted(np.where(panel.label == ignore_label, -1, panel.label), colors, size),
+        _painted(panel.prediction, colors, size),
+    ]
+    if panel.prior is not None:
+        pictures.append(_painted(panel.prior, colors, size))
+    return pictures
+
+
+def _shown_size(width: int, height: int) -> tuple[int, int]:
+    scale = min(MAP_BOX[0] / width, MAP_BOX[1] / height)
+    if scale > 1:
+        scale = int(scale)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Averaged where shrunk, so that thin things stay visible; enlarged in plain squares."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
+    shrinks = size[0] < picture.width or size[1] < picture.height
+    return picture.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST)
+
+
+def _painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """A map of classes in their colours; what is no class is hatched."""
+    classes = classes.astype(np.int64)
+    known = (classes >= 0) & (classes < len(colors))
+    shades = np.where(known[..., None], colors[np.where(known, classes, 0)], _HATCH[0])
+    picture = _resized(shades, size)
+    if not known.all():
+        unknown = Image.fromarray((~known).astype(np.uint8) * 255)
+        mask = unknown.resize(size, Image.Resampling.NEAREST)
+        picture.paste(_hatching(size), mask=mask)
+    return picture
+
+
+def _hatching(size: tuple[int, int]) -> Image.Image:
+    rows, columns = np.indices((size[1], size[0]))
+    dark = (rows + columns) % _HATCH_PERIOD < _HATCH_PERIOD // 3
+    return Image.fromarray(np.array(_HATCH, dtype=np.uint8)[dark.astype(int)])
+
+
+def _legend(
+    panels: Sequence[Panel],
+    colors: np.ndarray,
+    ignore_label: int,
+    class_names: Sequence[str] | None,
+    width: int,
+) -> Image.Image | None:
+    """Colour squares with names, in as many columns as fit; None without class names."""
+    if class_names is None:
+        return None
+    swatch = (SWATCH, SWATCH)
+    entries = [
+        (class_names[index], Image.new("RGB", swatch, tuple(int(part) for part in colors[index])))
+        for index in _listed_classes(panels, len(class_names))
+    ]
+    if any((panel.label == ignore_label).any() for panel in panels):
+        entries.append(("ignored", _hatching(swatch)))
+    pitch = SWATCH + 6 + max(_text_width(name, TEXT_SIZE) for name, _ in entries) + 2 * GAP
+    per_line = max(1, (width + 2 * GAP) // pitch)
+    line_height = SWATCH + GAP
+    lines = -(-len(entries) // per_line)
+    canvas = Image.new("RGB", (width, lines * line_height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, (name, square) in enumerate(entries):
+        left, top = index % per_line * pitch, index // per_line * line_height
+        canvas.paste(square, (left, top))
+        _write(draw, (left + SWATCH + 6, top - 1), name, TEXT_SIZE, _INK)
+    return canvas
+
+
+def _listed_classes(panels: Sequence[Panel], num_classes: int) -> list[int]:
+    if num_classes <= FULL_LEGEND:
+        return list(range(num_classes))
+    seen: set[int] = set()
+    for panel in panels:
+        for classes in (panel.label, panel.prediction, panel.prior):
+            if classes is not None:
+                seen.update(np.unique(classes).tolist())
+    return sorted(index for index in seen if 0 <= index < num_classes)
+
+
+@functools.lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font: scalable since Pillow 10.1 (with FreeType), else a small bitmap font."""
+    try:
+        return ImageFont.load_default(size=size)
+    except (TypeError, ImportError):
+        return ImageFont.load_default()
+
+
+def _printable(text: str, size: int) -> str:
+    if isinstance(_font(size), ImageFont.FreeTypeFont):
+        return text
+    return text.encode("latin-1", "replace").decode("latin-1")
+
+
+def _text_width(text: str, size: int) -> int:
+    return int(np.ceil(_font(size).getbbox(_printable(text, size))[2]))
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    position: tuple[int, int],
+    text: str,
+    size: int,
+    color: tuple[int, int, int],
+) -> None:
+    draw.text(position, _printable(text, size), font=_font(size), fill=color)

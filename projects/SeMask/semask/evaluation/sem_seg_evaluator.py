@@ -1,0 +1,200 @@
+"""Detectron2's semantic segmentation evaluation from a confusion matrix alone."""
+
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from semask.config import ConfigError
+from semask.data.reading import DataError, check_label_values, read_label
+
+from .confusion import confusion_matrix, mean_iou_of_labelled_classes, metrics_from_confusion
+from .output import replacing
+from .table import class_table
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_IGNORE_LABEL = 255
+
+
+class SemSegConfusionEvaluator(DatasetEvaluator):
+    """mIoU, fwIoU, mACC and pACC of semantic segmentation, as Detectron2 reports them.
+
+    Takes the place of ``detectron2.evaluation.SemSegEvaluator``: the same protocol, the same
+    result format. It keeps no predictions but one confusion matrix of integers, on the device of
+    the predictions, so its memory does not grow with the dataset and its result is the same on
+    any number of processes.
+
+    Label maps are read with ``semask.data.reading.read_label``, as in training. Their paths
+    ("sem_seg_file_name", with an optional "label_map") are taken from the model's inputs, or, if
+    the data mapper has removed them, from the registered dataset by "file_name".
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        num_classes: int | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
+        """
+        Args:
+            dataset_name: a registered dataset whose metadata have ``stuff_classes``.
+            distributed: add up the matrices of all processes; otherwise each process evaluates
+                what it has seen.
+            output_dir: folder for ``sem_seg_evaluation.json`` (results in percent, class names
+                and the confusion matrix), written by the main process. None writes nothing.
+            num_classes: K that the model has, to be checked against the metadata; None = not
+                checked here.
+            ignore_label: label value of pixels that do not count; None = the metadata's
+                ``ignore_label``, or 255 where they have none.
+
+        Raises:
+            ConfigError: the metadata have no class names, or not K of them.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        names = metadata.get("stuff_classes")
+        if not names:
+            raise ConfigError(
+                f"Dataset '{dataset_name}' has no class names: set "
+                f"MetadataCatalog.get('{dataset_name}').stuff_classes."
+            )
+        if num_classes is not None and num_classes != len(names):
+            raise ConfigError(_class_count_message(dataset_name, len(names), num_classes))
+        if ignore_label is None:
+            ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._class_names: list[str] = list(names)
+        self._ignore_label = int(ignore_label)
+        self._records: dict[str, Mapping[str, Any]] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+        classes = len(self._class_names)
+        self._matrix = torch.zeros((classes, classes + 1), dtype=torch.int64)
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Count the pixels of some images.
+
+        Args:
+            inputs: dataset dicts as the model got them.
+            outputs: for each, {"sem_seg": (K, H, W) logits or probabilities} of the label's size.
+
+        Raises:
+            DataError: a label map is missing or damaged, of another size than the prediction, or
+                has a value that is neither a class nor the ignore value.
+            ConfigError: the model has another number of classes than the dataset.
+        """
+        for dataset_dict, output in zip(inputs, outputs, strict=True):
+            scores = output["sem_seg"]
+            self._matrix = self._matrix.to(scores.device)
+            self._matrix += self._count(dataset_dict, scores)
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
+        """Compute the metrics, log the table per class, write the result file.
+
+        Returns:
+            {"sem_seg": metrics} in percent, see ``metrics_from_confusion``; None in processes
+            other than the main one when ``distributed``.
+        """
+        matrix = self._matrix.cpu().numpy()
+        if self._distributed:
+            comm.synchronize()
+            matrices = comm.gather(matrix)
+            if not comm.is_main_process():
+                return None
+            matrix = np.stack(matrices).sum(axis=0)
+        if not matrix[:, :-1].any():
+            logger.warning(
+                "No labelled pixel of '%s' has been evaluated; its metrics are undefined (NaN).",
+                self._dataset_name,
+            )
+        metrics = metrics_from_confusion(matrix, self._class_names)
+        logger.info(
+            "Evaluation of '%s':\n%s", self._dataset_name, class_table(matrix, self._class_names)
+        )
+        if self._output_dir and comm.is_main_process():
+            self._write(self._output_dir, matrix, metrics)
+        return OrderedDict(sem_seg=metrics)
+
+    def _count(self, dataset_dict: Mapping[str, Any], scores: torch.Tensor) -> torch.Tensor:
+        """The confusion matrix of one image."""
+        classes = len(self._class_names)
+        if scores.dim() != 3:
+            raise ConfigError(
+                "A semantic segmentation model returns (K, H, W) class scores as 'sem_seg'; this "
+                f"one returns {tuple(scores.shape)}."
+            )
+        if scores.shape[0] != classes:
+            raise ConfigError(_class_count_message(self._dataset_name, classes, scores.shape[0]))
+        record = self._record(dataset_dict)
+        path = record["sem_seg_file_name"]
+        label = read_label(path, label_map=record.get("label_map"))
+        if label.shape != scores.shape[1:]:
+            raise DataError(
+                f"Label map '{path}' is {label.shape[1]}x{label.shape[0]} pixels (width x height) "
+                f"but the prediction for '{dataset_dict.get('file_name')}' is "
+                f"{scores.shape[2]}x{scores.shape[1]}: image and label map have to be of the same "
+                "size."
+            )
+        check_label_values(label, classes, self._ignore_label, path)
+        truth = torch.from_numpy(label).to(scores.device)
+        return confusion_matrix(scores.argmax(dim=0), truth, classes, self._ignore_label)
+
+    def _record(self, dataset_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What names the label map: the input, or the dataset's own dict of the same image."""
+        if "sem_seg_file_name" in dataset_dict:
+            return dataset_dict
+        if self._records is None:
+            self._records = {
+                record["file_name"]: record for record in DatasetCatalog.get(self._dataset_name)
+            }
+        record = self._records.get(dataset_dict.get("file_name", ""))
+        if record is None or "sem_seg_file_name" not in record:
+            raise DataError(
+                f"Image '{dataset_dict.get('file_name')}' has no label map in the dataset "
+                f"'{self._dataset_name}': it cannot be evaluated. Give its dict a "
+                "'sem_seg_file_name'."
+            )
+        return record
+
+    def _write(self, folder: str, matrix: np.ndarray, metrics: Mapping[str, float]) -> None:
+        document = {
+            "dataset": self._dataset_name,
+            "results": {key: _finite(value) for key, value in metrics.items()},
+            "mIoU_of_labelled_classes": _finite(mean_iou_of_labelled_classes(matrix)),
+            "class_names": self._class_names,
+            "ignore_label": self._ignore_label,
+            "confusion_matrix": matrix.tolist(),
+            "confusion_matrix_axes": "rows: prediction; columns: ground truth, then ignored pixels",
+        }
+        with replacing(os.path.join(folder, "sem_seg_evaluation.json")) as file:
+            file.write(json.dumps(document, allow_nan=False).encode())
+
+
+def _class_count_message(dataset_name: str, in_dataset: int, in_model: int) -> str:
+    return (
+        f"The model predicts {in_model} classes but dataset '{dataset_name}' has {in_dataset} "
+        "(metadata stuff_classes): set MODEL.SEM_SEG_HEAD.NUM_CLASSES to match."
+    )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: what is undefined becomes null."""
+    return None if math.isnan(value) else value
