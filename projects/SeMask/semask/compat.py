@@ -1,4 +1,4 @@
-"""What Detectron2 v0.6 needs on today's NumPy, Pillow and setuptools, before anything of it is used.
+"""What Detectron2 v0.6 needs on today's NumPy, Pillow and setuptools, before any of it is imported.
 
 Detectron2's tagged release is older than NumPy 1.24 (which dropped ``np.int`` and the like), Pillow
 10 (``Image.LINEAR``) and setuptools 82 (``pkg_resources``), and its pure-Python installation has no
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,19 +58,23 @@ def apply() -> None:
     if "Image.LINEAR" in used:
         add_missing(Image, {"LINEAR": Image.Resampling.BILINEAR})
 
-    if importlib.util.find_spec("detectron2._C") is None and not _works_without_extension():
-        _stand_in_for_extension()
-    if importlib.util.find_spec("pkg_resources") is None:
-        _import_model_zoo_without_pkg_resources()
+    with warnings.catch_warnings():
+        # Detectron2 and fvcore script a few functions when they are imported.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script.* is deprecated")
+        if importlib.util.find_spec("detectron2._C") is None and not _works_without_extension():
+            _stand_in_for_extension()
+        importlib.import_module("detectron2.modeling")
+        if "import pkg_resources" in used and importlib.util.find_spec("pkg_resources") is None:
+            _provide_pkg_resources()
 
 
-def names_used(folders: Any) -> set[str]:
-    """Every ``np.NAME`` and ``Image.NAME`` in the Python files under ``folders``."""
+def names_used(folders: Iterable[Path]) -> set[str]:
+    """The ``np.X``, ``Image.X`` and ``import pkg_resources`` in the files of ``folders``."""
     found: set[str] = set()
     for folder in folders:
         for file in folder.rglob("*.py"):
             text = file.read_text(encoding="utf-8", errors="replace")
-            found.update(re.findall(r"\b(?:np|Image)\.\w+", text))
+            found.update(re.findall(r"\b(?:np|Image)\.\w+|\bimport pkg_resources\b", text))
     return found
 
 
@@ -143,11 +147,13 @@ def _new_module(name: str) -> ModuleType:
     return module
 
 
-def _import_model_zoo_without_pkg_resources() -> None:
+def _provide_pkg_resources() -> None:
     """Import Detectron2's model zoo with a ``pkg_resources`` that nobody else gets to see.
 
     Other packages test for ``pkg_resources`` by importing it, so it must not stay importable.
     """
+    if "detectron2.model_zoo" in sys.modules:
+        return
 
     def resource_filename(package: str, resource: str) -> str:
         return os.path.join(os.path.dirname(sys.modules[package].__file__ or ""), resource)

@@ -1,0 +1,75 @@
+# The commands of this project; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+LOCKS := requirements.lock requirements-detectron2.lock requirements-tools.lock
+# uv links files out of its cache; where that lies on another file system it copies them.
+LINK_MODE := cache=$$($(BIN)/uv cache dir) && mkdir -p "$$cache" && \
+  ln -f Makefile "$$cache/link" 2>/dev/null && rm "$$cache/link" && echo hardlink || echo copy
+INSTALL := UV_LINK_MODE=$${UV_LINK_MODE:-$$($(LINK_MODE))} \
+  $(BIN)/uv pip install --python $(BIN)/python --no-build-isolation
+COMPILE := --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
+  --generate-hashes --no-annotate --custom-compile-command "make lock"
+CONFIG ?= configs/scenes/semask_scenes.yaml
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup train camvid test lint format lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
+	  while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## make the environment in .venv, with Detectron2, as the lock files say
+
+train: $(READY) ## train and evaluate a small SeMask-FPN (CONFIG=..., ARGS="KEY VALUE ...")
+	$(BIN)/python train_net.py --config-file $(CONFIG) $(ARGS)
+
+camvid: $(READY) ## SeMask, then plain Swin, on CamVid (found under DETECTRON2_DATASETS)
+	$(BIN)/python train_net.py --config-file configs/camvid/semask_camvid.yaml $(ARGS)
+	$(BIN)/python train_net.py --config-file configs/camvid/swin_camvid.yaml $(ARGS)
+
+test: lint ## all static checks and all tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY) ## check formatting, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## format the code and repair what can be
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(READY) ## choose the newest versions again, for the lock files
+	$(BIN)/uv pip compile $(COMPILE) --extra dev setup.cfg requirements.in -o requirements.lock
+	printf 'setuptools\nuv\nwheel\n' | \
+	  $(BIN)/uv pip compile $(COMPILE) -c requirements.lock - -o requirements-tools.lock
+	printf 'pb1-detectron2==0.6\n' | \
+	  $(BIN)/uv pip compile $(COMPILE) --no-deps - -o requirements-detectron2.lock
+
+clean: ## remove the environment and every cache
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf projects/SeMask/*.egg-info
+
+# Always from an empty folder, so that an interrupted or outdated environment leaves nothing
+# behind; what was downloaded before comes from uv's cache. Packages without a wheel (all of them
+# pure Python) are built with the locked setuptools, and of Detectron2 only the Python files, so no
+# compiler is needed.
+$(READY): $(LOCKS) setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "'$(PYTHON)' is missing or older than Python 3.11. Name another: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "'$(PYTHON)' cannot make environments (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Making the environment in $(VENV) (about 3 GB to download the first time, 6 GB on disk)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-tools.lock
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --require-hashes --no-deps -r requirements-detectron2.lock \
+	  --config-settings-package "pb1-detectron2:--global-option=build_py" \
+	  --config-settings-package "pb1-detectron2:--build-option=--skip-build"
+	@$(INSTALL) --no-deps --editable .
+	@touch $@

@@ -1,0 +1,126 @@
+"""Every name of Detectron2 that is used is one that release v0.6 and the main branch both have."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+# Each was looked up in the sources of release v0.6 and of the main branch.
+IN_BOTH_VERSIONS: dict[str, set[str]] = {
+    "detectron2.checkpoint": {"DetectionCheckpointer"},
+    "detectron2.config": {"CfgNode", "configurable", "get_cfg"},
+    "detectron2.data": {
+        "DatasetCatalog",
+        "MetadataCatalog",
+        "build_detection_test_loader",
+        "build_detection_train_loader",
+        "transforms",
+    },
+    "detectron2.data.transforms": {
+        "AugInput",
+        "Augmentation",
+        "AugmentationList",
+        "RandomFlip",
+        "ResizeShortestEdge",
+        "Transform",
+    },
+    "detectron2.engine": {
+        "AMPTrainer",
+        "DefaultTrainer",
+        "HookBase",
+        "SimpleTrainer",
+        "TrainerBase",
+        "default_argument_parser",
+        "default_setup",
+        "launch",
+    },
+    "detectron2.evaluation": {"DatasetEvaluator", "SemSegEvaluator"},
+    "detectron2.layers": {"Conv2d", "ShapeSpec", "get_norm"},
+    "detectron2.modeling": {
+        "BACKBONE_REGISTRY",
+        "Backbone",
+        "FPN",
+        "META_ARCH_REGISTRY",
+        "SEM_SEG_HEADS_REGISTRY",
+        "SemanticSegmentor",
+        "build_model",
+    },
+    "detectron2.modeling.backbone.fpn": {"LastLevelMaxPool"},
+    "detectron2.modeling.meta_arch.semantic_seg": {"SemSegFPNHead"},
+    "detectron2.solver": {"LRMultiplier", "build_lr_scheduler"},
+    "detectron2.solver.build": {"maybe_add_gradient_clipping"},
+    "detectron2.utils": {"comm"},
+    "detectron2.utils.comm": {
+        "gather",
+        "get_rank",
+        "get_world_size",
+        "is_main_process",
+        "synchronize",
+    },
+    "detectron2.utils.file_io": {"PathManager"},
+    "detectron2.utils.logger": {"setup_logger"},
+}
+
+
+def names_in(source: str) -> set[tuple[str, str]]:
+    """The (module, name) pairs of Detectron2 that Python code imports or takes from a module."""
+    tree = ast.parse(source)
+    found: set[tuple[str, str]] = set()
+    modules: dict[str, str] = {}  # an expression of this code, and the module that it stands for
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and _is_detectron2(node.module):
+            for alias in node.names:
+                found.add((str(node.module), alias.name))
+                modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in filter(lambda alias: _is_detectron2(alias.name), node.names):
+                modules[alias.asname or alias.name] = alias.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            module = modules.get(ast.unparse(node.value))
+            if module in sys.modules:
+                found.add((module, node.attr))
+    return found
+
+
+def _is_detectron2(module: str | None) -> bool:
+    return module is not None and module.split(".")[0] == "detectron2"
+
+
+def test_names_are_found_however_they_are_reached() -> None:
+    source = """
+import detectron2.solver
+from detectron2.data import transforms as T
+from detectron2.utils import comm
+from detectron2.config import CfgNode
+detectron2.solver.build_optimizer(T.RandomFlip(), comm.get_rank(), CfgNode.load_cfg)
+"""
+    assert names_in(source) == {
+        ("detectron2.config", "CfgNode"),
+        ("detectron2.data", "transforms"),
+        ("detectron2.data.transforms", "RandomFlip"),
+        ("detectron2.solver", "build_optimizer"),
+        ("detectron2.utils", "comm"),
+        ("detectron2.utils.comm", "get_rank"),
+    }
+
+
+def test_only_names_of_both_versions_are_used(repository: Path) -> None:
+    files = [repository / "train_net.py", *(repository / "tests").rglob("*.py")]
+    files += (repository / "projects" / "SeMask").rglob("*.py")
+    unknown = {
+        f"{module}.{name} ({file.name})"
+        for file in files
+        if file != Path(__file__)
+        for module, name in names_in(file.read_text(encoding="utf-8"))
+        if name not in IN_BOTH_VERSIONS.get(module, ())
+    }
+    assert not unknown, "look them up in v0.6 and in main, then add them to the table above"
+
+
+@pytest.mark.parametrize("module", IN_BOTH_VERSIONS)
+def test_names_exist(module: str) -> None:
+    present = vars(importlib.import_module(module))
+    assert IN_BOTH_VERSIONS[module] <= present.keys()

@@ -1,0 +1,110 @@
+"""The built package, and the lock files that `make setup` installs from."""
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+LOCKS = ("requirements.lock", "requirements-detectron2.lock", "requirements-tools.lock")
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built as pip builds it, from a copy: building writes into the folder."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
+        if (repository / name).is_file():
+            shutil.copy(repository / name, source)
+    for folder in ("configs", "projects/SeMask/semask"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(repository / folder, source / folder, ignore=ignored)
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(source / done.stdout.splitlines()[-1])
+
+
+def test_wheel_has_every_module_and_config(repository: Path, wheel: zipfile.ZipFile) -> None:
+    expected = {
+        f"semask/{name}/{file.relative_to(folder).as_posix()}".replace("//", "/")
+        for name, folder, pattern in (
+            ("", repository / "projects" / "SeMask" / "semask", "*.py"),
+            ("configs", repository / "configs", "*.yaml"),
+        )
+        for file in folder.rglob(pattern)
+    }
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == expected, "setup.cfg lists the packages"
+
+
+def test_wheel_asks_for_no_detectron2(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+    metadata = wheel.read(name).decode()
+    required = re.findall(r"^Requires-Dist: ([\w.-]+)", metadata, re.MULTILINE)
+    assert "torch" in required
+    assert not [name for name in required if "detectron2" in name]
+    assert "Requires-Python: >=3.10" in metadata
+
+
+def test_installed_package_finds_its_configs(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path / "installed")
+    code = """
+import semask
+path = semask.config_path("ade20k/semask_swin_tiny_fpn")
+print(path, semask.load_config(path).MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "installed/semask/configs/ade20k/semask_swin_tiny_fpn.yaml"
+    assert done.stdout.split() == [str(path), "150"]
+
+
+def test_git_ignores_no_source(repository: Path) -> None:
+    if not (repository / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("needs git and a checkout made with it")
+    command = ["git", "ls-files", "--others", "--ignored", "--exclude-standard"]
+    folders = ["configs", "projects", "tests"]
+    done = subprocess.run(
+        [*command, "--", *folders], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert not [name for name in done.stdout.splitlines() if name.endswith((".py", ".yaml"))]
+
+
+def requirements(text: str) -> list[str]:
+    """The entries of a requirements file, each with its continuation lines, without comments."""
+    joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
+    return [line for line in joined.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_pin_everything_by_hash_and_name_no_host(repository: Path, name: str) -> None:
+    text = (repository / name).read_text()
+    entries = requirements(text)
+    assert entries
+    for entry in entries:
+        assert re.match(r"[\w.-]+==[\w.+]+ .*--hash=sha256:[0-9a-f]{64}", entry), entry
+    assert not re.search(r"://|--index-url|--find-links|--trusted-host", text)
+
+
+def test_lock_covers_what_the_package_declares(repository: Path) -> None:
+    declared = configparser.ConfigParser()
+    declared.read(repository / "setup.cfg")
+    lines = declared["options"]["install_requires"] + declared["options.extras_require"]["dev"]
+    wanted = {re.split(r"[<>=]", line)[0].lower() for line in lines.split()}
+    locked = {entry.split("==")[0] for entry in requirements((repository / LOCKS[0]).read_text())}
+    assert wanted <= locked, "run `make lock`"
