@@ -1,0 +1,235 @@
+"""Checkpoints are loaded completely or not at all, run no code, and are never half-written."""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor
+
+from semask.evaluation.output import replacing
+
+from .convert import CheckpointKind, convert_state_dict, resize_bias_tables
+from .errors import CheckpointError
+from .reading import one_line, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+# What may be missing from a kind of checkpoint, and what may be left over (regular expressions).
+# Detectron2 starts a model without them; everything else has to fit exactly.
+_COUNTERS = r"\.num_batches_tracked$"
+_MAY_MISS = {
+    CheckpointKind.NATIVE: r"(?!)",
+    CheckpointKind.SEMASK_FPN: _COUNTERS,
+    CheckpointKind.SWIN_FPN: _COUNTERS,
+    # The pre-trained classifier has neither semantic layers nor output norms nor heads.
+    CheckpointKind.IMAGENET_SWIN: r"\.semantic_layer\.|\.output_norms\.|^(?!backbone\.)",
+}
+_MAY_BE_LEFT = {CheckpointKind.IMAGENET_SWIN: r"^(head|norm)\."}
+
+_LISTED = 8
+
+
+@dataclass
+class Mismatch:
+    """Where a checkpoint and a model differ.
+
+    Attributes:
+        missing: names of the model that the checkpoint does not have.
+        left_over: names of the checkpoint that the model does not have.
+        shapes: names with the shape in the checkpoint and in the model.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.left_over or self.shapes)
+
+    def describe(self) -> str:
+        """The differences, a few of each sort, with their counts."""
+        shapes = [f"{name} {old} -> {new}" for name, old, new in self.shapes]
+        parts = (
+            ("missing from the checkpoint", self.missing),
+            ("left over in the checkpoint", self.left_over),
+            ("of another shape (checkpoint -> model)", shapes),
+        )
+        return "".join(f" {len(names)} {what}: {_listed(names)}." for what, names in parts if names)
+
+    def hint(self) -> str:
+        """What the user most probably has to change, or ""."""
+        for name, old, new in self.shapes:
+            if name.endswith((".predictor.weight", ".predictor.bias")) and old[1:] == new[1:]:
+                return (
+                    f" The checkpoint has {old[0]} classes and the model {new[0]}: set "
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {old[0]}, or start from weights without "
+                    "a head."
+                )
+        semantic = [".semantic_layer." in name for name in self.missing + self.left_over]
+        if any(semantic) and all(semantic) and not self.shapes:
+            without = "checkpoint" if self.missing else "model"
+            return (
+                f" The {without} lacks the semantic layers: see MODEL.SEMASK.ATTENTION and "
+                "MODEL.SEMASK.NUM_BLOCKS."
+            )
+        return " Is it the checkpoint of this config?"
+
+
+class SeMaskCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, strict and safe.
+
+    It loads this project's checkpoints, the published SeMask-FPN and Swin-FPN ones, and ImageNet
+    Swin (see :mod:`semask.checkpoint.convert`), from ``.pth`` files that hold tensors and plain
+    values only, or from ``.safetensors``. It saves atomically: whatever interrupts a save, the
+    file before it and ``last_checkpoint`` stay as they were.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_pickle: bool = False,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: the model, possibly wrapped for distributed training.
+            save_dir: local folder of the checkpoints.
+            save_to_disk: whether this process writes; None = only the main process does.
+            allow_pickle: also load ``.pkl`` files as Detectron2's model zoo has them. Such a file
+                can run any code when it is read: only for files whose author you trust.
+            checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.allow_pickle = allow_pickle
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load the model, and the checkpointables that the file has.
+
+        Args:
+            path: file or URL; "" loads nothing.
+            checkpointables: names to load; None = all.
+
+        Returns:
+            What else the checkpoint holds.
+
+        Raises:
+            CheckpointError: the file is missing, broken, unsafe or of another model. The model
+                is then as it was.
+        """
+        if not path:
+            logger.info("No checkpoint is given: the model keeps its initial weights.")
+            return {}
+        logger.info("Loading checkpoint '%s'", path)
+        checkpoint = self._load_file(path)
+        state_dict = self._fitting_state_dict(path, checkpoint.pop("model"))
+        self.model.load_state_dict(state_dict, strict=False)  # what is missing is allowed to be
+        for name in self.checkpointables if checkpointables is None else checkpointables:
+            if name in checkpoint:
+                try:
+                    self.checkpointables[name].load_state_dict(checkpoint.pop(name))
+                except (ValueError, KeyError, TypeError, RuntimeError) as error:
+                    raise CheckpointError(
+                        f"Checkpoint '{path}' does not fit this run: its '{name}' state is of "
+                        f"another model or optimizer ({one_line(error)}). Start without --resume "
+                        "in another OUTPUT_DIR, or use the config it was made with."
+                    ) from error
+        return checkpoint
+
+    def check(self, path: str) -> None:
+        """Raise what ``load`` would raise about the model, and change nothing.
+
+        The model may be on the meta device. "" is no checkpoint and never refused.
+        """
+        if path:
+            self._fitting_state_dict(path, self._load_file(path)["model"])
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name + ".pth"`` into the folder, then point ``last_checkpoint`` to it.
+
+        Args:
+            name: file name without extension.
+            kwargs: further values to save; tensors and plain types only, or they could not be
+                loaded again.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data: dict[str, Any] = {"model": self.model.state_dict()}
+        data |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        data |= kwargs
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        with _written_durably(path) as file:
+            torch.save(data, file)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make ``last_checkpoint`` name a file, atomically."""
+        with _written_durably(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def _fitting_state_dict(self, path: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
+        """The checkpoint's parameters by the model's names, if they fit the model."""
+        wanted = self.model.state_dict()
+        tensors = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
+        try:
+            found, kind = convert_state_dict(tensors)
+        except CheckpointError as error:
+            if not wanted.keys() & tensors.keys():
+                raise CheckpointError(f"Checkpoint '{path}': {error}") from error
+            found, kind = tensors, CheckpointKind.NATIVE  # of a model with another backbone
+        if kind is CheckpointKind.IMAGENET_SWIN:  # the others are complete models
+            found = resize_bias_tables(found, wanted)
+        mismatch = _compare(found, wanted, kind)
+        if mismatch:
+            raise CheckpointError(
+                f"Checkpoint '{path}' ({kind.value}) does not fit the model."
+                f"{mismatch.describe()}{mismatch.hint()}"
+            )
+        return {name: value for name, value in found.items() if name in wanted}
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_checkpoint(filename, allow_pickle=self.allow_pickle)
+
+
+def _compare(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], kind: CheckpointKind
+) -> Mismatch:
+    """The differences that the kind of checkpoint does not explain."""
+    may_be_left = _MAY_BE_LEFT.get(kind, r"(?!)")
+    return Mismatch(
+        missing=[k for k in wanted if k not in found and not re.search(_MAY_MISS[kind], k)],
+        left_over=[k for k in found if k not in wanted and not re.search(may_be_left, k)],
+        shapes=[
+            (k, tuple(v.shape), tuple(wanted[k].shape))
+            for k, v in found.items()
+            if k in wanted and v.shape != wanted[k].shape
+        ],
+    )
+
+
+@contextlib.contextmanager
+def _written_durably(path: str) -> Iterator[BinaryIO]:
+    """Like ``replacing``, and on the disk when it returns, also after a loss of power."""
+    with replacing(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
+
+
+def _listed(names: list[str]) -> str:
+    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

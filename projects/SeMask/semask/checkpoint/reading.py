@@ -1,0 +1,150 @@
+"""Checkpoint files into dictionaries, without running code from them."""
+
+import contextlib
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from .errors import CheckpointError
+
+
+def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """Read ``.safetensors``, ``.pkl`` (only if allowed), or any other name as torch's format.
+
+    Args:
+        filename: a file, or a URL that Detectron2's ``PathManager`` fetches.
+        allow_pickle: read ``.pkl`` files, which can run any code.
+
+    Returns:
+        The file's entries, with the parameters by name under "model", wherever they stood:
+        under "model", "state_dict", or at the top.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, without weights, or could run code.
+    """
+    path = _local_path(filename)
+    loaded: Any
+    if path.endswith(".safetensors"):
+        loaded = _read_safetensors(path, filename)
+    elif path.endswith(".pkl"):
+        loaded = _read_pickle(path, filename, allow_pickle)
+    else:
+        loaded = _read_torch(path, filename)
+    if isinstance(loaded, Mapping):
+        for key in ("model", "state_dict"):
+            if isinstance(loaded.get(key), Mapping):
+                rest = {k: v for k, v in loaded.items() if k != key}
+                return {**rest, "model": dict(loaded[key])}
+        if any(isinstance(value, Tensor) for value in loaded.values()):
+            return {"model": dict(loaded)}
+        content = ", ".join(str(key) for key in list(loaded)[:8]) or "nothing"
+    else:
+        content = f"a {type(loaded).__name__}"
+    raise CheckpointError(
+        f"Checkpoint '{filename}' has no weights: it holds {content}, but neither 'model' nor "
+        "'state_dict'."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _local_path(filename: str) -> str:
+    try:
+        path = PathManager.get_local_path(filename)
+    except Exception as error:  # each storage has exceptions of its own
+        raise CheckpointError(f"Cannot fetch checkpoint '{filename}': {one_line(error)}") from error
+    if not os.path.isfile(path):
+        raise CheckpointError(
+            f"Checkpoint '{filename}' does not exist. Correct MODEL.WEIGHTS, or with --resume the "
+            "file 'last_checkpoint' in OUTPUT_DIR."
+        )
+    return path
+
+
+def _read_torch(path: str, filename: str) -> Any:
+    try:
+        with _numpy_numbers_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "Trying to" not in str(error):
+            raise _damaged(filename, error) from error
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split(" was not an ")[0]
+        raise CheckpointError(
+            f"Checkpoint '{filename}' is refused: it holds more than tensors and plain values, "
+            f"and reading that could run code ({' '.join(reason.split())[:200]})."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(filename, error) from error
+
+
+def _read_safetensors(path: str, filename: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(filename, error) from error
+
+
+def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
+    if not allow_pickle:
+        raise CheckpointError(
+            f"Checkpoint '{filename}' is a pickle, and reading a pickle can run any code. Convert "
+            "it to .pth or .safetensors; if you trust its author, "
+            "SeMaskCheckpointer(..., allow_pickle=True) reads it."
+        )
+    try:
+        with open(path, "rb") as file:
+            data = pickle.load(file, encoding="latin1")
+    except (pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
+        raise _damaged(filename, error) from error
+    if isinstance(data, dict) and isinstance(data.get("model"), dict):
+        data["model"] = {name: torch.as_tensor(value) for name, value in data["model"].items()}
+    return data
+
+
+def _damaged(filename: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"Checkpoint '{filename}' cannot be read; it is damaged or incomplete "
+        f"({one_line(error)[:200]}). Fetch or write it again."
+    )
+
+
+def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
+    """Lets NumPy numbers through, as training frameworks leave them beside the weights (a score).
+
+    torch 2.4 has no such list for a single reading; there a file with them is refused.
+    """
+    safe_globals = getattr(torch.serialization, "safe_globals", None)
+    if safe_globals is None:
+        return contextlib.nullcontext()
+    number_types = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
+    return safe_globals(
+        [
+            _number_from("numpy.core.multiarray"),  # NumPy 1
+            _number_from("numpy._core.multiarray"),  # NumPy 2
+            np.dtype,
+            *{type(number_type) for number_type in number_types},
+        ]
+    )
+
+
+def _number_from(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
+    """What a pickled NumPy number asks for as ``module.scalar``, for plain numbers only."""
+
+    def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+        return np.frombuffer(data, dtype, count=1)[0]
+
+    scalar.__module__ = module
+    scalar.__qualname__ = scalar.__name__
+    return scalar
