@@ -1,0 +1,91 @@
+"""How a dataset for semantic segmentation enters Detectron2's catalogs."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+def datasets_root() -> str:
+    """The folder of all built-in datasets: ``$DETECTRON2_DATASETS``, or "datasets", as of now."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def layout_hint(layout: Sequence[str]) -> str:
+    """Where a built-in dataset is looked for, to end the message of an error with.
+
+    Args:
+        layout: the expected paths, relative to the root of the datasets.
+    """
+    value = os.getenv("DETECTRON2_DATASETS")
+    state = "is not set" if value is None else f"is '{value}'"
+    return (
+        f"The environment variable DETECTRON2_DATASETS {state}, so datasets are looked for in "
+        f"'{os.path.abspath(datasets_root())}'. Expected there:\n"
+        + "\n".join(f"    {line}" for line in layout)
+        + "\nPut the files there, or set DETECTRON2_DATASETS to the folder that has them."
+    )
+
+
+def register_sem_seg(
+    name: str,
+    loader: Callable[[], list[dict[str, Any]]],
+    classes: Sequence[str],
+    colors: Sequence[Sequence[int]],
+    ignore_label: int = 255,
+    *,
+    roots: Callable[[], tuple[str, str]] | None = None,
+    **metadata: Any,
+) -> None:
+    """Register a dataset for semantic segmentation; doing the same again changes nothing.
+
+    Args:
+        name: what configs call it, in DATASETS.TRAIN and DATASETS.TEST.
+        loader: returns the dataset's dicts, with "file_name" and "sem_seg_file_name". It runs
+            when the dataset is asked for, not here.
+        classes: names of the K classes, in the order of their indices.
+        colors: K colours (red, green, blue), 0..255.
+        ignore_label: value of label pixels that do not count.
+        roots: returns the folders of images and of label maps, for "image_root" and
+            "sem_seg_root" of the metadata. It is asked again at every loading, as the folders
+            may depend on the environment; for fixed folders give those two directly.
+        **metadata: further entries of the dataset's metadata.
+
+    Raises:
+        ValueError: as many colours as classes are needed; or the name stands for a dataset with
+            other metadata already.
+    """
+    if len(colors) != len(classes):
+        raise ValueError(f"Dataset '{name}' has {len(classes)} classes but {len(colors)} colours.")
+    entries = {
+        "stuff_classes": list(classes),
+        "stuff_colors": [list(color) for color in colors],
+        "ignore_label": ignore_label,
+        "evaluator_type": "sem_seg",
+        **metadata,
+    }
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name).as_dict()
+        differing = [key for key in entries if key not in known or known[key] != entries[key]]
+        if differing:
+            raise ValueError(
+                f"A dataset '{name}' is registered already, with other {', '.join(differing)}. "
+                "Choose another name, or remove that one from DatasetCatalog and MetadataCatalog."
+            )
+        return
+
+    def load() -> list[dict[str, Any]]:
+        _note_roots(name, roots)
+        return loader()
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(**entries)
+    _note_roots(name, roots)
+
+
+def _note_roots(name: str, roots: Callable[[], tuple[str, str]] | None) -> None:
+    if roots is not None:
+        image_root, sem_seg_root = roots()
+        # Metadata.set refuses to change what is there already.
+        vars(MetadataCatalog.get(name)).update(image_root=image_root, sem_seg_root=sem_seg_root)

@@ -1,0 +1,174 @@
+"""Images and label maps in two folders, paired by name."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from semask.data.reading import DataError
+
+
+class PairingError(DataError):
+    """Images or label maps without a counterpart.
+
+    Attributes:
+        records: dicts of the pairs that there are.
+        images: the images without a label map.
+        labels: the label maps without an image.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        records: Sequence[dict[str, Any]] = (),
+        images: Sequence[str] = (),
+        labels: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.records = list(records)
+        self.images = list(images)
+        self.labels = list(labels)
+
+
+def load_sem_seg_pairs(
+    image_root: str,
+    label_root: str,
+    image_suffix: str | Sequence[str] = ".jpg",
+    label_suffix: str | Sequence[str] = ".png",
+    *,
+    label_map: str | None = None,
+    hint: str = "",
+) -> list[dict[str, Any]]:
+    """Find the images of a dataset and their label maps, without opening them.
+
+    An image and a label map are a pair if their paths below the two folders are equal up to the
+    suffix, as in ``train/a.jpg`` and ``train/a.png``, or ``x_leftImg8bit.png`` and
+    ``x_labelIds.png``. Folders are searched with their subfolders; files with another suffix, and
+    hidden ones, do not count.
+
+    Args:
+        image_root: folder of the images.
+        label_root: folder of the label maps.
+        image_suffix: how the images' names end (upper and lower case are the same), or several
+            such endings.
+        label_suffix: the same of the label maps.
+        label_map: name of a registered table from raw label values to training ids, if needed.
+        hint: what to tell the user about where the files should be.
+
+    Returns:
+        Dicts with "file_name", "sem_seg_file_name", and "label_map" if given, sorted by name.
+
+    Raises:
+        DataError: a folder is missing or has no such files, or two files have the same name up to
+            the suffix.
+        PairingError: an image or label map has no counterpart.
+    """
+    images = find_files(image_root, image_suffix, "images", hint)
+    labels = find_files(label_root, label_suffix, "label maps", hint)
+    return pair_files(images, labels, image_root, label_root, label_map=label_map, hint=hint)
+
+
+def pair_files(
+    images: Mapping[str, str],
+    labels: Mapping[str, str],
+    image_root: str,
+    label_root: str,
+    *,
+    label_map: str | None = None,
+    hint: str = "",
+) -> list[dict[str, Any]]:
+    """Dataset dicts of the images and label maps with the same key.
+
+    Args:
+        images: paths of the images, by the key that a pair shares.
+        labels: paths of the label maps.
+        image_root, label_root: the folders, for the message.
+        label_map, hint: see ``load_sem_seg_pairs``.
+
+    Returns:
+        As ``load_sem_seg_pairs``.
+
+    Raises:
+        PairingError: an image or label map has no counterpart.
+    """
+    extra = {} if label_map is None else {"label_map": label_map}
+    records: list[dict[str, Any]] = [
+        {"file_name": images[key], "sem_seg_file_name": labels[key], **extra}
+        for key in sorted(images.keys() & labels.keys())
+    ]
+    no_label = sorted(images.keys() - labels.keys())
+    no_image = sorted(labels.keys() - images.keys())
+    alone = []
+    if no_label:
+        alone.append(f"{_some(no_label)} in '{image_root}' without a label map")
+    if no_image:
+        alone.append(f"{_some(no_image)} in '{label_root}' without an image")
+    if alone:
+        raise PairingError(
+            f"Images and label maps do not pair up: {'; '.join(alone)}. Add what is missing or "
+            "remove what is too much." + _appended(hint),
+            records,
+            [images[key] for key in no_label],
+            [labels[key] for key in no_image],
+        )
+    return records
+
+
+def find_files(
+    root: str,
+    suffix: str | Sequence[str],
+    what: str,
+    hint: str = "",
+    *,
+    first_suffix_wins: bool = False,
+) -> dict[str, str]:
+    """The files below a folder whose names end in ``suffix``.
+
+    Args:
+        root: the folder.
+        suffix: one ending or several; upper and lower case are the same.
+        what: what these files are, for messages, in the plural.
+        hint: what to tell the user about where the files should be.
+        first_suffix_wins: of files that are equal up to the suffix, take the one whose suffix
+            comes first; otherwise they are an error.
+
+    Returns:
+        Paths of the files, by their path below ``root`` without the suffix.
+
+    Raises:
+        DataError: the folder is missing or has no such files, or there are two where one is
+            expected.
+    """
+    suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
+    if not os.path.isdir(root):
+        raise DataError(f"There is no folder '{root}' for the {what}." + _appended(hint))
+    found: dict[str, tuple[int, str]] = {}
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            low = name.lower()
+            rank = next((i for i, s in enumerate(suffixes) if low.endswith(s.lower())), None)
+            if rank is None or name.startswith("."):
+                continue
+            path = os.path.join(folder, name)
+            key = os.path.relpath(path, root)[: -len(suffixes[rank])].replace(os.sep, "/")
+            other = found.get(key)
+            if other is not None and (other[0] == rank or not first_suffix_wins):
+                first, second = sorted((other[1], path))
+                raise DataError(
+                    f"'{first}' and '{second}' have the same name up to the suffix, so that "
+                    "pairs are ambiguous; remove or rename one."
+                )
+            found[key] = min((rank, path), other or (rank, path))
+    if not found:
+        raise DataError(
+            f"The folder '{root}' has no {what} (*{' or *'.join(suffixes)})." + _appended(hint)
+        )
+    return {key: path for key, (_, path) in found.items()}
+
+
+def _some(names: Sequence[str], shown: int = 5) -> str:
+    more = ", ..." if len(names) > shown else ""
+    return f"{len(names)} ({', '.join(names[:shown])}{more})"
+
+
+def _appended(hint: str) -> str:
+    return f" {hint}" if hint else ""
