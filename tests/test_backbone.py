@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import FPN, SemanticSegmentor
+from detectron2.modeling import FPN, SemanticSegmentor, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from torch import nn
 
+from semask.config import load_config
 from semask.modeling import (
     SemanticFPNHead,
     SemanticLayer,
@@ -17,7 +19,7 @@ from semask.modeling import (
     SeMaskSegmentor,
     SeMaskSwin,
 )
-from semask.modeling.backbone.swin import shifted_window_mask
+from semask.modeling.backbone.swin import WindowAttention
 
 CLASSES = 5
 PIXELS: dict[str, Any] = {"pixel_mean": [120.0, 110.0, 100.0], "pixel_std": [60.0, 61.0, 62.0]}
@@ -197,24 +199,29 @@ def test_head_needs_labels_in_training_and_a_feature_of_its_stride() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (12, 4)])
-def test_shifted_window_mask_keeps_apart_what_only_the_roll_joined(size: tuple[int, int]) -> None:
+def test_shift_keeps_apart_what_only_the_roll_joined(size: tuple[int, int]) -> None:
     height, width, window, shift = *size, 4, 2
-    mask = shifted_window_mask(height, width, window, shift, torch.float32, torch.device("cpu"))
+    attention = WindowAttention(dim=4, num_heads=2, window_size=window, shift=shift)
+    biases = attention._bias((height // window, width // window))
+    plain = WindowAttention(dim=4, num_heads=2, window_size=window)._bias((1, 1))
+    assert torch.equal(plain, torch.zeros(1, 2, 16, 16))  # so what is left is the mask
     # Position of each rolled token before the roll: tokens of a window are neighbours exactly
     # where neither of the two wrapped around alone.
     wrapped = torch.zeros(height, width, 2, dtype=torch.bool)
     wrapped[height - shift :, :, 0] = True
     wrapped[:, width - shift :, 1] = True
-    for index in range(mask.shape[0]):
+    assert len(biases) == height * width // window**2
+    for index, bias in enumerate(biases):
         row, col = divmod(index, width // window)
         patch = wrapped[row * window : (row + 1) * window, col * window : (col + 1) * window]
         tokens = patch.reshape(-1, 2)
         together = (tokens[:, None] == tokens[None, :]).all(-1)
-        assert torch.equal(mask[index] == 0, together)
-        assert (mask[index][~together] == -100).all()
+        for head in bias:
+            assert torch.equal(head == 0, together)
+            assert (head[~together] == -100).all()
 
 
-def test_shift_mask_made_in_inference_mode_serves_training() -> None:
+def test_evaluation_in_inference_mode_leaves_nothing_that_training_trips_over() -> None:
     backbone = tiny(window_size=3)
     image = torch.randn(1, 3, 40, 40)
     with torch.inference_mode():
@@ -325,6 +332,11 @@ def test_absolute_position_embedding_fits_any_size() -> None:
         ({"depths": (2, 2, 2)}, r"MODEL.SWIN.DEPTHS has 3, MODEL.SWIN.NUM_HEADS has 4"),
         ({"num_heads": (1, 2, 4)}, "MODEL.SWIN.NUM_HEADS has 3"),
         ({"semantic_blocks": (1,)}, "MODEL.SEMASK.NUM_BLOCKS has 1"),
+        ({"depths": (2, -1, 1, 1)}, "DEPTHS needs whole numbers of at least 1"),
+        ({"num_heads": ("a", 2, 2, 2)}, "NUM_HEADS needs whole numbers"),
+        ({"semantic_blocks": (1, -1, 1, 1)}, "NUM_BLOCKS needs whole numbers of at least 0"),
+        ({"embed_dim": 0}, "EMBED_DIM needs whole numbers of at least 1"),
+        ({"drop_path_rate": 1.0}, "DROP_PATH_RATE must be in"),
         ({"num_heads": (3, 2, 2, 2)}, r"NUM_HEADS\[0\] = 3 must divide"),
         ({"window_size": 0}, "MODEL.SWIN.WINDOW_SIZE must be at least 1"),
         (
@@ -339,3 +351,64 @@ def test_absolute_position_embedding_fits_any_size() -> None:
 def test_settings_that_cannot_be_are_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**overrides)
+
+
+def test_backbone_and_head_with_other_classes_do_not_go_together() -> None:
+    backbone = tiny(semantic_classes=CLASSES + 1)
+    with pytest.raises(ValueError, match="prior maps have 6 classes and the head 5"):
+        SeMaskSegmentor(backbone=backbone, sem_seg_head=head_for(backbone), **PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"loss_reduction": "mean"}, "LOSS_REDUCTION must be one of all, valid"),
+        ({"ohem_pixels": -1}, "OHEM_PIXELS must be 0"),
+    ],
+)
+def test_head_settings_that_cannot_be_are_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        head_for(tiny(), **overrides)
+
+
+def test_fewer_features_than_stages_train_from_a_config() -> None:
+    cfg = load_config()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "SeMaskSegmentor"
+    cfg.MODEL.BACKBONE.NAME = "SeMaskSwin"
+    cfg.MODEL.SWIN.EMBED_DIM = 12
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4"]
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "SeMaskFPNHead"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res3"]
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
+    cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
+    model = build_model(cfg)
+    assert set(model.sem_seg_head.prior_head.doublings) == {"prior2", "prior3", "prior4"}
+    losses = model.train()(batch())
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_initialisation_is_the_published_one() -> None:
+    torch.manual_seed(0)
+    backbone = SeMaskSwin(
+        embed_dim=48, depths=(2, 2, 2, 2), semantic_classes=50, absolute_pos_embed=True
+    )
+    small = [p for name, p in backbone.named_parameters() if name.endswith("_bias_table")]
+    small += [m.weight for m in backbone.modules() if isinstance(m, nn.Linear)]
+    for weight in small:
+        assert weight.std().item() == pytest.approx(0.02, rel=0.12)
+        assert weight.abs().max() <= 2.0  # torch truncates at plus and minus 2
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            assert not module.bias.any()
+        if isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all()
+            assert not module.bias.any()
+    head = SemanticFPNHead(input_shape=backbone.output_shape(), num_classes=50, norm="BN")
+    assert head.predictor.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not head.predictor.bias.any()
+    for name, scale_head in head.scale_heads.items():
+        for conv in scale_head:  # type: ignore[union-attr]
+            if isinstance(conv, nn.Conv2d):
+                expected = (2 / (conv.out_channels * 9)) ** 0.5  # Kaiming, fan_out, ReLU
+                assert conv.weight.std().item() == pytest.approx(expected, rel=0.05), name

@@ -1,4 +1,4 @@
-"""Losses, gradients and BatchNorm statistics of the reference's training steps, in float64."""
+"""Losses, gradients and BatchNorm statistics of the reference's training steps."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import CASES, build_reference, load_arrays, load_meta, reference_state_dict, weights
+from reference import CASES, build_reference, load_arrays, load_meta, weights
 from semask.checkpoint import convert_state_dict
 from semask.modeling import segmentation_loss
 
@@ -33,9 +33,9 @@ def inputs(case: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def training_model(case: str) -> Any:
+def training_model(case: str, dtype: torch.dtype) -> Any:
     """Train mode without dropout and stochastic depth; BatchNorm in evaluation mode."""
-    model = build_reference(case, drop_path_rate=0.0, dropout=0.0).double().train()
+    model = build_reference(case, drop_path_rate=0.0, dropout=0.0).to(dtype).train()
     set_batch_norm(model, training=False)
     return model
 
@@ -47,23 +47,25 @@ def set_batch_norm(model: Any, training: bool) -> None:
 
 
 def own_name(reference_name: str, case: str) -> str:
-    shapes = {reference_name: torch.empty(0), **reference_state_dict(case)}
-    names = list(shapes)
-    converted, _ = convert_state_dict({name: torch.tensor(i) for i, name in enumerate(names)})
-    return next(name for name, index in converted.items() if index == 0)
+    numbers = {name: torch.tensor(i) for i, name in enumerate(load_meta(case)["state_dict"])}
+    converted, _ = convert_state_dict(numbers)
+    return next(name for name, i in converted.items() if i == numbers[reference_name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
-def test_losses_gradients_and_statistics_equal_reference(case: str) -> None:
+def test_losses_gradients_and_statistics_equal_reference(case: str, dtype: torch.dtype) -> None:
     expected = load_arrays(case, FILE)
     image, labels = inputs(case)
-    model = training_model(case)
-    compared = {"pixels_total", "pixels_valid", "accuracy_percent"}
+    image = image.to(dtype)
+    model = training_model(case, dtype)
+    compared = {"pixels_total", "pixels_valid"}
+    rtol, atol = (1e-6, 1e-9) if dtype == torch.float64 else (1e-3, 1e-4)
 
-    def close(key: str, value: Any, rtol: float = 1e-7) -> None:
+    def close(key: str, value: Any, atol: float = atol) -> None:
         if isinstance(value, Tensor):
             value = value.detach().numpy()
-        np.testing.assert_allclose(value, expected[key], rtol=rtol, atol=1e-9, err_msg=key)
+        np.testing.assert_allclose(value, expected[key], rtol=rtol, atol=atol, err_msg=key)
         compared.add(key)
 
     assert labels.numel() == expected["pixels_total"]
@@ -77,7 +79,8 @@ def test_losses_gradients_and_statistics_equal_reference(case: str) -> None:
         head.layers(features), size=labels.shape[-2:], mode="bilinear"
     )
     accuracy = 100 * (logits.argmax(1) == labels).sum() / labels.numel()
-    close("accuracy_percent", accuracy)
+    one_pixel = 100 / labels.numel()  # two classes may be equal to float32 rounding
+    close("accuracy_percent", accuracy, atol=1e-9 if dtype == torch.float64 else 3 * one_pixel)
     close("loss", total)
     close("loss_ce", losses["loss_sem_seg"])
     if "loss_prior" in losses:
@@ -89,7 +92,7 @@ def test_losses_gradients_and_statistics_equal_reference(case: str) -> None:
     for name in names:
         gradient = parameters[own_name(name, case)].grad
         close(f"grad_norm:{name}", gradient.norm())
-        close(f"grad_head:{name}", gradient.flatten()[:32], rtol=1e-6)
+        close(f"grad_head:{name}", gradient.flatten()[:32])
     close("grad_norm_all", norm(parameters.values()))
     close("grad_norm_backbone", norm(model.backbone.parameters()))
 
@@ -118,16 +121,6 @@ def test_losses_gradients_and_statistics_equal_reference(case: str) -> None:
 
 def norm(parameters: Any) -> Tensor:
     return torch.stack([p.grad.norm() for p in parameters]).norm()
-
-
-def test_float32_losses_equal_reference() -> None:
-    case = "semask_t_ade20k"
-    expected = load_arrays(case, FILE)
-    image, labels = inputs(case)
-    model = training_model(case).float()
-    losses = model.sem_seg_head.losses(model.backbone(image.float()), labels)
-    assert abs(losses["loss_sem_seg"].item() - float(expected["loss_ce"])) < 1e-4
-    assert abs(losses["loss_prior"].item() - float(expected["loss_cate"])) < 1e-4
 
 
 def test_valid_reduction_divides_by_the_valid_pixels() -> None:

@@ -103,6 +103,9 @@ class SeMaskSwin(SemSegBackbone):
         names = [stage_name(stage) for stage in range(len(depths))]
         _check_values(
             embed_dim=embed_dim,
+            depths=depths,
+            semantic_blocks=semantic_blocks,
+            drop_path_rate=drop_path_rate,
             num_heads=num_heads,
             window_size=window_size,
             semantic_window_size=semantic_window_size,
@@ -266,6 +269,9 @@ def _check_stage_lists(lists: dict[str, Sequence[Any]]) -> None:
 def _check_values(
     *,
     embed_dim: int,
+    depths: Sequence[int],
+    semantic_blocks: Sequence[int],
+    drop_path_rate: float,
     num_heads: Sequence[int],
     window_size: int,
     semantic_window_size: int | None,
@@ -274,8 +280,19 @@ def _check_values(
     names: Sequence[str],
     freeze_at: int,
 ) -> None:
+    whole_numbers = {
+        "MODEL.SWIN.EMBED_DIM": ([embed_dim], 1),
+        "MODEL.SWIN.DEPTHS": (depths, 1),
+        "MODEL.SWIN.NUM_HEADS": (num_heads, 1),
+        "MODEL.SEMASK.NUM_BLOCKS": (semantic_blocks, 0),
+    }
+    for key, (values, least) in whole_numbers.items():
+        if not all(isinstance(value, int) and value >= least for value in values):
+            raise ValueError(f"{key} needs whole numbers of at least {least}, got {values}")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"MODEL.SWIN.DROP_PATH_RATE must be in [0, 1), got {drop_path_rate}")
     for stage, heads in enumerate(num_heads):
-        if heads < 1 or (embed_dim * 2**stage) % heads:
+        if (embed_dim * 2**stage) % heads:
             raise ValueError(
                 f"MODEL.SWIN.NUM_HEADS[{stage}] = {heads} must divide the stage's "
                 f"{embed_dim * 2**stage} channels (MODEL.SWIN.EMBED_DIM = {embed_dim})"

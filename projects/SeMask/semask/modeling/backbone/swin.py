@@ -1,6 +1,6 @@
 """The parts of a Swin transformer (arXiv 2103.14030). Token maps are (B, H, W, C)."""
 
-from functools import lru_cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -85,47 +85,36 @@ def relative_position_index(size: int) -> Tensor:
     return row_offset * (2 * size - 1) + col_offset
 
 
-def shifted_window_mask(
-    height: int, width: int, size: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def shifted_window_masks(size: int, shift: int) -> Tensor:
     """What keeps apart the tokens that only the cyclic shift made neighbours.
 
+    That happens in the last row and the last column of windows alone, so four masks serve a map
+    of any size: of a window in neither, in the last column, in the last row, and in both.
+
     Args:
-        height, width: of the padded map, multiples of ``size``.
         size, shift: of the window, in tokens.
 
     Returns:
-        (windows, size**2, size**2): 0 where two tokens may see each other, else -100. The tensor
-        is shared between calls: do not write to it.
+        (4, size**2, size**2): 0 where two tokens may see each other, else -100.
     """
-    # A tensor made while tracing is symbolic and must not outlive the trace.
-    build = _build_mask if torch.compiler.is_compiling() else _cached_mask
-    return build(height, width, size, shift, dtype, device)
-
-
-def _build_mask(
-    height: int, width: int, size: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    def bands(length: int) -> Tensor:
-        index = torch.arange(length, device=device)
-        return (index >= length - size).long() + (index >= length - shift).long()
-
-    # An inference-mode tensor could not be used by a later training step.
-    with torch.inference_mode(False):
-        region = 3 * bands(height)[:, None] + bands(width)[None, :]
-        region = split_windows(region[None, :, :, None], size).squeeze(-1)
-        apart = region[:, :, None] != region[:, None, :]
-        mask = torch.zeros(apart.shape, dtype=dtype, device=device)
-        return mask.masked_fill_(apart, MASKED_LOGIT)
-
-
-_cached_mask = lru_cache(maxsize=64)(_build_mask)
+    wrapped = torch.arange(size) >= size - shift
+    inside = torch.zeros(size, dtype=torch.bool)
+    masks = []
+    for rows, cols in product((inside, wrapped), repeat=2):
+        region = (2 * rows[:, None] + cols[None, :].long()).flatten()
+        apart = region[:, None] != region[None, :]
+        masks.append(torch.zeros(apart.shape).masked_fill_(apart, MASKED_LOGIT))
+    return torch.stack(masks)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention within windows, with a learned relative position bias."""
+    """Multi-head attention within windows, with a learned relative position bias.
+
+    With a shift, the windows are those of a map that was rolled by it.
+    """
 
     relative_position_index: Tensor
+    shift_masks: Tensor
 
     def __init__(
         self,
@@ -133,11 +122,13 @@ class WindowAttention(nn.Module):
         dim: int,
         num_heads: int,
         window_size: int,
+        shift: int = 0,
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.shift = shift
         self.attention_dropout = attention_dropout
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -147,24 +138,26 @@ class WindowAttention(nn.Module):
         )
         index = relative_position_index(window_size)
         self.register_buffer("relative_position_index", index, persistent=False)
+        if shift:
+            masks = shifted_window_masks(window_size, shift)
+            self.register_buffer("shift_masks", masks, persistent=False)
 
-    def forward(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, windows: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attend within each window.
 
         Args:
-            windows: (B * nW, N, C), the windows of an image next to each other.
-            mask: (nW, N, N), added to the logits of every head.
+            windows: (B * rows * cols, N, C), the windows of an image next to each other.
+            grid: rows and columns of the windows of one image.
 
         Returns:
-            (B * nW, N, C).
+            (B * rows * cols, N, C).
         """
         count, tokens, dim = windows.shape
         qkv = self.qkv(windows).view(count, tokens, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
-        bias = bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(count // mask.shape[0], 1, 1, 1)
+        bias = self._bias(grid)
+        if self.shift:
+            bias = bias.repeat(count // len(bias), 1, 1, 1)
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -173,6 +166,18 @@ class WindowAttention(nn.Module):
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         return self.dropout(self.proj(out.transpose(1, 2).reshape(count, tokens, dim)))
+
+    def _bias(self, grid: tuple[int, int]) -> Tensor:
+        """What is added to the logits: (1, heads, N, N), with a shift (rows * cols, ...)."""
+        index = self.relative_position_index
+        bias = self.relative_position_bias_table[index.flatten()]
+        bias = bias.view(*index.shape, self.num_heads).permute(2, 0, 1)[None]
+        if not self.shift:
+            return bias
+        kinds = index.new_zeros(grid)
+        kinds[:, -1] += 1
+        kinds[-1, :] += 2
+        return (bias + self.shift_masks[:, None])[kinds.flatten()]
 
 
 class SwinBlock(nn.Module):
@@ -198,6 +203,7 @@ class SwinBlock(nn.Module):
             dim=dim,
             num_heads=num_heads,
             window_size=window_size,
+            shift=shift,
             attention_dropout=attention_dropout,
             dropout=dropout,
         )
@@ -211,17 +217,14 @@ class SwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _window_attention(self, x: Tensor) -> Tensor:
+        size = self.window_size
         height, width = x.shape[1:3]
-        x = pad_to_multiple(x, self.window_size)
+        x = pad_to_multiple(x, size)
         padded_height, padded_width = x.shape[1:3]
-        mask = None
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-            mask = shifted_window_mask(
-                padded_height, padded_width, self.window_size, self.shift, x.dtype, x.device
-            )
-        windows = self.attn(split_windows(x, self.window_size), mask)
-        x = merge_windows(windows, self.window_size, padded_height, padded_width)
+        windows = self.attn(split_windows(x, size), (padded_height // size, padded_width // size))
+        x = merge_windows(windows, size, padded_height, padded_width)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]

@@ -23,7 +23,7 @@ class SemanticFPNHead(nn.Module):
         norm: name of the normalisation, as ``detectron2.layers.get_norm`` takes it.
 
     Raises:
-        ValueError: no input feature has the common stride.
+        ValueError: no input feature has the common stride, or a number is not positive.
     """
 
     def __init__(
@@ -37,11 +37,14 @@ class SemanticFPNHead(nn.Module):
         norm: str = "SyncBN",
     ) -> None:
         super().__init__()
+        for key, value in (("NUM_CLASSES", num_classes), ("CONVS_DIM", conv_dims)):
+            if value < 1:
+                raise ValueError(f"MODEL.SEM_SEG_HEAD.{key} must be at least 1, got {value}")
         shapes = sorted(input_shape.items(), key=lambda item: item[1].stride)
         if not shapes or shapes[0][1].stride != common_stride:
             raise ValueError(
                 f"The Semantic-FPN head sums its maps at stride {common_stride} and needs a "
-                f"feature of that stride; it got {[(name, shape.stride) for name, shape in shapes]} "
+                f"feature of that stride; it got {[(k, shape.stride) for k, shape in shapes]} "
                 "(MODEL.SEM_SEG_HEAD.IN_FEATURES, MODEL.SEM_SEG_HEAD.COMMON_STRIDE)"
             )
         self.in_features = [name for name, _ in shapes]

@@ -9,7 +9,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..backbone.base import prior_strides
-from ..losses import segmentation_loss
+from ..losses import REDUCTIONS, segmentation_loss
 from ..resize import resize
 from .semantic_fpn import SemanticFPNHead
 from .semantic_prior import SemanticPriorHead
@@ -47,6 +47,15 @@ class SeMaskFPNHead(nn.Module):
         ohem_pixels: int = 0,
     ) -> None:
         super().__init__()
+        if loss_reduction not in REDUCTIONS:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.LOSS_REDUCTION must be one of {', '.join(REDUCTIONS)}, "
+                f"got {loss_reduction!r}"
+            )
+        if ohem_pixels < 0:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.OHEM_PIXELS must be 0 (off) or more, got {ohem_pixels}"
+            )
         self.semantic_fpn = semantic_fpn
         self.prior_head = prior_head
         self.num_classes = num_classes
@@ -60,7 +69,13 @@ class SeMaskFPNHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head, semask = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEMASK
-        strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
+        # The backbone builds no stage behind its last feature.
+        deepest = max(shape.stride or 0 for shape in input_shape.values())
+        strides = {
+            name: stride
+            for name, stride in prior_strides(semask.ATTENTION, semask.NUM_BLOCKS).items()
+            if stride <= deepest
+        }
         supervised = bool(strides) and head.PRIOR_LOSS_WEIGHT > 0
         prior_classes = semask.NUM_CLASSES or head.NUM_CLASSES
         if supervised and prior_classes != head.NUM_CLASSES:
