@@ -71,6 +71,20 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     return augmentations
 
 
+def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
+    """How evaluation resizes the original image for the multi-scale protocol, else nothing.
+
+    Raises:
+        ConfigError: ``TEST.MULTI_SCALE_FACTORS`` cannot be used.
+    """
+    if cfg.TEST.PROTOCOL != "multi_scale":
+        return []
+    if not cfg.TEST.MULTI_SCALE_FACTORS:
+        raise ConfigError("TEST.MULTI_SCALE_FACTORS is empty: give at least one factor.")
+    with _blaming("INPUT.SCALE, TEST.MULTI_SCALE_FACTORS"):
+        return [ResizeByScale(cfg.INPUT.SCALE, [f]) for f in cfg.TEST.MULTI_SCALE_FACTORS]
+
+
 class SemSegMapper:
     """Read, check and augment one image and its label map.
 
@@ -87,6 +101,7 @@ class SemSegMapper:
         num_classes: int,
         ignore_value: int = 255,
         image_format: str = "RGB",
+        test_scales: Sequence[ResizeByScale] = (),
     ) -> None:
         """
         Args:
@@ -95,6 +110,7 @@ class SemSegMapper:
             num_classes: labels are 0..num_classes-1,
             ignore_value: or this, 0..255.
             image_format: channel order of the result, "RGB" or "BGR".
+            test_scales: sizes of the original image that the multi-scale protocol wants.
 
         Raises:
             ConfigError: the format or the ignore value is not as described.
@@ -111,6 +127,7 @@ class SemSegMapper:
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.image_format = image_format
+        self.test_scales = list(test_scales)
         mode = "training" if is_train else "evaluation"
         logger.info("Augmentations in %s: %s", mode, list(augmentations))
 
@@ -122,6 +139,7 @@ class SemSegMapper:
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "image_format": cfg.INPUT.FORMAT,
+            "test_scales": [] if is_train else build_test_scales(cfg),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +152,8 @@ class SemSegMapper:
         Returns:
             The given entries and: "image", a (3, H, W) tensor, uint8, or float32 where it has
             been padded, both 0..255; in training "sem_seg", a (H, W) int64 tensor; "height" and
-            "width" of the image file (upright).
+            "width" of the image file (upright); for the multi-scale protocol "images", the
+            original image at each test scale.
 
         Raises:
             DataError: a file is missing or damaged, the two differ in size, or a label is no
@@ -143,16 +162,33 @@ class SemSegMapper:
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # The workers are the parallelism; their threads would compete.
         image, sem_seg = self._read(dataset_dict)
-        output = dict(dataset_dict)
-        output["height"], output["width"] = image.shape[:2]
+        return {**dataset_dict, **self.transform(image, sem_seg)}
 
+    def transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> dict[str, Any]:
+        """What the model takes, from an image that has been read already.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            sem_seg: its label map, (H, W) uint8, to be augmented alike.
+
+        Returns:
+            The entries that :meth:`__call__` adds.
+        """
         inputs = T.AugInput(image, sem_seg=sem_seg)
         self.augmentations(inputs)
-        image = inputs.image if self.image_format == "RGB" else inputs.image[:, :, ::-1]
-        output["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        output: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
+        output["image"] = self._tensor(inputs.image)
         if sem_seg is not None:
             output["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
+        if self.test_scales:
+            resized = (scale.get_transform(image).apply_image(image) for scale in self.test_scales)
+            output["images"] = [self._tensor(pixels) for pixels in resized]
         return output
+
+    def _tensor(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) RGB pixels to a (3, H, W) tensor in the model's channel order."""
+        image = image if self.image_format == "RGB" else image[:, :, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
     def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         """The image, and in training its label map, both found sound."""

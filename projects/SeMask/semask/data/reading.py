@@ -9,11 +9,13 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, ImageOps
+
+from semask.data.matlab import is_matlab, read_matlab_label
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ _DECODING_ERRORS = (
 # Pillow stretches 2-bit and 4-bit grey PNGs to 0..255; indices are had back by dividing.
 _STRETCH_OF_RAW_MODE = {"L;2": 85, "L;4": 17}
 
+# In a table of LABEL_MAPS: no such raw value exists.
+_UNKNOWN = -1
+
 LABEL_MAPS: dict[str, np.ndarray] = {}
 """Registered tables from a dataset's raw label values to training ids, by name."""
 
@@ -41,25 +46,38 @@ class DataError(ValueError):
     """A file of a dataset that cannot be used; the message names it and says what to do."""
 
 
-def register_label_map(name: str, table: Sequence[int] | np.ndarray) -> None:
+class UnreadableError(DataError):
+    """A file that is missing or damaged, in a dataset that may be sound otherwise."""
+
+
+def register_label_map(name: str, table: Sequence[int] | np.ndarray | Mapping[int, int]) -> None:
     """Make a raw label layout known, so that dataset dicts can ask for it as "label_map".
 
     Args:
         name: e.g. "ade20k".
-        table: training id (0..255, the ignore value included) of each raw value 0, 1, 2, ...
+        table: training id (0..255, the ignore value included) of each raw value 0, 1, 2, ...; or
+            of each raw value that exists, any other being an error in a file.
 
     Raises:
         ValueError: a value is outside 0..255, or the name stands for another table already.
     """
-    values = np.asarray(table)
+    values = np.asarray(list(table.values()) if isinstance(table, Mapping) else table)
     if values.ndim != 1 or values.dtype.kind not in "iu" or values.size == 0:
         raise ValueError(f"Label map '{name}' has to be a list of integers.")
     if values.min() < 0 or values.max() > 255:
         raise ValueError(f"Label map '{name}' has ids outside 0..255.")
+    if isinstance(table, Mapping):
+        raw = np.asarray(list(table))
+        if raw.dtype.kind not in "iu" or raw.min() < 0 or raw.max() > 65535:
+            raise ValueError(f"Label map '{name}' has raw values that are not in 0..65535.")
+        ids = np.full(int(raw.max()) + 1, _UNKNOWN, np.int16)
+        ids[raw] = values
+    else:
+        ids = values.astype(np.int16)
     known = LABEL_MAPS.get(name)
-    if known is not None and not np.array_equal(known, values):
+    if known is not None and not np.array_equal(known, ids):
         raise ValueError(f"Label map '{name}' is registered already, with other values.")
-    LABEL_MAPS[name] = values.astype(np.uint8)
+    LABEL_MAPS[name] = ids
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -78,25 +96,38 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         DataError: the file is missing, truncated or damaged, or its pixels have no known range.
     """
     with _opened(path, "image") as image:
-        if image.mode in ("I", "F") and image.format != "PNG":
-            raise DataError(
-                f"Image '{path}' has 32-bit pixels (mode {image.mode}), whose range is unknown; "
-                "save it with 8 or 16 bits per channel."
-            )
-        image = _upright(image, path)
-        if image.mode.startswith("I"):
-            grey = (np.asarray(image) >> 8).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return rgb_pixels(image, path)
+
+
+def rgb_pixels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+    """The pixels of an opened image, as :func:`read_image` gives them.
+
+    Args:
+        image: it is decoded here, with Pillow's own errors where it is damaged.
+        path: the file, for messages.
+
+    Raises:
+        DataError: its pixels have no known range.
+    """
+    if image.mode in ("I", "F") and image.format != "PNG":
+        raise DataError(
+            f"Image '{path}' has 32-bit pixels (mode {image.mode}), whose range is unknown; "
+            "save it with 8 or 16 bits per channel."
+        )
+    image = _upright(image, path)
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np.ndarray:
     """Read a label map: one channel with one class index per pixel.
 
-    A palette image gives its indices. 16-bit files are accepted where their values fit into
-    8 bits or the label map takes them there.
+    A palette image gives its indices, a MATLAB file (``.mat``) its array ``S``. Wider types are
+    accepted where their values fit into 8 bits or the label map takes them there.
 
     Args:
         path: a file, or anything Detectron2's ``PathManager`` opens.
@@ -109,6 +140,22 @@ def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np
         DataError: the file is missing, truncated or damaged, has several channels, or has values
             that do not fit.
     """
+    label = _read_raw_label(path)
+    if label_map is not None:
+        return _mapped(label, label_map, path)
+    if label.dtype.itemsize > 1 and (label.max() > 255 or label.min() < 0):
+        raise DataError(
+            f"Label map '{path}' has values from {label.min()} to {label.max()}, and no label map "
+            "for raw values is set; class indices have to lie in 0..255."
+        )
+    return label.astype(np.uint8)
+
+
+def _read_raw_label(path: str | os.PathLike[str]) -> np.ndarray:
+    """The values of a label map as they are in the file, (H, W) integers or booleans."""
+    if is_matlab(os.fspath(path)):
+        with _explained(path, "label map"), PathManager.open(os.fspath(path), "rb") as file:
+            return read_matlab_label(file)
     with _opened(path, "label map") as image:
         bands = image.getbands()
         if len(bands) != 1:
@@ -121,16 +168,7 @@ def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np
         label = np.asarray(_upright(image, path))
     if label.dtype.kind not in "iub":
         raise DataError(f"Label map '{path}' has {label.dtype} values; save it as integers.")
-    if stretch != 1:
-        label = label // stretch
-    if label_map is not None:
-        return _mapped(label, label_map, path)
-    if label.dtype.itemsize > 1 and (label.max() > 255 or label.min() < 0):
-        raise DataError(
-            f"Label map '{path}' has values from {label.min()} to {label.max()}, and no label map "
-            "for raw values is set; class indices have to lie in 0..255."
-        )
-    return label.astype(np.uint8)
+    return label if stretch == 1 else label // stretch
 
 
 def check_label_values(
@@ -182,23 +220,34 @@ def check_same_size(
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
-    """The image, decoded in the ``with`` block; every failure there is a ``DataError``."""
-    # Where another library has told Pillow to fill truncated images with grey, that has to rest.
-    fills_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+def _explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Every failure to open or decode a file in the ``with`` block is an ``UnreadableError``."""
     try:
-        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
-            yield image
+        yield
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"There is no {what} '{path}'. Is the dataset complete?") from error
+        raise UnreadableError(f"There is no {what} '{path}'. Is the dataset complete?") from error
     except _DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
+        raise UnreadableError(
             f"Cannot read {what} '{path}': {reason}. The file is damaged, incomplete or of an "
             "unknown format; fetch or save it again."
         ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
+    """The image, decoded in the ``with`` block."""
+    # Where another library has told Pillow to fill truncated images with grey, that has to rest.
+    fills_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with (
+            _explained(path, what),
+            PathManager.open(os.fspath(path), "rb") as file,
+            Image.open(file) as image,
+        ):
+            yield image
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = fills_truncated
 
@@ -207,6 +256,7 @@ def _upright(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     """``image`` turned as its EXIF orientation says."""
     if image.format == "TIFF":  # Pillow turns it while loading, and early releases again below.
         return image
+    image.load()  # A damaged image shall not pass for damaged metadata.
     try:
         return ImageOps.exif_transpose(image)
     except _DECODING_ERRORS as error:  # Damaged metadata beside sound pixels.
@@ -234,4 +284,13 @@ def _mapped(label: np.ndarray, name: str, path: str | os.PathLike[str]) -> np.nd
             f"Label map '{path}' has values from {label.min()} to {label.max()}; the layout "
             f"'{name}' knows 0..{table.size - 1}. Is it the file of another dataset?"
         )
-    return table[label]
+    ids = table[label]
+    if ids.size and ids.min() == _UNKNOWN:
+        values, counts = np.unique(label[ids == _UNKNOWN], return_counts=True)
+        pairs = zip(values[:10], counts, strict=False)
+        listed = ", ".join(f"{value} ({count} pixels)" for value, count in pairs)
+        raise DataError(
+            f"Label map '{path}' has raw values that do not exist in the layout '{name}': "
+            f"{listed}. Is it the file of another dataset?"
+        )
+    return ids.astype(np.uint8)

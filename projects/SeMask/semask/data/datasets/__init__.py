@@ -1,0 +1,27 @@
+"""The built-in datasets, registered in Detectron2's catalogs by importing this package."""
+
+from semask.data.datasets.ade20k import register_ade20k
+from semask.data.datasets.camvid import register_camvid
+from semask.data.datasets.catalog import datasets_root, layout_hint, register_sem_seg
+from semask.data.datasets.cityscapes import register_cityscapes
+from semask.data.datasets.coco_stuff import register_coco_stuff
+from semask.data.datasets.config_folders import register_config_folders
+from semask.data.datasets.folder import register_folder
+from semask.data.datasets.pairs import PairingError, load_sem_seg_pairs
+from semask.data.datasets.scenes import register_scenes
+
+__all__ = [
+    "PairingError",
+    "datasets_root",
+    "layout_hint",
+    "load_sem_seg_pairs",
+    "register_config_folders",
+    "register_folder",
+    "register_sem_seg",
+]
+
+register_scenes()
+register_camvid()
+register_ade20k()
+register_cityscapes()
+register_coco_stuff()

@@ -1,0 +1,100 @@
+"""Own datasets that a config describes, so that they need no Python."""
+
+import difflib
+import os
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from semask.config import ConfigError
+from semask.data.datasets.catalog import datasets_root
+from semask.data.datasets.folder import register_folder
+from semask.data.reading import LABEL_MAPS
+
+REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
+# Further keys of an entry of DATASETS.FOLDERS, and the arguments of ``register_folder`` they give.
+OPTIONAL = {
+    "CLASSES": "classes",
+    "IGNORE": "ignore",
+    "COLORS": "colors",
+    "IMAGE_EXT": "image_ext",
+    "LABEL_EXT": "label_ext",
+    "LABEL_MAP": "label_map",
+}
+
+
+def register_config_folders(cfg: CfgNode) -> None:
+    """Register the datasets of ``DATASETS.FOLDERS``; see ``add_semask_config`` for the keys.
+
+    ``load_config`` has done it. A process that gets a config in another way, such as one that
+    ``launch`` starts, has to call it too. A name may be registered from configs again and again,
+    and then stands for the last one; other datasets are not replaced.
+
+    Args:
+        cfg: with this project's keys; it is not changed.
+
+    Raises:
+        ConfigError: an entry lacks a key, has one that does not exist or a value that cannot be
+            used, or takes the name of another dataset.
+    """
+    for index, entry in enumerate(cfg.DATASETS.FOLDERS):
+        where = f"DATASETS.FOLDERS[{index}]"
+        _check_keys(entry, where)
+        name = entry["NAME"]
+        arguments = {OPTIONAL[key]: value for key, value in entry.items() if key in OPTIONAL}
+        arguments.setdefault("classes", cfg.DATASETS.FOLDER_CLASSES)
+        arguments.setdefault("ignore", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        root = os.path.expanduser(cfg.DATASETS.FOLDER_ROOT) or datasets_root()
+        image_dir, label_dir = (
+            os.path.join(root, os.path.expanduser(entry[key])) for key in ("IMAGE_DIR", "LABEL_DIR")
+        )
+        _forget(name)
+        try:
+            register_folder(name, image_dir, label_dir, **arguments, from_config=True)
+        except (ValueError, TypeError) as error:
+            hint = "" if arguments["classes"] else " Name them in DATASETS.FOLDER_CLASSES."
+            raise ConfigError(f"{where}: {error}{hint}") from error
+
+
+def resolve_num_classes(cfg: CfgNode) -> None:
+    """Replace a ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of 0 by the first dataset's number of classes.
+
+    Args:
+        cfg: not frozen.
+
+    Raises:
+        ConfigError: there is no dataset to ask.
+    """
+    if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != 0:
+        return
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name in DatasetCatalog and MetadataCatalog.get(name).get("stuff_classes"):
+            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(MetadataCatalog.get(name).stuff_classes)
+            return
+    raise ConfigError(
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
+        "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset with class names."
+    )
+
+
+def _check_keys(entry: Any, where: str) -> None:
+    known = [*REQUIRED, *OPTIONAL]
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where} has to be a mapping with the keys {', '.join(known)}.")
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(str(key).upper(), known, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Known are {', '.join(known)}."
+            raise ConfigError(f"{where} has the key '{key}', which does not exist. {hint}")
+    for key in REQUIRED:
+        if not isinstance(entry.get(key), str) or not entry[key]:
+            raise ConfigError(f"{where} needs {key}, as a text.")
+
+
+def _forget(name: str) -> None:
+    """Remove what an earlier config registered under ``name``."""
+    if name in DatasetCatalog and MetadataCatalog.get(name).get("from_config", False):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        LABEL_MAPS.pop(name, None)
