@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 TITLES = ("Image", "Ground truth", "Prediction", "Semantic prior")
 # Every image is shrunk to fit into this (width, height), or enlarged by a whole number.
-MAP_BOX = (400, 320)
+MAP_BOX = (400, 360)
 MARGIN = 16
 GAP = 8
 TITLE_SIZE = 16
@@ -35,7 +35,7 @@ class Panel:
     Attributes:
         image: (H, W, 3) uint8, RGB.
         label: (H, W) integers, classes or the ignore value.
-        prediction: (H, W) integers, classes.
+        prediction: (H, W) integers, classes; None = there is none, and no prior either.
         prior: integers of any height and width, the classes that the semantic prior names; None =
             the model has no prior.
         caption: a line below the row; "" = none.
@@ -43,7 +43,7 @@ class Panel:
 
     image: np.ndarray
     label: np.ndarray
-    prediction: np.ndarray
+    prediction: np.ndarray | None = None
     prior: np.ndarray | None = None
     caption: str = ""
 
@@ -83,7 +83,7 @@ def compose_panels(
 ) -> np.ndarray:
     """Rows below one another, with column titles at the top and a legend at the bottom.
 
-    The column of the semantic prior is there if any row has one.
+    The columns of predictions and of semantic priors are there if any row has one.
 
     Args:
         panels: at least one.
@@ -94,8 +94,8 @@ def compose_panels(
     Returns:
         (height, width, 3) uint8, RGB.
     """
-    number = 4 if any(panel.prior is not None for panel in panels) else 3
     rows = [_maps(panel, colors, ignore_label) for panel in panels]
+    number = max(len(row) for row in rows)
     column = max(picture.width for row in rows for picture in row)
     column = max(column, *(_text_width(title, TITLE_SIZE) for title in TITLES[:number]))
     width = 2 * MARGIN + number * column + (number - 1) * GAP
@@ -131,12 +131,12 @@ def compose_panels(
 def _maps(panel: Panel, colors: np.ndarray, ignore_label: int) -> list[Image.Image]:
     size = _shown_size(panel.image.shape[1], panel.image.shape[0])
     pictures = [
-        _resized(panel.image, size),
-        _painted(np.where(panel.label == ignore_label, -1, panel.label), colors, size),
-        _painted(panel.prediction, colors, size),
+        resized(panel.image, size),
+        painted(np.where(panel.label == ignore_label, -1, panel.label), colors, size),
     ]
-    if panel.prior is not None:
-        pictures.append(_painted(panel.prior, colors, size))
+    for classes in (panel.prediction, panel.prior):
+        if classes is not None:
+            pictures.append(painted(classes, colors, size))
     return pictures
 
 
@@ -147,27 +147,27 @@ def _shown_size(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _resized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Averaged where shrunk, so that thin things stay visible; enlarged in plain squares."""
     picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
     shrinks = size[0] < picture.width or size[1] < picture.height
     return picture.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST)
 
 
-def _painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """A map of classes in their colours; what is no class is hatched."""
     classes = classes.astype(np.int64)
     known = (classes >= 0) & (classes < len(colors))
     shades = np.where(known[..., None], colors[np.where(known, classes, 0)], _HATCH[0])
-    picture = _resized(shades, size)
+    picture = resized(shades, size)
     if not known.all():
         unknown = Image.fromarray((~known).astype(np.uint8) * 255)
         mask = unknown.resize(size, Image.Resampling.NEAREST)
-        picture.paste(_hatching(size), mask=mask)
+        picture.paste(hatching(size), mask=mask)
     return picture
 
 
-def _hatching(size: tuple[int, int]) -> Image.Image:
+def hatching(size: tuple[int, int]) -> Image.Image:
     rows, columns = np.indices((size[1], size[0]))
     dark = (rows + columns) % _HATCH_PERIOD < _HATCH_PERIOD // 3
     return Image.fromarray(np.array(_HATCH, dtype=np.uint8)[dark.astype(int)])
@@ -189,7 +189,7 @@ def _legend(
         for index in _listed_classes(panels, len(class_names))
     ]
     if any((panel.label == ignore_label).any() for panel in panels):
-        entries.append(("ignored", _hatching(swatch)))
+        entries.append(("ignored", hatching(swatch)))
     pitch = SWATCH + 6 + max(_text_width(name, TEXT_SIZE) for name, _ in entries) + 2 * GAP
     per_line = max(1, (width + 2 * GAP) // pitch)
     line_height = SWATCH + GAP

@@ -1,27 +1,25 @@
 """A few images of a dataset beside what a model makes of them, as one picture."""
 
-import contextlib
 import copy
-import inspect
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from semask.config import ConfigError
-from semask.data.reading import DataError, read_image, read_label
+from semask.data.reading import DataError, UnreadableError, read_image, read_label
 
 from .drawing import Panel, compose_panels
 from .output import replacing
 from .palette import class_colors
+from .predicting import Mapper, class_map, evaluating, predict
 
-Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+logger = logging.getLogger(__name__)
 
 
 def write_panels(
@@ -65,7 +63,7 @@ def render_panels(
         ``storage.put_image(name, picture.transpose(2, 0, 1))``.
 
     Raises:
-        DataError: a file cannot be read, or the dataset is empty or has no label maps.
+        DataError: no image can be read, or the dataset is empty or has no label maps.
         ConfigError: the metadata have no class names.
         ValueError: ``num_images`` is not positive, or ``stuff_colors`` do not fit the classes.
     """
@@ -76,12 +74,9 @@ def render_panels(
     colors = class_colors(len(names), metadata.get("stuff_colors"))
     ignore_label = metadata.get("ignore_label", 255)
 
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
     records = _evenly_spaced(DatasetCatalog.get(dataset_name), num_images, dataset_name)
-    # Not inference_mode: tensors that a model caches have to stay fit for training.
-    with _evaluating(model), torch.no_grad():
-        panels = [_panel(model, record, mapper, ignore_label) for record in records]
+    with evaluating(model) as model:
+        panels = list(_readable_panels(model, records, mapper, ignore_label))
     return compose_panels(panels, colors=colors, ignore_label=ignore_label, class_names=names)
 
 
@@ -107,24 +102,27 @@ def _evenly_spaced(
     return [records[position] for position in positions]
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in its own mode again (frozen parts differ)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _readable_panels(
+    model: nn.Module, records: list[dict[str, Any]], mapper: Mapper, ignore_label: int
+) -> Iterator[Panel]:
+    """The panels without those of unreadable files, for which no training has to end."""
+    unreadable: list[UnreadableError] = []
+    for record in records:
+        try:
+            yield _panel(model, record, mapper, ignore_label)
+        except UnreadableError as error:
+            logger.warning("Left out of the picture: %s", error)
+            unreadable.append(error)
+    if len(unreadable) == len(records):
+        raise unreadable[0]
 
 
 def _panel(model: nn.Module, record: dict[str, Any], mapper: Mapper, ignore_label: int) -> Panel:
     if "sem_seg_file_name" not in record:
         raise DataError(f"'{record['file_name']}' has no label map ('sem_seg_file_name').")
     label = read_label(record["sem_seg_file_name"], label_map=record.get("label_map"))
-    output = _run(model, mapper(copy.deepcopy(record)))
-    prediction = _classes(output["sem_seg"])
+    output = predict(model, mapper(copy.deepcopy(record)))
+    prediction = class_map(output["sem_seg"])
     caption = os.path.basename(record["file_name"])
     valid = label != ignore_label
     if valid.any() and prediction.shape == label.shape:
@@ -134,19 +132,6 @@ def _panel(model: nn.Module, record: dict[str, Any], mapper: Mapper, ignore_labe
         image=read_image(record["file_name"]),
         label=label,
         prediction=prediction,
-        prior=_classes(output["prior"]) if "prior" in output else None,
+        prior=class_map(output["prior"]) if "prior" in output else None,
         caption=caption,
     )
-
-
-def _run(model: nn.Module, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    inference = getattr(model, "inference", None)
-    # Stock models may have an ``inference`` of other arguments.
-    if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
-        return inference([inputs], return_priors=True)[0]
-    return model([inputs])[0]
-
-
-def _classes(scores: torch.Tensor) -> np.ndarray:
-    """(K, H, W) scores to (H, W) classes."""
-    return scores.argmax(dim=0).cpu().numpy()

@@ -19,10 +19,12 @@ from semask.data.reading import DataError, check_label_values, read_label
 
 from .confusion import confusion_matrix, mean_iou_of_labelled_classes, metrics_from_confusion
 from .output import replacing
+from .parts import EvaluatedImage, EvaluationPart
 from .table import class_table
 
 logger = logging.getLogger(__name__)
 
+RESULT_FILE = "sem_seg_evaluation.json"
 DEFAULT_IGNORE_LABEL = 255
 
 
@@ -47,18 +49,21 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         num_classes: int | None = None,
         ignore_label: int | None = None,
+        parts: Sequence[EvaluationPart] = (),
     ) -> None:
         """
         Args:
             dataset_name: a registered dataset whose metadata have ``stuff_classes``.
             distributed: add up the matrices of all processes; otherwise each process evaluates
                 what it has seen.
-            output_dir: folder for ``sem_seg_evaluation.json`` (results in percent, class names
-                and the confusion matrix), written by the main process. None writes nothing.
+            output_dir: folder for ``sem_seg_evaluation.json`` (results in percent, class names,
+                the confusion matrix, and what the parts add), written by the main process. None
+                writes nothing.
             num_classes: K that the model has, to be checked against the metadata; None = not
                 checked here.
             ignore_label: label value of pixels that do not count; None = the metadata's
                 ``ignore_label``, or 255 where they have none.
+            parts: what else to measure or keep; see ``semask.evaluation.parts``.
 
         Raises:
             ConfigError: the metadata have no class names, or not K of them.
@@ -79,6 +84,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._class_names: list[str] = list(names)
         self._ignore_label = int(ignore_label)
+        self._parts = list(parts)
         self._records: dict[str, Mapping[str, Any]] | None = None
         self.reset()
 
@@ -86,6 +92,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         """Forget everything seen so far."""
         classes = len(self._class_names)
         self._matrix = torch.zeros((classes, classes + 1), dtype=torch.int64)
+        for part in self._parts:
+            part.reset()
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -102,24 +110,28 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             ConfigError: the model has another number of classes than the dataset.
         """
         for dataset_dict, output in zip(inputs, outputs, strict=True):
-            scores = output["sem_seg"]
-            self._matrix = self._matrix.to(scores.device)
-            self._matrix += self._count(dataset_dict, scores)
+            image = self._evaluated(dataset_dict, output["sem_seg"])
+            self._matrix = self._matrix.to(image.matrix.device)
+            self._matrix += image.matrix
+            for part in self._parts:
+                part.process(image)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Compute the metrics, log the table per class, write the result file.
 
         Returns:
-            {"sem_seg": metrics} in percent, see ``metrics_from_confusion``; None in processes
-            other than the main one when ``distributed``.
+            {"sem_seg": metrics} in percent, see ``metrics_from_confusion``, and those of the
+            parts; None in processes other than the main one when ``distributed``.
         """
-        matrix = self._matrix.cpu().numpy()
+        share = [self._matrix.cpu().numpy(), *(part.share() for part in self._parts)]
+        gathered = [share]
         if self._distributed:
             comm.synchronize()
-            matrices = comm.gather(matrix)
+            gathered = comm.gather(share)
             if not comm.is_main_process():
                 return None
-            matrix = np.stack(matrices).sum(axis=0)
+        matrices, *shares = zip(*gathered, strict=True)
+        matrix = np.stack(matrices).sum(axis=0)
         if not matrix[:, :-1].any():
             logger.warning(
                 "No labelled pixel of '%s' has been evaluated; its metrics are undefined (NaN).",
@@ -129,12 +141,16 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         logger.info(
             "Evaluation of '%s':\n%s", self._dataset_name, class_table(matrix, self._class_names)
         )
+        results = [part.evaluate(own) for part, own in zip(self._parts, shares, strict=True)]
+        for result in results:
+            metrics.update(result.metrics)
         if self._output_dir and comm.is_main_process():
-            self._write(self._output_dir, matrix, metrics)
+            document = {key: value for result in results for key, value in result.document.items()}
+            self._write(self._output_dir, matrix, metrics, document)
         return OrderedDict(sem_seg=metrics)
 
-    def _count(self, dataset_dict: Mapping[str, Any], scores: torch.Tensor) -> torch.Tensor:
-        """The confusion matrix of one image."""
+    def _evaluated(self, dataset_dict: Mapping[str, Any], scores: torch.Tensor) -> EvaluatedImage:
+        """One image with its label map, its prediction and the confusion matrix of the two."""
         classes = len(self._class_names)
         if scores.dim() != 3:
             raise ConfigError(
@@ -155,7 +171,15 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             )
         check_label_values(label, classes, self._ignore_label, path)
         truth = torch.from_numpy(label).to(scores.device)
-        return confusion_matrix(scores.argmax(dim=0), truth, classes, self._ignore_label)
+        prediction = scores.argmax(dim=0)
+        return EvaluatedImage(
+            record={**dataset_dict, **record},
+            scores=scores,
+            prediction=prediction,
+            label=truth,
+            ignore_label=self._ignore_label,
+            matrix=confusion_matrix(prediction, truth, classes, self._ignore_label),
+        )
 
     def _record(self, dataset_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         """What names the label map: the input, or the dataset's own dict of the same image."""
@@ -174,7 +198,13 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             )
         return record
 
-    def _write(self, folder: str, matrix: np.ndarray, metrics: Mapping[str, float]) -> None:
+    def _write(
+        self,
+        folder: str,
+        matrix: np.ndarray,
+        metrics: Mapping[str, float],
+        more: Mapping[str, Any],
+    ) -> None:
         document = {
             "dataset": self._dataset_name,
             "results": {key: _finite(value) for key, value in metrics.items()},
@@ -183,8 +213,9 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             "ignore_label": self._ignore_label,
             "confusion_matrix": matrix.tolist(),
             "confusion_matrix_axes": "rows: prediction; columns: ground truth, then ignored pixels",
+            **more,
         }
-        with replacing(os.path.join(folder, "sem_seg_evaluation.json")) as file:
+        with replacing(os.path.join(folder, RESULT_FILE)) as file:
             file.write(json.dumps(document, allow_nan=False).encode())
 
 

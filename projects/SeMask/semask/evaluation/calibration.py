@@ -1,0 +1,130 @@
+"""Whether a model's confidence says how often it is right (arXiv 1706.04599)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .parts import EvaluatedImage, EvaluationPart, PartResult
+
+NUM_BINS = 20
+# Confidences are rounded to a multiple of this and added up as integers, so that the sum does not
+# depend on the order of the images or the number of processes.
+_STEPS = 2**20
+# Rows of an image that are worked on at once; the probabilities of all would double the memory.
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Pixels by confidence, in bins of equal width; bin b of B holds (b / B, (b + 1) / B].
+
+    Attributes:
+        pixels: (B,) numbers of pixels, ignored ones left out.
+        correct: (B,) how many of them were predicted correctly.
+        confidence: (B,) sum of their confidences.
+    """
+
+    pixels: np.ndarray
+    correct: np.ndarray
+    confidence: np.ndarray
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Share of correct pixels in each bin, NaN in empty ones."""
+        return self._per_pixel(self.correct)
+
+    @property
+    def mean_confidence(self) -> np.ndarray:
+        """Mean confidence in each bin, NaN in empty ones."""
+        return self._per_pixel(self.confidence)
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean of |accuracy - confidence| of the bins weighted with their pixels; NaN without."""
+        total = self.pixels.sum()
+        gap = np.abs(self.correct - self.confidence).sum()
+        return float(gap / total) if total else float("nan")
+
+    @property
+    def overconfidence(self) -> float:
+        """Mean confidence minus accuracy over all pixels; NaN without any."""
+        total = self.pixels.sum()
+        gap = self.confidence.sum() - self.correct.sum()
+        return float(gap / total) if total else float("nan")
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "CalibrationCurve":
+        """Read the entry "calibration" of an evaluation's result file."""
+        return cls(
+            *(
+                np.array(document[key], dtype=np.float64)
+                for key in ("pixels", "correct", "confidence")
+            )
+        )
+
+    def _per_pixel(self, values: np.ndarray) -> np.ndarray:
+        empty = np.full(len(self.pixels), np.nan)
+        return np.divide(values, self.pixels, out=empty, where=self.pixels > 0)
+
+
+def confidence(scores: Tensor) -> Tensor:
+    """Probability of the most probable class.
+
+    Args:
+        scores: (K, H, W) logits, or probabilities, which are recognised by being at least 0 and
+            adding up to 1 and taken as they are.
+
+    Returns:
+        (H, W) float32.
+    """
+    first = scores[:, 0].float()
+    given = bool((first >= 0).all() and ((first.sum(dim=0) - 1).abs() < 1e-3).all())
+    strips = []
+    for strip in scores.split(_ROWS, dim=1):
+        strip = strip.float()
+        highest = strip.amax(dim=0)
+        strips.append(highest if given else 1 / (strip - highest).exp_().sum(dim=0))
+    return torch.cat(strips)
+
+
+class Calibration(EvaluationPart):
+    """The calibration curve over all labelled pixels of a set, in constant memory."""
+
+    def __init__(self, num_bins: int = NUM_BINS) -> None:
+        self._num_bins = num_bins
+        self.reset()
+
+    def reset(self) -> None:
+        """See ``EvaluationPart``."""
+        self._counts = torch.zeros((3, self._num_bins), dtype=torch.int64)
+
+    def process(self, image: EvaluatedImage) -> None:
+        """Count the labelled pixels of one image."""
+        valid = image.label != image.ignore_label
+        correct = (image.prediction == image.label)[valid].long()
+        steps = (confidence(image.scores)[valid] * _STEPS).round().long().clamp(1, _STEPS)
+        bins = (steps * self._num_bins - 1) // _STEPS
+        self._counts = self._counts.to(bins.device)
+        for row, values in enumerate((torch.ones_like(steps), correct, steps)):
+            self._counts[row].scatter_add_(0, bins, values)
+
+    def share(self) -> np.ndarray:
+        """(3, bins) int64: pixels, correct ones, and the confidences in steps."""
+        return self._counts.cpu().numpy()
+
+    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+        """The curve for the result file; no metrics."""
+        pixels, correct, steps = np.stack(shares).sum(axis=0)
+        curve = CalibrationCurve(pixels, correct, steps / _STEPS)
+        error = curve.expected_calibration_error
+        document = {
+            "pixels": pixels.tolist(),
+            "correct": correct.tolist(),
+            "confidence": curve.confidence.tolist(),
+            "expected_calibration_error": None if np.isnan(error) else error,
+        }
+        return PartResult(document={"calibration": document})

@@ -1,0 +1,65 @@
+"""What else an evaluation can measure or keep beside the confusion matrix, one idea in each part.
+
+``SemSegConfusionEvaluator`` reads each label map and takes each argmax once, for all its parts.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EvaluatedImage:
+    """One image of an evaluation, all tensors on the device of the model's answer.
+
+    Attributes:
+        record: the dataset dict with its "file_name".
+        scores: (K, H, W) logits or probabilities.
+        prediction: (H, W) int64, the class with the highest score.
+        label: (H, W) uint8, a class or ``ignore_label``.
+        ignore_label: label value of pixels that do not count.
+        matrix: (K, K + 1) int64, the image's own confusion matrix.
+    """
+
+    record: Mapping[str, Any]
+    scores: Tensor
+    prediction: Tensor
+    label: Tensor
+    ignore_label: int
+    matrix: Tensor
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What a part adds to the results.
+
+    Attributes:
+        metrics: in percent, into the "sem_seg" results; names no other part uses.
+        document: plain types without NaN, into the result file.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EvaluationPart(ABC):
+    """Sees every image once; what it keeps must not grow with the images' pixels."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+
+    @abstractmethod
+    def process(self, image: EvaluatedImage) -> None:
+        """Take one image in."""
+
+    @abstractmethod
+    def share(self) -> Any:
+        """What this process has gathered: an object that can be pickled, without GPU tensors."""
+
+    @abstractmethod
+    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+        """The result over the shares of all processes, which must not depend on their order."""

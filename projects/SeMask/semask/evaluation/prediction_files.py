@@ -1,0 +1,78 @@
+"""Predictions as label maps on disk, each written as soon as it is there."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from semask.data.reading import DataError
+
+from .output import replacing
+from .parts import EvaluatedImage, EvaluationPart, PartResult
+
+
+class PredictionFiles(EvaluationPart):
+    """One PNG per image with the class of each pixel; nothing stays in memory.
+
+    The files lie in a folder as the images do in theirs, with the suffix ".png". Up to 256
+    classes they have a palette, so that they look like the classes' colours and read as the
+    classes' indices; beyond, they have 16 bits. The indices are those that the model was trained
+    on, also where the dataset's own label maps are raw.
+    """
+
+    def __init__(self, dataset_name: str, folder: str, colors: np.ndarray) -> None:
+        """
+        Args:
+            dataset_name: a registered dataset; its images' common folder is where names start.
+            folder: where to write; older files of the same names are replaced.
+            colors: (K, 3) uint8, RGB of each class.
+        """
+        self._dataset_name = dataset_name
+        self._folder = folder
+        self._colors = colors
+        self._root: str | None = None
+
+    def reset(self) -> None:
+        """See ``EvaluationPart``."""
+
+    def process(self, image: EvaluatedImage) -> None:
+        """Write one prediction."""
+        classes = image.prediction.cpu().numpy()
+        if len(self._colors) <= 256:
+            picture = Image.fromarray(classes.astype(np.uint8))
+            picture.putpalette(self._colors.astype(np.uint8).tobytes())
+        else:
+            picture = Image.fromarray(classes.astype(np.uint16))
+        with replacing(os.path.join(self._folder, self.file_name(image.record))) as file:
+            picture.save(file, format="PNG")
+
+    def file_name(self, record: Mapping[str, Any]) -> str:
+        """The path below the folder, for a dataset dict.
+
+        Raises:
+            DataError: the image does not lie where the dataset's images lie.
+        """
+        if self._root is None:
+            folders = {
+                os.path.dirname(os.path.abspath(known["file_name"]))
+                for known in DatasetCatalog.get(self._dataset_name)
+            }
+            self._root = os.path.commonpath(folders)
+        path = os.path.abspath(record["file_name"])
+        name = os.path.splitext(os.path.relpath(path, self._root))[0] + ".png"
+        if name.startswith(os.pardir):
+            raise DataError(
+                f"'{record['file_name']}' is no image of the dataset '{self._dataset_name}', whose "
+                f"images lie in '{self._root}': its prediction has no place to be saved."
+            )
+        return name
+
+    def share(self) -> None:
+        """Nothing: all is on disk."""
+
+    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+        """Nothing to add."""
+        return PartResult()
