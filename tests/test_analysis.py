@@ -1,0 +1,248 @@
+"""Parameters, operations and saved activations of whole models and of their modules."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from torch import nn
+
+import tiny
+from scripts import load_tool
+from semask import analysis, config_path
+from semask.analysis import ModelCost, analyze_model
+from semask.config import ConfigError, load_config
+
+# arXiv 2112.12782 and 2103.14030: GFLOP of one inference with 150 classes, by size of the image.
+GFLOP = {
+    ("semask_swin_tiny_fpn", 512): 83.08,
+    ("semask_swin_small_fpn", 512): 130.51,
+    ("semask_swin_base_fpn", 512): 228.60,
+    ("semask_swin_large_fpn", 512): 469.63,
+    ("semask_swin_large_fpn", 640): 746.02,
+    ("swin_tiny_fpn", 512): 76.73,
+    ("swin_small_fpn", 512): 124.16,
+    ("swin_base_fpn", 512): 217.00,
+    ("swin_large_fpn", 512): 450.60,
+    ("swin_large_fpn", 640): 715.06,
+}
+run = load_tool("analyze_model").run
+FAST = {("semask_swin_tiny_fpn", 512), ("semask_swin_large_fpn", 640), ("swin_tiny_fpn", 512)}
+
+
+def shipped(name: str) -> CfgNode:
+    return load_config(config_path(f"ade20k/{name}"))
+
+
+def tiny_config(tmp_path: Path, **sections: Any) -> CfgNode:
+    return load_config(tiny.write_config(tmp_path / "config.yaml", **sections))
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in GFLOP],
+)
+def test_operations_of_the_published_models(name: str, side: int) -> None:
+    model = analysis._build(shipped(name), "meta")
+    total = sum(analysis._flops(model, side, side).values())
+    assert total / 1e9 == pytest.approx(GFLOP[name, side], abs=0.006)
+
+
+@pytest.fixture(scope="module")
+def semask_tiny() -> ModelCost:
+    return analyze_model(shipped("semask_swin_tiny_fpn"))
+
+
+def test_shares_of_the_modules(semask_tiny: ModelCost) -> None:
+    modules = semask_tiny.modules
+    assert (semask_tiny.height, semask_tiny.width) == (512, 512)  # the training crop
+    assert modules[""].flops / 1e9 == pytest.approx(83.08, abs=0.006)
+    assert modules["backbone"].flops / 1e9 == pytest.approx(57.36, abs=0.006)
+    assert modules["sem_seg_head"].flops / 1e9 == pytest.approx(25.72, abs=0.006)
+    assert modules["backbone"].flops + modules["sem_seg_head"].flops == modules[""].flops
+    assert len(semask_tiny.semantic_layers) == 4
+    semantic = semask_tiny.sum_of(semask_tiny.semantic_layers)
+    assert semantic.flops / 1e9 == pytest.approx(6.35, abs=0.006)
+    assert modules[""].parameters == 34_655_748
+    assert modules["backbone"].parameters == 29_526_382
+    # The plain Swin-FPN has fewer by the semantic layers.
+    assert modules[""].parameters - semantic.parameters == 32_650_064
+    # An MLP by hand: 128 x 128 tokens, 96 -> 384 -> 96 channels.
+    assert modules["backbone.stages.0.blocks.0.mlp"].flops == 2 * 128 * 128 * 2 * 96 * 384
+
+
+def test_saved_activations_of_the_modules(semask_tiny: ModelCost) -> None:
+    modules = semask_tiny.modules
+    parts = sum(modules[name].saved_bytes for name in ("backbone", "sem_seg_head"))
+    assert modules[""].saved_bytes == parts
+    assert 500 * 2**20 < modules[""].saved_bytes < 2000 * 2**20
+
+
+def test_table_lists_and_states_what_it_counts(semask_tiny: ModelCost) -> None:
+    table = semask_tiny.table(depth=1)
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    assert [row[0] for row in rows[2:]] == [
+        "(whole model)",
+        "backbone",
+        "sem_seg_head",
+        "(all semantic layers)",
+    ]
+    assert rows[2][1:3] == ["34,655,748", "83.08"]
+    assert "two operations per multiply-add" in table
+    assert "512x512" in table
+    assert "backbone.stages" in semask_tiny.table(depth=2)
+
+
+class _Wrapped(nn.Module):
+    """A segmentor with the plain tensors that tracing needs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.model([{"image": image}])[0]["sem_seg"]
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    query, key, value = (get_shape(item) for item in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def test_counts_as_fvcore_does(tmp_path: Path) -> None:
+    """fvcore has to run the model, so it is asked about a small one."""
+    cfg = tiny_config(tmp_path, MODEL={"DEVICE": "cpu"})
+    counter = FlopCountAnalysis(
+        _Wrapped(build_model(cfg).eval()), (torch.zeros(3, 40, 56),)
+    ).ancestor_mode("owner")
+    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    counter.set_op_handle("aten::scaled_dot_product_attention", _attention)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = counter.by_module_and_operator()
+    kinds = {"conv", "linear", "matmul", "scaled_dot_product_attention"}
+    for name, cost in analyze_model(cfg, (40, 56)).modules.items():
+        counts = theirs[f"model.{name}" if name else "model"]
+        # fvcore counts a multiply-add as one operation.
+        assert cost.flops == 2 * sum(counts[kind] for kind in kinds), name
+
+
+class _Mlp(nn.Module):
+    """Keeps, by hand: its input, the first layer's output once (ReLU's output is also the second
+    layer's input), and what the loss needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 8)
+        self.second = nn.Linear(8, 2)
+
+    def forward(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pixels = torch.stack([item["image"].flatten(1).T for item in inputs])
+        return {"loss": self.second(self.first(pixels).relu()).sum()}
+
+
+def test_saved_bytes_by_hand() -> None:
+    saved, peak = analysis._saved_bytes(_Mlp(), 5, 7, batch_size=2)
+    assert peak is None
+    pixels = 2 * 5 * 7
+    assert sum(saved.values()) == 4 * pixels * (3 + 8)
+    assert saved["first"] == 4 * pixels * 3
+    assert saved["second"] + saved[""] == 4 * pixels * 8
+
+
+def test_recomputing_saves_memory_and_nothing_else(tmp_path: Path) -> None:
+    plain = analyze_model(tiny_config(tmp_path), batch_size=2)
+    checkpointed = analyze_model(
+        tiny_config(tmp_path, MODEL={"SWIN": {"ACTIVATION_CHECKPOINT": [True, True]}}), batch_size=2
+    )
+    assert checkpointed.modules["backbone"].saved_bytes < plain.modules["backbone"].saved_bytes / 2
+    for name, cost in plain.modules.items():
+        other = checkpointed.modules[name]
+        assert (cost.flops, cost.parameters) == (other.flops, other.parameters)
+
+
+def test_batch_multiplies_what_is_saved(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path)
+    one, four = (analyze_model(cfg, batch_size=number).modules[""] for number in (1, 4))
+    assert one.flops == four.flops
+    assert 3 * one.saved_bytes < four.saved_bytes <= 4 * one.saved_bytes
+
+
+def test_on_the_cpu_a_step_is_really_run(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path)
+    real, shapes = analyze_model(cfg, device="cpu"), analyze_model(cfg)
+    assert real.device == "cpu"
+    assert "On 'meta' nothing runs" not in real.table()
+    head = "sem_seg_head.semantic_fpn"  # the same operations on both
+    assert real.modules[head].saved_bytes == shapes.modules[head].saved_bytes
+    assert 0 < real.modules[""].saved_bytes <= shapes.modules[""].saved_bytes * 1.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_the_gpu_the_peak_is_measured(tmp_path: Path) -> None:
+    cost = analyze_model(tiny_config(tmp_path), device="cuda")
+    assert cost.peak_bytes is not None
+    assert cost.peak_bytes > cost.modules[""].saved_bytes
+    assert "Peak GPU memory" in cost.table()
+
+
+def test_config_is_not_changed(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path)
+    cfg.freeze()
+    before = cfg.dump()
+    analyze_model(cfg)
+    assert cfg.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (0, 8)}, "8x0 pixels"),
+        ({"batch_size": 0}, "0 image"),
+        ({"device": "abacus"}, "cannot be built on 'abacus'"),
+    ],
+)
+def test_what_cannot_be_analysed(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        analyze_model(tiny_config(tmp_path), **arguments)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tiny.write_config(tmp_path / "config.yaml")
+    assert run([file, "--size", "16", "24", "--json", "MODEL.SWIN.EMBED_DIM", "16"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert (written["height"], written["width"], written["device"]) == (16, 24, "meta")
+    assert written["modules"]["backbone"]["flops"] > 0
+    assert run([file, "--depth", "1"]) == 0
+    assert "| sem_seg_head" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["{file}", "MODEL.SWIM.EMBED_DIM", "3"], "MODEL.SWIN"),
+        (["{file}", "MODEL.SWIN.NUM_HEADS", "[3, 2]"], "NUM_HEADS"),
+        (["{file}", "--size", "8", "-1"], "-1x8 pixels"),
+    ],
+)
+def test_mistakes_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    file = tiny.write_config(tmp_path / "config.yaml")
+    assert run([argument.format(file=file) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("ConfigError: ")
+    assert printed.out == ""
