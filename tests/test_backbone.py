@@ -154,7 +154,7 @@ def test_published_protocol_equals_detectron2_for_multiples_of_4() -> None:
         same = [m([{**batch()[0]}])[0]["sem_seg"] for m in (ours, stock)]
         other = [m([{**batch(61, 95)[0]}])[0]["sem_seg"] for m in (ours, stock)]
     torch.testing.assert_close(*same)
-    assert not torch.allclose(*other, atol=1e-4)
+    assert (other[0] - other[1]).abs().max() > 1e-4
 
 
 def test_segmentor_gives_priors_on_request_and_computes_none_otherwise(
@@ -282,12 +282,12 @@ def test_new_model_starts_as_the_plain_backbone_but_its_attention_learns() -> No
     backbone.eval()(torch.randn(1, 3, 32, 32))["res5"].square().sum().backward()
     gammas = [p for name, p in backbone.named_parameters() if name.endswith("gamma")]
     assert len(gammas) == 4
-    assert all(gamma.item() == 0 and gamma.grad.abs() > 0 for gamma in gammas)  # type: ignore[union-attr]
+    assert all(gamma.item() == 0 and gamma.grad.abs() > 0 for gamma in gammas)
 
 
 def test_drop_path_rises_linearly_and_spares_the_semantic_layers() -> None:
     backbone = tiny(depths=(2, 1, 1, 1), drop_path_rate=0.4)
-    rates = [block.drop_path.rate for stage in backbone.stages for block in stage.blocks]  # type: ignore[union-attr]
+    rates = [block.drop_path.rate for stage in backbone.stages for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
@@ -322,7 +322,7 @@ def test_absolute_position_embedding_fits_any_size() -> None:
     backbone = tiny(absolute_pos_embed=True, pretrain_image_size=32).eval()
     image = torch.randn(1, 3, 36, 52)
     before = backbone(image)["res2"]
-    torch.nn.init.normal_(backbone.absolute_pos_embed)  # type: ignore[arg-type]
+    torch.nn.init.normal_(backbone.absolute_pos_embed)
     assert not torch.allclose(before, backbone(image)["res2"])
 
 
@@ -407,8 +407,9 @@ def test_initialisation_is_the_published_one() -> None:
     head = SemanticFPNHead(input_shape=backbone.output_shape(), num_classes=50, norm="BN")
     assert head.predictor.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not head.predictor.bias.any()
-    for name, scale_head in head.scale_heads.items():
-        for conv in scale_head:  # type: ignore[union-attr]
+    scale_heads: Any = head.scale_heads
+    for name, scale_head in scale_heads.items():
+        for conv in scale_head:
             if isinstance(conv, nn.Conv2d):
                 expected = (2 / (conv.out_channels * 9)) ** 0.5  # Kaiming, fan_out, ReLU
                 assert conv.weight.std().item() == pytest.approx(expected, rel=0.05), name
