@@ -3,9 +3,11 @@
 from .backbone import SemanticAttention, SemanticLayer, SeMaskSwin, SemSegBackbone
 from .heads import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead
 from .losses import segmentation_loss
-from .segmentor import SeMaskSegmentor
+from .segmentor import SeMaskSegmentor, check_protocol
+from .protocol import MultiScale, SlidingWindow, TestProtocol, WholeImage, build_test_protocol
 
 __all__ = [
+    "MultiScale",
     "SeMaskFPNHead",
     "SeMaskSegmentor",
     "SeMaskSwin",
@@ -14,5 +16,10 @@ __all__ = [
     "SemanticFPNHead",
     "SemanticLayer",
     "SemanticPriorHead",
+    "SlidingWindow",
+    "TestProtocol",
+    "WholeImage",
+    "build_test_protocol",
+    "check_protocol",
     "segmentation_loss",
 ]

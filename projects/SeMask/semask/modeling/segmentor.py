@@ -1,24 +1,68 @@
-"""SeMask's meta-architecture: Detectron2's segmentor with the published test protocol."""
+"""SeMask's meta-architecture: Detectron2's segmentor with the published test protocols."""
 
 from typing import Any
 
-from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
-from torch import Tensor
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
+from torch import Tensor, nn
+
+from semask.config import ConfigError
 
 from .backbone.base import SemSegBackbone
 from .heads.semask_fpn import SeMaskFPNHead
 from .resize import resize
+from .protocol import TestProtocol, WholeImage, build_test_protocol
 
 
 @META_ARCH_REGISTRY.register()
 class SeMaskSegmentor(SemanticSegmentor):
-    """Trains as ``SemanticSegmentor`` does; in evaluation it follows the published protocol.
+    """Trains as ``SemanticSegmentor`` does; in evaluation it follows the published protocols.
 
     The stride-4 logits are resized to the input's size and then to the original size, one image
     at a time, without padding. Detectron2's own post-processing enlarges by exactly 4, crops the
     padding away and then resizes; the two are equal where both sides of the input are multiples
     of 4. ``MODEL.META_ARCHITECTURE: SemanticSegmentor`` selects Detectron2's.
     """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        protocol: TestProtocol | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: Detectron2's interface of a backbone.
+            sem_seg_head: predicts from its features; ``layers(features)`` are the logits.
+            pixel_mean, pixel_std: of each channel, 0..255.
+            protocol: how an image is predicted in evaluation; None = whole.
+
+        Raises:
+            ValueError: backbone and head disagree about the number of classes.
+        """
+        super().__init__(
+            backbone=backbone,
+            sem_seg_head=sem_seg_head,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        self.protocol = protocol or WholeImage()
+        supervised = isinstance(sem_seg_head, SeMaskFPNHead) and sem_seg_head.prior_head is not None
+        if supervised and isinstance(backbone, SemSegBackbone):
+            classes = (backbone.num_semantic_classes, sem_seg_head.num_classes)
+            if classes[0] != classes[1]:
+                raise ValueError(
+                    f"The backbone's prior maps have {classes[0]} classes and the head "
+                    f"{classes[1]}; both are supervised by the same labels"
+                )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "protocol": build_test_protocol(cfg)}
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, else :meth:`inference`; see ``SemanticSegmentor.forward``."""
@@ -31,31 +75,55 @@ class SeMaskSegmentor(SemanticSegmentor):
 
         Args:
             batched_inputs: dicts with "image" (3, H, W), 0..255 in the channel order of the
-                model, and optionally "height" and "width", the size of the prediction.
+                model, and optionally "height" and "width", the size of the prediction. The
+                multi-scale protocol also needs "images", the image at each of its sizes.
             return_priors: also decode the semantic-prior maps.
 
         Returns:
-            For each image "sem_seg", logits (K, height, width); with ``return_priors`` also
-            "prior", the decoded prior logits of that size, where the model has a prior head, and
-            "priors", the stages' own maps, {"prior2": (K, h, w), ...}.
+            For each image "sem_seg" (K, height, width): logits, or with the multi-scale protocol
+            mean probabilities. With ``return_priors`` also "prior", the decoded prior logits of
+            that size, where the model has a prior head, and "priors", the stages' own maps,
+            {"prior2": (K, h, w), ...}; both are those of the whole "image".
         """
         return [self._predict(inputs, return_priors) for inputs in batched_inputs]
 
     def _predict(self, inputs: dict[str, Any], return_priors: bool) -> dict[str, Any]:
-        image = (inputs["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-        size = (image.shape[-2], image.shape[-1])
-        original = (inputs.get("height", size[0]), inputs.get("width", size[1]))
+        whole = inputs["image"]
+        size = (inputs.get("height", whole.shape[-2]), inputs.get("width", whole.shape[-1]))
+        features: dict[str, Tensor] | None = None
+        if return_priors and isinstance(self.backbone, SemSegBackbone):
+            features = self.backbone(self._normalized(whole), return_priors=True)
 
-        def enlarge(logits: Tensor) -> Tensor:
-            return resize(resize(logits, size), original)[0]
+        def network(image: Tensor) -> Tensor:
+            known = features if image is whole else None
+            return self.sem_seg_head.layers(known or self.backbone(self._normalized(image)))
 
-        if not return_priors or not isinstance(self.backbone, SemSegBackbone):
-            return {"sem_seg": enlarge(self.sem_seg_head.layers(self.backbone(image[None])))}
-        features = self.backbone(image[None], return_priors=True)
-        output: dict[str, Any] = {"sem_seg": enlarge(self.sem_seg_head.layers(features))}
-        if isinstance(self.sem_seg_head, SeMaskFPNHead):
-            prior = self.sem_seg_head.prior(features)
-            if prior is not None:
-                output["prior"] = enlarge(prior)
-        output["priors"] = {k: v[0] for k, v in features.items() if k.startswith("prior")}
+        output: dict[str, Any] = {"sem_seg": self.protocol(network, inputs, size)}
+        if features is not None:
+            if isinstance(self.sem_seg_head, SeMaskFPNHead):
+                prior = self.sem_seg_head.prior(features)
+                if prior is not None:
+                    output["prior"] = resize(resize(prior, whole.shape[-2:]), size)[0]
+            output["priors"] = {k: v[0] for k, v in features.items() if k.startswith("prior")}
         return output
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        """(3, H, W), 0..255, to the batch of one that the backbone takes."""
+        return ((image.to(self.device) - self.pixel_mean) / self.pixel_std)[None]
+
+
+def check_protocol(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse a ``TEST.PROTOCOL`` that a model would silently ignore.
+
+    Args:
+        cfg: what the model has been built from.
+        model: of any meta-architecture.
+
+    Raises:
+        ConfigError: the model is no SeMaskSegmentor, and the protocol is not "whole".
+    """
+    if cfg.TEST.PROTOCOL != "whole" and not isinstance(model, SeMaskSegmentor):
+        raise ConfigError(
+            f"TEST.PROTOCOL is '{cfg.TEST.PROTOCOL}', but {cfg.MODEL.META_ARCHITECTURE} knows "
+            "'whole' only: set MODEL.META_ARCHITECTURE to 'SeMaskSegmentor'."
+        )

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Segment images and videos with a trained model.
+
+    python projects/SeMask/tools/predict.py photo.jpg --config CONFIG --weights model_final.pth
+    python projects/SeMask/tools/predict.py photos 'more/**/*.png' --config CONFIG \
+        --weights model_final.pth --output out --priors
+    python projects/SeMask/tools/predict.py drive.mp4 --config CONFIG --weights model_final.pth
+    python projects/SeMask/tools/predict.py photos --config CONFIG --weights model_final.pth \
+        --opts TEST.PROTOCOL multi_scale
+
+CONFIG is a file, or the name of a shipped config. An input is an image, a video, a folder (with
+all that is below it) or a quoted pattern. The output folder gets, below the inputs' own paths
+relative to their common folder:
+
+    overlay/NAME.png           the image with its coloured labels; overlay/NAME.mp4 for a video
+    labels/NAME.png            the class index of each pixel; of videos with --video-labels only,
+                               labels/NAME/000000.png, ...
+    prior2/NAME.png, prior3/   with --priors, the classes that each stage's semantic prior names
+
+Every file is complete or not there. Exit status: 0; 2 for a mistake in config, checkpoint or
+arguments, or where an input could not be read (the others are written all the same); 130 after
+Ctrl-C.
+"""
+
+import argparse
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from semask import ConfigError, Prediction, Predictor
+from semask.checkpoint import CheckpointError
+from semask.data import DataError
+from semask.data.datasets.folder import IMAGE_EXTENSIONS
+from semask.evaluation import save_picture
+from semask.video import VIDEO_EXTENSIONS, VideoError, VideoReader, VideoWriter, writing_video
+
+USER_ERRORS = (ConfigError, CheckpointError, DataError, VideoError, OSError)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, pattern")
+    parser.add_argument("--config", required=True, help="a file or the name of a shipped config")
+    parser.add_argument("--weights", required=True, help="a checkpoint of that model")
+    parser.add_argument("--output", default="predictions", help="folder (default: %(default)s)")
+    parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
+    parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the labels, 0 to 1")
+    parser.add_argument("--priors", action="store_true", help="also draw the semantic priors")
+    parser.add_argument(
+        "--video-labels", action="store_true", help="also write the labels of each frame"
+    )
+    parser.add_argument(
+        "--video-format", choices=("mp4", "avi"), default="mp4", help="MPEG-4 or Motion JPEG"
+    )
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"
+    )
+    return parser
+
+
+def find_inputs(inputs: Sequence[str], output: Path) -> dict[Path, str]:
+    """The files to segment, and the name of each in the output folder.
+
+    Args:
+        inputs: files, folders and patterns.
+        output: a folder that is left out where it lies in one of the others.
+
+    Returns:
+        {file: path without suffix below the common folder of all inputs}; of files that would
+        have the same, the whole name ("a.jpg", "a.png").
+
+    Raises:
+        DataError: an input is not there, or a folder or a pattern has nothing to segment.
+    """
+    files: dict[Path, None] = {}  # in order, each once
+    folders = []
+    for given in inputs:
+        is_file = os.path.isfile(given)
+        found = [_absolute(given)] if is_file else _search(given, _absolute(output))
+        files.update(dict.fromkeys(found))
+        folders += [_absolute(given)] if os.path.isdir(given) else [file.parent for file in found]
+    common = os.path.commonpath(folders)
+    names = {file: file.relative_to(common) for file in files}
+    count = Counter(name.with_suffix("") for name in names.values())
+    return {
+        file: str(name if count[name.with_suffix("")] > 1 else name.with_suffix(""))
+        for file, name in names.items()
+    }
+
+
+def _absolute(path: str | Path) -> Path:
+    """Without "..", and with symbolic links as they are."""
+    return Path(os.path.abspath(path))
+
+
+def _search(given: str, output: Path) -> list[Path]:
+    """What can be segmented in a folder, or among the fits of a pattern."""
+    pattern = os.path.join(glob.escape(given), "**", "*") if os.path.isdir(given) else given
+    fits = [_absolute(fit) for fit in sorted(glob.glob(pattern, recursive=True))]
+    if not fits and not os.path.isdir(given):
+        raise DataError(f"There is no file or folder '{given}', and as a pattern it fits nothing.")
+    extensions = (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
+    found = [
+        file
+        for file in fits
+        if file.suffix.lower() in extensions and file.is_file() and not file.is_relative_to(output)
+    ]
+    if not found:
+        raise DataError(
+            f"There is nothing to segment in '{given}': no file's name ends in "
+            f"{', '.join(extensions)}."
+        )
+    return found
+
+
+def segment(args: argparse.Namespace) -> list[str]:
+    """Segment everything; returns what is wrong with the inputs that could not be read."""
+    if not 0 <= args.alpha <= 1:
+        raise ConfigError(f"--alpha is {args.alpha}; it has to lie in 0..1.")
+    inputs = find_inputs(args.inputs, Path(args.output))
+    predictor = Predictor(args.config, args.weights, device=args.device, overrides=args.opts)
+    problems = []
+    for file, name in tqdm(inputs.items(), unit="file", disable=None):
+        try:
+            if file.suffix.lower() in VIDEO_EXTENSIONS:
+                segment_video(predictor, file, name, args)
+            else:
+                segment_image(predictor, file, name, args)
+        except DataError as error:
+            tqdm.write(f"Left out: {error}", file=sys.stderr)
+            problems.append(str(error))
+    print(f"{len(inputs) - len(problems)} of {len(inputs)} inputs segmented.")
+    print(args.output)
+    return problems
+
+
+def segment_image(predictor: Predictor, file: Path, name: str, args: argparse.Namespace) -> None:
+    """Write the pictures and labels of one image."""
+    output = Path(args.output)
+    prediction = predictor(file, priors=args.priors)
+    for kind, picture in pictures(prediction, args.alpha).items():
+        save_picture(picture, str(output / kind / f"{name}.png"))
+    save_picture(prediction.labels, str(output / "labels" / f"{name}.png"))
+
+
+def segment_video(predictor: Predictor, file: Path, name: str, args: argparse.Namespace) -> None:
+    """Write the videos of one video, a frame at a time."""
+    output = Path(args.output)
+    writers: dict[str, VideoWriter] = {}
+    with VideoReader(file) as frames, ExitStack() as stack:
+        total = frames.num_frames or None
+        progress = tqdm(frames, total=total, unit="frame", leave=False, disable=None)
+        for index, frame in enumerate(progress):
+            prediction = predictor(frame, priors=args.priors)
+            for kind, picture in pictures(prediction, args.alpha).items():
+                if kind not in writers:
+                    path = output / kind / f"{name}.{args.video_format}"
+                    writers[kind] = stack.enter_context(writing_video(path, frames.frame_rate))
+                writers[kind].write(picture)
+            if args.video_labels:
+                save_picture(prediction.labels, str(output / "labels" / name / f"{index:06}.png"))
+
+
+def pictures(prediction: Prediction, alpha: float) -> dict[str, np.ndarray]:
+    """What is drawn, by the name of its folder; (H, W, 3) uint8, RGB."""
+    return {"overlay": prediction.overlay(alpha), **prediction.prior_pictures()}
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The whole program; see the top of this file for the exit status it returns."""
+    args = parser().parse_args(argv)
+    try:
+        return 2 if segment(args) else 0
+    except USER_ERRORS as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; every file that is there is complete.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,143 @@
+"""Exported files compute what the model computes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from scripts import load_tool
+from semask import ConfigError
+from semask.export import (
+    ExportError,
+    ImageToLogits,
+    export_program,
+    largest_difference,
+    save_onnx,
+    save_program,
+)
+from tiny_model import build_tiny_model, checkpoint, config, photograph, tensor
+
+tool = load_tool("export_model")
+# Neither a multiple of the patches nor of the windows.
+SIZE = (37, 45)
+NO_ONNX = "needs the packages onnx, onnxscript and onnxruntime"
+
+
+def prediction(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return model([{"image": tensor(image)}])[0]["sem_seg"][None]
+
+
+def test_exported_program_equals_the_model(tmp_path: Path) -> None:
+    model = build_tiny_model(config(tmp_path))
+    save_program(model, SIZE, tmp_path / "model.pt2")
+    program = torch.export.load(str(tmp_path / "model.pt2")).module()
+    for seed in range(2):
+        image = photograph(*SIZE, seed=seed)
+        expected = prediction(model, image)
+        logits = program(tensor(image)[None].float())
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert largest_difference(model, SIZE, tmp_path / "model.pt2") < 1e-5
+
+
+@pytest.mark.slow
+def test_onnx_equals_the_model(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason=NO_ONNX)
+    onnx = pytest.importorskip("onnx", reason=NO_ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NO_ONNX)
+    model = build_tiny_model(config(tmp_path))
+    path = tmp_path / "sub" / "model.onnx"
+    save_onnx(model, SIZE, path)
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    onnx.checker.check_model(str(path), full_check=True)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [
+        ("image", [1, 3, *SIZE], "tensor(float)")
+    ]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", [1, 3, *SIZE])]
+    for seed in range(2):
+        image = photograph(*SIZE, seed=seed)
+        expected = prediction(model, image)
+        (logits,) = session.run(None, {"image": tensor(image)[None].float().numpy()})
+        np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
+        assert len(np.unique(logits.argmax(axis=1))) > 1
+    assert largest_difference(model, SIZE, path) < 1e-4
+
+
+def test_a_model_in_training_stays_in_training(tmp_path: Path) -> None:
+    model = build_tiny_model(config(tmp_path)).train()
+    modes = [module.training for module in model.modules()]
+    program = export_program(model, SIZE)
+    assert [module.training for module in model.modules()] == modes
+    image = photograph(*SIZE)
+    expected = prediction(model.eval(), image)
+    logits = program.module()(tensor(image)[None].float())
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_the_model_works_on_after_its_export(tmp_path: Path) -> None:
+    """Nothing that tracing made is kept by the model."""
+    model = build_tiny_model(config(tmp_path))
+    export_program(model, SIZE)
+    prediction(model, photograph(*SIZE))
+    model.train()
+    labels = torch.zeros(SIZE, dtype=torch.int64)
+    losses = model([{"image": tensor(photograph(*SIZE)), "sem_seg": labels}])
+    sum(losses.values()).backward()
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    with pytest.raises(ConfigError, match="positive"):
+        export_program(build_tiny_model(cfg), (0, 8))
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    with pytest.raises(ConfigError, match="'SeMaskSegmentor'"):
+        ImageToLogits(build_model(cfg))
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="pip install onnx onnxscript"):
+        save_onnx(build_tiny_model(config(tmp_path)), SIZE, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+# ---- the command
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., int]:
+    weights = checkpoint(tmp_path)
+
+    def run(*arguments: Any) -> int:
+        options = ["--config", tmp_path / "config.yaml", "--weights", weights, *arguments]
+        return tool.run([str(option) for option in options])
+
+    return run
+
+
+def test_command_writes_and_compares(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.pt2"
+    assert command("--output", path, "--size", 24, 40) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Input: image (1, 3, 24, 40), RGB, 0..255"
+    assert printed[1] == "Output: logits (1, 3, 24, 40)"
+    assert float(printed[2].split()[-1]) < 1e-5
+    assert printed[3] == str(path)
+
+
+def test_command_says_what_is_wrong(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--output", tmp_path / "model.pt") == 2
+    assert ".onnx or .pt2" in capsys.readouterr().err
+    assert command("--output", tmp_path / "model.pt2", "--size", 0, 3) == 2
+    assert "positive" in capsys.readouterr().err
+    assert command("--output", tmp_path / "model.pt2", "--opts", "MODEL.NOTHING", 1) == 2
+    assert "MODEL.NOTHING" in capsys.readouterr().err

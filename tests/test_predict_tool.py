@@ -1,0 +1,272 @@
+"""The command line for images, folders and videos."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import load_tool
+from semask import Predictor
+from semask.data import DataError
+from semask.video import VideoError, VideoReader, writing_video
+from tiny_model import checkpoint, photograph
+
+tool = load_tool("predict")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    return checkpoint(tmp_path)
+
+
+@pytest.fixture
+def command(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the program in ``tmp_path``; the output folder is "out"."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*inputs: Any, **replaced: str) -> int:
+        options = {"config": "config.yaml", "weights": weights, "output": "out", **replaced}
+        flags = [part for key, value in options.items() for part in (f"--{key}", value)]
+        return tool.run([*map(str, inputs), *flags, "--device", "cpu"])
+
+    return run
+
+
+def save(path: Path, height: int = 20, width: int = 30, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photograph(height, width, seed)).save(path)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+
+
+def save_video(path: Path, frames: int, height: int = 20, width: int = 30) -> None:
+    with writing_video(path, 12.5) as video:
+        for index in range(frames):
+            video.write(photograph(height, width, seed=index))
+
+
+# ---- images
+
+
+def test_overlay_labels_and_priors_of_an_image(
+    tmp_path: Path, command: Callable[..., int], weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "a.png")
+    assert command("a.png", "--priors", "--alpha", "0.3") == 0
+    assert capsys.readouterr().out.splitlines() == ["1 of 1 inputs segmented.", "out"]
+    out = tmp_path / "out"
+    assert written(out) == ["labels/a.png", "overlay/a.png", "prior2/a.png", "prior3/a.png"]
+    prediction = Predictor("config.yaml", weights)(tmp_path / "a.png", priors=True)
+    assert np.array_equal(pixels(out / "labels/a.png"), prediction.labels)
+    with Image.open(out / "labels/a.png") as labels:
+        assert labels.mode == "L"
+    assert np.array_equal(pixels(out / "overlay/a.png"), prediction.overlay(0.3))
+    for name, picture in prediction.prior_pictures().items():
+        assert np.array_equal(pixels(out / name / "a.png"), picture)
+
+
+def test_folders_and_patterns_keep_their_paths(tmp_path: Path, command: Callable[..., int]) -> None:
+    for name in ("photos/a.png", "photos/sub/b.jpg", "photos/sub/b.png", "other/[x]/c.png"):
+        save(tmp_path / name)
+    (tmp_path / "photos/notes.txt").write_text("no image")
+    (tmp_path / "photos/truth.csv").write_text("no image")
+    assert command("photos") == 0
+    assert written(tmp_path / "out/labels") == ["a.png", "sub/b.jpg.png", "sub/b.png.png"]
+
+    # The result lies in one of the inputs, and is no input.
+    assert command("photos", output="photos/out") == 0
+    assert command("photos", output="photos/out") == 0
+    assert written(tmp_path / "photos/out/labels") == written(tmp_path / "out/labels")
+
+    assert command("photos/s*/*.jpg", "other/[[]x]/*", "other/[x]", output="mixed") == 0
+    assert written(tmp_path / "mixed/labels") == ["other/[x]/c.png", "photos/sub/b.png"]
+
+
+def test_config_overrides_reach_the_model(tmp_path: Path, command: Callable[..., int]) -> None:
+    save(tmp_path / "a.png", 60, 60)
+    for output, keys in (
+        ("whole", ["INPUT.SCALE", "[60, 60]"]),
+        ("slide", ["INPUT.SCALE", "[60, 60]", "TEST.PROTOCOL", "slide"]),
+        ("small", ["INPUT.SCALE", "[60, 60]", "TEST.PROTOCOL", "slide", "TEST.SLIDE_CROP"]),
+    ):
+        more = ["[16, 16]", "TEST.SLIDE_STRIDE", "[16, 16]"] if output == "small" else []
+        assert command("a.png", "--opts", *keys, *more, output=output) == 0
+    whole, slide, small = (
+        pixels(tmp_path / name / "labels/a.png") for name in ("whole", "slide", "small")
+    )
+    assert np.array_equal(whole, slide)
+    assert not np.array_equal(whole, small)
+
+
+def test_what_cannot_be_read_is_left_out_and_told(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "photos/a.png")
+    (tmp_path / "photos/b.png").write_bytes(b"damaged")
+    (tmp_path / "photos/c.mp4").write_bytes(b"damaged")
+    assert command("photos") == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "1 of 3 inputs segmented."
+    assert "b.png" in captured.err
+    assert "c.mp4" in captured.err
+    assert written(tmp_path / "out") == ["labels/a.png", "overlay/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "replaced", "message"),
+    [
+        (["nowhere.png"], {}, "no file or folder 'nowhere.png'"),
+        (["nothing"], {}, "nothing to segment in 'nothing'"),
+        (["*.csv"], {}, "as a pattern it fits nothing"),
+        (["a.png", "--alpha", "2"], {}, "--alpha"),
+        (["a.png"], {"config": "none.yaml"}, "no config file 'none.yaml'"),
+        (["a.png"], {"weights": "none.pth"}, "none.pth"),
+        (["a.png", "--opts", "TEST.PROTOCOL", "slides"], {}, "TEST.PROTOCOL"),
+        (["a.png", "--opts", "MODEL.SEMASK.ATTENTION", "['none', 'none']"], {}, "semantic layers"),
+        (["a.png"], {"output": "a.png"}, "a.png"),
+    ],
+)
+def test_mistakes_end_with_a_sentence_and_status_two(
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    replaced: dict[str, str],
+    message: str,
+) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "nothing").mkdir()
+    assert command(*arguments, **replaced) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tool.run(["--help"])
+    assert stop.value.code == 0
+    assert "drive.mp4" in capsys.readouterr().out
+
+
+# ---- videos
+
+
+@pytest.mark.parametrize("format", ["mp4", "avi"])
+def test_a_video_becomes_a_video(
+    tmp_path: Path, command: Callable[..., int], weights: str, format: str
+) -> None:
+    save_video(tmp_path / f"drive.{format}", frames=3)
+    options = ("--priors", "--video-labels", "--video-format", format)
+    assert command(f"drive.{format}", *options) == 0
+    out = tmp_path / "out"
+    assert written(out) == [
+        *(f"labels/drive/{index:06}.png" for index in range(3)),
+        *(f"{kind}/drive.{format}" for kind in ("overlay", "prior2", "prior3")),
+    ]
+    predictor = Predictor("config.yaml", weights)
+    with (
+        VideoReader(tmp_path / f"drive.{format}") as given,
+        VideoReader(out / f"overlay/drive.{format}") as made,
+    ):
+        assert made.frame_rate == given.frame_rate == 12.5
+        assert made.num_frames == 3
+        for index, (frame, overlay) in enumerate(zip(given, made, strict=True)):
+            prediction = predictor(frame)
+            labels = pixels(out / f"labels/drive/{index:06}.png")
+            assert np.array_equal(labels, prediction.labels)
+            difference = np.abs(overlay.astype(int) - prediction.overlay()).mean()
+            assert difference < 25  # the codecs lose detail
+
+
+def test_a_broken_video_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with writing_video(tmp_path / "out/a.mp4", 25) as video:
+            video.write(photograph(20, 30))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_odd_sizes_are_made_even(tmp_path: Path) -> None:
+    with writing_video(tmp_path / "a.avi", 10) as video:
+        video.write(np.full((7, 11, 3), 200, np.uint8))
+    with VideoReader(tmp_path / "a.avi") as frames:
+        (frame,) = frames
+    assert frame.shape == (8, 12, 3)
+    assert np.abs(frame.astype(int) - 200).max() < 10
+
+
+def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
+    with writing_video(tmp_path / "a.avi", 10) as video:
+        video.write(photograph(20, 30))
+        with pytest.raises(VideoError, match="30x20"):
+            video.write(photograph(22, 30))
+
+
+def test_unknown_formats_and_missing_encoders_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(VideoError, match=r"\.mp4 or \.avi"), writing_video(tmp_path / "a.gif", 10):
+        pass
+
+    class NoEncoder:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        fourcc = staticmethod(cv2.VideoWriter.fourcc)
+        isOpened = staticmethod(lambda: False)
+        release = staticmethod(lambda: None)
+
+    monkeypatch.setattr(cv2, "VideoWriter", NoEncoder)
+    with writing_video(tmp_path / "a.mp4", 10) as video, pytest.raises(VideoError) as refusal:
+        video.write(photograph(20, 30))
+    assert "no such encoder" in str(refusal.value)
+    assert "Try .avi" in str(refusal.value)
+    assert written(tmp_path) == []
+
+
+def test_lost_frames_are_noticed(tmp_path: Path) -> None:
+    """OpenCV does not report that the disk is full."""
+
+    def lose_a_frame() -> None:
+        with writing_video(tmp_path / "a.avi", 10) as video:
+            video.write(photograph(20, 30))
+            video.num_frames += 1
+
+    with pytest.raises(VideoError, match="1 of 2 frames"):
+        lose_a_frame()
+    assert written(tmp_path) == []
+
+
+def test_videos_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"a\.mp4"):
+        VideoReader(tmp_path / "a.mp4")
+    with pytest.raises(DataError, match="no video"):
+        VideoReader(tmp_path / "b.mp4")
+
+
+def test_one_frame_is_held_at_a_time(tmp_path: Path) -> None:
+    save_video(tmp_path / "a.avi", frames=4)
+    with VideoReader(tmp_path / "a.avi") as video:
+        frames = iter(video)
+        next(frames)
+        assert video._capture.get(cv2.CAP_PROP_POS_FRAMES) == 1
+        next(frames)
+        assert video._capture.get(cv2.CAP_PROP_POS_FRAMES) == 2
