@@ -5,11 +5,18 @@ without ever running code from it and turns a mistyped key into a sentence.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+# See SEMASK_VERSION.
+KEYS_VERSION = 1
 
 
 class ConfigError(ValueError):
@@ -18,6 +25,15 @@ class ConfigError(ValueError):
 
 def add_semask_config(cfg: CfgNode) -> None:
     """Add the keys of this project to ``cfg`` (a Detectron2 ``get_cfg()``), in place."""
+    # Version of the keys below: rises when the meaning of an older file would change. Files that
+    # a run wrote carry it; in one written by hand it can be left out.
+    cfg.SEMASK_VERSION = KEYS_VERSION
+    # Refuse a second run that would write to the same OUTPUT_DIR.
+    cfg.OUTPUT_DIR_LOCK = True
+    # Also read MODEL.WEIGHTS files ending in .pkl, as Detectron2's model zoo has them. Reading one
+    # can run any code: only for files whose author you trust.
+    cfg.MODEL.ALLOW_PICKLE = False
+
     # ---- Swin transformer (arXiv 2103.14030); lists have one entry per stage ----
     cfg.MODEL.SWIN = CfgNode()
     # Channels of the first stage; they double at each following stage.
@@ -68,6 +84,23 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Online hard example mining: pixels kept per image (100000 as published); 0 = off.
     cfg.MODEL.SEM_SEG_HEAD.OHEM_PIXELS = 0
 
+    # ---- datasets ----
+    # Own datasets, each a mapping with NAME (what DATASETS.TRAIN and TEST call it), IMAGE_DIR and
+    # LABEL_DIR, and where wanted CLASSES, COLORS, IGNORE, IMAGE_EXT, LABEL_EXT and LABEL_MAP: the
+    # arguments of semask.data.register_folder. CLASSES and IGNORE are the following key and
+    # MODEL.SEM_SEG_HEAD.IGNORE_VALUE by default. With MODEL.SEM_SEG_HEAD.NUM_CLASSES 0 there are
+    # as many classes as the dataset has.
+    cfg.DATASETS.FOLDERS = []
+    # Names of the classes, in the order of their indices.
+    cfg.DATASETS.FOLDER_CLASSES = []
+    # Where relative IMAGE_DIR and LABEL_DIR start: a path as of the command, or "" for
+    # $DETECTRON2_DATASETS.
+    cfg.DATASETS.FOLDER_ROOT = ""
+    # Images of each dataset that are checked before a run; 0 = none.
+    cfg.DATASETS.CHECK_SAMPLE = 16
+    # Missing or damaged files that a run skips, and names at its end, before it gives up.
+    cfg.DATALOADER.MAX_UNREADABLE = 10
+
     # ---- input (beside Detectron2's INPUT.FORMAT, INPUT.CROP and INPUT.RANDOM_FLIP) ----
     # The image is resized, aspect ratio kept, by min(long / longer side, short / shorter side).
     cfg.INPUT.SCALE = [2048, 512]
@@ -86,10 +119,43 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EPS = 1e-8
     # Exponent of SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR".
     cfg.SOLVER.POLY_LR_POWER = 1.0
+    # Batches whose gradients are averaged to one step: SOLVER.IMS_PER_BATCH is the batch of a
+    # step, in all processes together, and each holds IMS_PER_BATCH / ACCUMULATE_STEPS of it at a
+    # time. BatchNorm sees these parts one by one.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # With SOLVER.AMP.ENABLED: "bfloat16" (CUDA and CPU) or "float16" (CUDA, with loss scaling).
+    cfg.SOLVER.AMP.PRECISION = "bfloat16"
+    # torch.compile for the training; where it does not work, a warning says so.
+    cfg.SOLVER.COMPILE = False
+    # Keep an exponential moving average of the weights, which is evaluated beside them.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the former average in the new one, after each step.
+    cfg.SOLVER.EMA.DECAY = 0.999
 
     # ---- evaluation ----
+    # How an image is predicted, by SeMaskSegmentor: "whole" at INPUT.SCALE; "multi_scale", the
+    # mean of the class probabilities over several scales; or "slide", in overlapping windows of
+    # the image at INPUT.SCALE, for images too large for the device.
+    cfg.TEST.PROTOCOL = "whole"
+    # What INPUT.SCALE is multiplied by, and whether each size is also predicted mirrored.
+    cfg.TEST.MULTI_SCALE_FACTORS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    cfg.TEST.MULTI_SCALE_FLIP = True
+    # (height, width) of a window, and the steps between windows, in pixels.
+    cfg.TEST.SLIDE_CROP = [512, 512]
+    cfg.TEST.SLIDE_STRIDE = [341, 341]
+    # The weights with the largest value of this result (on the first dataset of DATASETS.TEST)
+    # are kept as model_best.pth; "" = none are.
+    cfg.TEST.BEST_METRIC = "sem_seg/mIoU"
     # Images drawn beside their labels after each evaluation; 0 = none.
     cfg.TEST.NUM_PANELS = 8
+    # A page to look at, OUTPUT_DIR/inference/DATASET/report.html, after each evaluation. It costs
+    # about as much as a second argmax of every image, and eight images predicted once more.
+    cfg.TEST.REPORT = True
+    # Also measure Boundary IoU (arXiv 2103.16562): IoU within 2 % of the diagonal from contours.
+    cfg.TEST.BOUNDARY_IOU = False
+    # Write each prediction, as a label map, to OUTPUT_DIR/inference/DATASET/predictions.
+    cfg.TEST.SAVE_PREDICTIONS = False
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -102,6 +168,8 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, this project's keys, then ``config_file``, then ``overrides``.
 
+    The datasets in ``DATASETS.FOLDERS`` are registered.
+
     Args:
         config_file: a YAML file, with Detectron2's ``_BASE_`` inheritance; "" for none.
         overrides: flat ``[KEY, VALUE, ...]`` as given on the command line.
@@ -111,31 +179,100 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, carries a tag that would run code,
-            or has a key that does not exist or a value of another type.
+            has a key that does not exist or a value of another type, or describes own datasets
+            wrongly.
     """
     cfg = get_cfg()
     add_semask_config(cfg)
     if config_file:
-        if not PathManager.isfile(config_file):
-            raise ConfigError(f"Config file '{config_file}' does not exist.")
-        try:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
-        except yaml.constructor.ConstructorError as error:
+        _merge_file(cfg, config_file)
+    merge_overrides(cfg, overrides)
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    if not PathManager.isfile(config_file):
+        raise ConfigError(f"Config file '{config_file}' does not exist.")
+    try:
+        with PathManager.open(config_file, "r") as file:
+            content = yaml.safe_load(file)
+        if not isinstance(content, Mapping):
             raise ConfigError(
-                f"Config file '{config_file}' is refused: it carries a YAML tag that would run "
-                f"code when loaded ({_one_line(error)}). Write the value out instead."
-            ) from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"'{config_file}' is not valid YAML: {_one_line(error)}") from error
-        except (KeyError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
-            raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
+                f"Config file '{config_file}' has to be a mapping of keys to values; it holds "
+                f"{'nothing' if content is None else type(content).__name__}."
+            )
+        loaded = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
+        refusal = _not_sections(loaded, cfg) or _newer_version(loaded, cfg)
+        if not refusal:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"Config file '{config_file}' is refused: it carries a YAML tag that would run "
+            f"code when loaded ({_one_line(error)}). Write the value out instead."
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{config_file}' is not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"Config file '{config_file}' is its own _BASE_.") from error
+    except ConfigError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
+        raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
+    if refusal:
+        raise ConfigError(f"Config file '{config_file}' {refusal}")
+    if loaded.get("SEMASK_VERSION", KEYS_VERSION) < KEYS_VERSION:
+        logger.warning(
+            "Config file '%s' is of an older release of this project (SEMASK_VERSION %s, now "
+            "%s): compare its keys with the shipped configs.",
+            *(config_file, loaded["SEMASK_VERSION"], KEYS_VERSION),
+        )
+    cfg.SEMASK_VERSION = KEYS_VERSION
+
+
+def _not_sections(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
+    """What to say where a section holds no keys; "" otherwise."""
+    for name, value in loaded.items():
+        if isinstance(cfg.get(name), CfgNode) and not isinstance(value, Mapping):
+            return f"gives {value!r} for '{name}', which is a section and has to hold keys."
+    return ""
+
+
+def _newer_version(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
+    """What to say of a file made for a later release than the installed ones; "" otherwise."""
+    if loaded.get("SEMASK_VERSION", KEYS_VERSION) > KEYS_VERSION:
+        return (
+            f"is of a newer release of this project (SEMASK_VERSION {loaded['SEMASK_VERSION']}, "
+            f"here {KEYS_VERSION}): update the project."
+        )
+    if loaded.get("VERSION", cfg.VERSION) > cfg.VERSION:
+        return (
+            f"is of a newer release of Detectron2 (VERSION {loaded['VERSION']}, here "
+            f"{cfg.VERSION}): update Detectron2."
+        )
+    return ""
+
+
+def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Set keys of ``cfg``, which is not frozen, in place, and register its ``DATASETS.FOLDERS``.
+
+    Args:
+        cfg: a config with this project's keys.
+        overrides: flat ``[KEY, VALUE, ...]`` as given on the command line.
+
+    Raises:
+        ConfigError: a key does not exist or a value is of another type or cannot be used.
+    """
     if len(overrides) % 2:
         raise ConfigError(f"Overrides come in pairs KEY VALUE; got {' '.join(overrides)}")
     try:
         cfg.merge_from_list(list(overrides))
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"Command-line override: {_explain(cfg, error)}") from error
-    return cfg
+    # Here, as the datasets' code needs this module.
+    from .data.datasets.config_folders import register_config_folders, resolve_num_classes
+
+    register_config_folders(cfg)
+    resolve_num_classes(cfg)
 
 
 def _one_line(error: Exception) -> str:
@@ -144,7 +281,8 @@ def _one_line(error: Exception) -> str:
 
 def _explain(cfg: CfgNode, error: Exception) -> str:
     """yacs's complaint, with the nearest existing key where a key does not exist."""
-    text = _one_line(error).strip("'\"")
+    # str() of a KeyError is the repr of its message
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     marker = "Non-existent "
     if marker not in text:
         return text

@@ -1,0 +1,75 @@
+"""How config files are read and refused."""
+
+from pathlib import Path
+
+import pytest
+
+from semask.config import ConfigError, load_config
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has to be a mapping of keys to values; it holds nothing"),
+        ("- a\n- b\n", "it holds list"),
+        ("just words\n", "it holds str"),
+        ("MODEL:\n", "gives None for 'MODEL', which is a section"),
+        ("SOLVER: [1, 2]\n", "gives .* for 'SOLVER', which is a section"),
+        ("MODEL: [\n", "is not valid YAML"),
+        ("_BASE_: config.yaml\n", "is its own _BASE_"),
+        ("_BASE_: missing.yaml\n", "missing.yaml"),
+        (
+            "MODEL:\n  SEMSAK:\n    DROPOUT: 0.1\n",
+            r"no key 'MODEL\.SEMSAK'\. Did you mean 'MODEL\.SEMASK'",
+        ),
+        ("SOLVER:\n  BASE_LRR: 0.1\n", "Did you mean 'SOLVER.BASE_LR'"),
+        ("SOLVER:\n  MAX_ITER: many\n", "SOLVER.MAX_ITER|MAX_ITER"),
+        ("VERSION: !!python/object/apply:os.getcwd []\n", "would run code when loaded"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_its_reason(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert path in str(error.value)
+
+
+def test_a_tag_that_runs_code_does_not_run(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    path = write(tmp_path, f"OUTPUT_DIR: !!python/object/apply:pathlib.Path.touch ['{made}']\n")
+    with pytest.raises(ConfigError, match="would run code"):
+        load_config(path)
+    assert not made.exists()
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'nowhere\.yaml' does not exist"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SOLVER.BASE_LR"], "pairs KEY VALUE"),
+        (["SOLVER.BASE_LRR", "1"], "BASE_LR"),
+        (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
+    ],
+)
+def test_overrides_that_cannot_be_used_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("", overrides)
+
+
+def test_bases_are_merged_in_order(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("SEED: 1\nOUTPUT_DIR: a\n")
+    (tmp_path / "b.yaml").write_text("SEED: 2\n")
+    cfg = load_config(write(tmp_path, "_BASE_: [a.yaml, b.yaml]\nSOLVER:\n  MAX_ITER: 7\n"))
+    assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) == (2, "a", 7)
