@@ -33,70 +33,131 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from semask.checkpoint import CheckpointError, SeMaskCheckpointer
+from semask.checkpoint.reading import one_line
 from semask.config import ConfigError
 from semask.data.reading import DataError
-from semask.engine import Trainer, check_run, draw_panels, panels_path, resolve_device
+from semask.engine import (
+    LOST_PEER,
+    NonFiniteLossError,
+    Torchrun,
+    Trainer,
+    WeightAverage,
+    check_run,
+    draw_panels,
+    is_lost_peer,
+    joined,
+    once_per_machine,
+    panels_path,
+    resolve_device,
+    resumes,
+    run_lock,
+)
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of the run, checked; nothing has been written yet."""
+def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:
+    """The config of the run, on a device that exists."""
     cfg = semask.load_config(args.config_file, args.opts)
-    resolve_device(cfg, args.num_gpus, explicit="MODEL.DEVICE" in args.opts)
-    check_run(
-        cfg,
-        world_size=max(1, args.num_gpus * args.num_machines),
-        eval_only=args.eval_only,
-        resume=args.resume,
-    )
+    explicit = "MODEL.DEVICE" in args.opts
+    resolve_device(cfg, args.num_gpus, explicit=explicit, torchrun=torchrun)
     cfg.freeze()
     return cfg
 
 
+def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = None) -> None:
+    """Refuse what cannot work; nothing has been written yet."""
+    world_size = torchrun.world_size if torchrun else max(1, args.num_gpus * args.num_machines)
+    check_run(cfg, world_size=world_size, eval_only=args.eval_only, resume=args.resume)
+
+
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """One process of the run."""
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="semask")
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = SeMaskCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        Trainer.test(cfg, model)
-        if comm.is_main_process():
-            draw_panels(cfg, model)
+    semask.data.register_config_folders(cfg)  # those that ``launch`` starts know the config alone
+    with run_lock(cfg.OUTPUT_DIR, enabled=cfg.OUTPUT_DIR_LOCK):
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="semask")
+        if args.eval_only:
+            evaluate(cfg, resume=args.resume)
+        else:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=resumes(cfg.OUTPUT_DIR, asked=args.resume))
+            trainer.train()
+        path = panels_path(cfg)
+        if path is not None and comm.is_main_process():
+            print(path, flush=True)
+
+
+def evaluate(cfg: CfgNode, *, resume: bool) -> None:
+    """Evaluate a checkpoint, and the averaged weights in it where SOLVER.EMA is enabled."""
+    model = Trainer.build_model(cfg)
+    ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+    checkpointer = SeMaskCheckpointer(
+        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, **({"ema": ema} if ema else {})
+    )
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.resume_or_load("")
     else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        trainer.train()
-    path = panels_path(cfg)
-    if path is not None and comm.is_main_process():
-        print(path, flush=True)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+    Trainer.test_with_average(cfg, model, ema)
+    if comm.is_main_process():
+        draw_panels(cfg, model)
+
+
+def process(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """``main``, with one message instead of a traceback for what a user can mend."""
+    try:
+        main(cfg, args)
+    except USER_ERRORS as error:
+        _report(error)
+        raise SystemExit(2) from None
+    except NonFiniteLossError as error:
+        _report(error)
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        print(f"{LOST_PEER} ({one_line(error)})", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The whole program; see the top of this file for the exit status it returns."""
     parser = default_argument_parser(epilog=__doc__)
     args = parser.parse_args(argv)
+    torchrun = Torchrun.from_environment()
     try:
-        cfg = setup(args)
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args),
-        )
+        cfg = setup(args, torchrun)
+        with joined(torchrun, cfg.MODEL.DEVICE):
+            once_per_machine(lambda: check(cfg, args, torchrun), torchrun)
+            launch(
+                process,
+                args.num_gpus if torchrun is None else 1,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(cfg, args),
+            )
     except USER_ERRORS as error:
-        print(f"{type(error).__name__}: {_message(error)}", file=sys.stderr)
+        _report(error)
         return 2
+    except SystemExit as error:
+        return int(error.code or 0)
+    except ProcessExitedException as error:  # of ``launch``; the process has said why
+        print(error, file=sys.stderr)
+        return max(1, error.exit_code)
     except KeyboardInterrupt:
         print("Interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
+
+
+def _report(error: Exception) -> None:
+    where = f"Process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
+    print(f"{where}{type(error).__name__}: {_message(error)}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:

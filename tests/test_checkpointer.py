@@ -319,12 +319,12 @@ def test_failed_save_leaves_the_former_checkpoint(
     former = (tmp_path / "model_0.pth").read_bytes()
 
     # In the middle of the file, and with all bytes written but not yet in its place.
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         SeMaskCheckpointer(model, str(tmp_path), late=Unsavable()).save("model_1")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_space)
         for name in ("model_0", "model_1"):
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(CheckpointError, match="No space left"):
                 SeMaskCheckpointer(model, str(tmp_path)).save(name)
 
     assert sorted(os.listdir(tmp_path)) == files

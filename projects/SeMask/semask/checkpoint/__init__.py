@@ -2,12 +2,17 @@
 
 from .checkpointer import SeMaskCheckpointer
 from .convert import CheckpointKind, convert_state_dict, resize_bias_tables
-from .errors import CheckpointError
+from .errors import CheckpointError, DamagedCheckpointError
+from .reading import read_checkpoint
+from .writing import write_checkpoint
 
 __all__ = [
     "CheckpointError",
     "CheckpointKind",
+    "DamagedCheckpointError",
     "SeMaskCheckpointer",
     "convert_state_dict",
+    "read_checkpoint",
     "resize_bias_tables",
+    "write_checkpoint",
 ]

@@ -1,22 +1,20 @@
 """Checkpoints are loaded completely or not at all, run no code, and are never half-written."""
 
-import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from semask.evaluation.output import replacing
-
 from .convert import CheckpointKind, convert_state_dict, resize_bias_tables
-from .errors import CheckpointError
+from .errors import CheckpointError, DamagedCheckpointError
 from .reading import one_line, read_checkpoint
+from .writing import write_checkpoint, written_durably
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +142,55 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                     ) from error
         return checkpoint
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """With ``resume``, load everything from the last checkpoint of the folder, if it has one.
+
+        Where that one is damaged or missing, it is the checkpoint written before it.
+
+        Args:
+            path: file or URL whose weights are loaded otherwise.
+            resume: as above.
+
+        Returns:
+            As ``load``.
+
+        Raises:
+            CheckpointError: no checkpoint can be used.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        newest = self.get_checkpoint_file()
+        try:
+            return self.load(newest)
+        except DamagedCheckpointError as error:
+            damaged = error
+        for former in self._files_before(newest):
+            logger.warning("%s Trying the one before, '%s'.", damaged, former)
+            try:
+                return self.load(former)
+            except DamagedCheckpointError as error:
+                damaged = error
+        raise damaged
+
+    def _files_before(self, newest: str) -> list[str]:
+        """The periodic checkpoints in the folder that are no newer than ``newest``, newest first.
+
+        Files that an earlier run left in the folder are older than those of the last one.
+        """
+        files = [
+            entry
+            for entry in os.scandir(self.save_dir)
+            if re.fullmatch(r"model_(\d+|final)\.pth", entry.name)
+            and entry.name != os.path.basename(newest)
+        ]
+        files.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name), reverse=True)
+        written = os.stat(newest).st_mtime_ns if os.path.isfile(newest) else None
+        return [
+            os.path.join(self.save_dir, entry.name)
+            for entry in files
+            if written is None or entry.stat().st_mtime_ns <= written
+        ]
+
     def check(self, path: str) -> None:
         """Raise what ``load`` would raise about the model, and change nothing.
 
@@ -159,6 +206,9 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             name: file name without extension.
             kwargs: further values to save; tensors and plain types only, or they could not be
                 loaded again.
+
+        Raises:
+            CheckpointError: it cannot be written; what was there before is untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -167,13 +217,12 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         data |= kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        with _written_durably(path) as file:
-            torch.save(data, file)
+        write_checkpoint(path, data)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``last_checkpoint`` name a file, atomically."""
-        with _written_durably(os.path.join(self.save_dir, "last_checkpoint")) as file:
+        with written_durably(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
     def _fitting_state_dict(self, path: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
@@ -214,20 +263,6 @@ def _compare(
             if k in wanted and v.shape != wanted[k].shape
         ],
     )
-
-
-@contextlib.contextmanager
-def _written_durably(path: str) -> Iterator[BinaryIO]:
-    """Like ``replacing``, and on the disk when it returns, also after a loss of power."""
-    with replacing(path) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
 
 
 def _listed(names: list[str]) -> str:

@@ -3,3 +3,7 @@
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, broken or of another model; the message lists what and why."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose file is missing, incomplete or not readable; another file may do."""

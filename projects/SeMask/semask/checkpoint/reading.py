@@ -11,7 +11,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DamagedCheckpointError
 
 
 def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _local_path(filename: str) -> str:
     except Exception as error:  # each storage has exceptions of its own
         raise CheckpointError(f"Cannot fetch checkpoint '{filename}': {one_line(error)}") from error
     if not os.path.isfile(path):
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"Checkpoint '{filename}' does not exist. Correct MODEL.WEIGHTS, or with --resume the "
             "file 'last_checkpoint' in OUTPUT_DIR."
         )
@@ -100,8 +100,8 @@ def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
     if not allow_pickle:
         raise CheckpointError(
             f"Checkpoint '{filename}' is a pickle, and reading a pickle can run any code. Convert "
-            "it to .pth or .safetensors; if you trust its author, "
-            "SeMaskCheckpointer(..., allow_pickle=True) reads it."
+            "it to .pth or .safetensors; if you trust its author, MODEL.ALLOW_PICKLE True reads it "
+            "(in Python SeMaskCheckpointer(..., allow_pickle=True))."
         )
     try:
         with open(path, "rb") as file:
@@ -114,7 +114,7 @@ def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
 
 
 def _damaged(filename: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
+    return DamagedCheckpointError(
         f"Checkpoint '{filename}' cannot be read; it is damaged or incomplete "
         f"({one_line(error)[:200]}). Fetch or write it again."
     )

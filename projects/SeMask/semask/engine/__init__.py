@@ -1,15 +1,31 @@
 """Training and evaluation runs: what is checked before them, the trainer, its hooks."""
 
 from .checks import check_run, resolve_device
+from .distributed import LOST_PEER, Torchrun, is_lost_peer, joined, once_per_machine
+from .ema import WeightAverage
 from .hooks import PanelsHook, draw_panels, panels_path
+from .nonfinite import NonFiniteLossError
+from .preemption import Preempted
+from .resume import resumes
+from .run_lock import run_lock
 from .trainer import Trainer, wrap_ddp
 
 __all__ = [
+    "LOST_PEER",
+    "NonFiniteLossError",
     "PanelsHook",
+    "Preempted",
+    "Torchrun",
     "Trainer",
+    "WeightAverage",
     "check_run",
     "draw_panels",
+    "is_lost_peer",
+    "joined",
+    "once_per_machine",
     "panels_path",
     "resolve_device",
+    "resumes",
+    "run_lock",
     "wrap_ddp",
 ]

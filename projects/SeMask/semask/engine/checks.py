@@ -5,8 +5,6 @@ against model, checkpoint against model.
 """
 
 import difflib
-import os
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,18 +13,25 @@ from detectron2.modeling import build_model
 
 from semask.checkpoint import SeMaskCheckpointer
 from semask.config import ConfigError
+from semask.data.check import quick_check
 from semask.data.mapper import SemSegMapper
-from semask.data.reading import DataError
+from semask.data.unreadable import ReadableDataset
 from semask.solver import build_lr_scheduler, build_optimizer
 
+from .distributed import Torchrun
+from .precision import check_precision
 
-def resolve_device(cfg: CfgNode, num_gpus: int, *, explicit: bool) -> None:
+
+def resolve_device(
+    cfg: CfgNode, num_gpus: int, *, explicit: bool, torchrun: Torchrun | None = None
+) -> None:
     """Let ``MODEL.DEVICE`` fall back to "cpu" where there is no GPU, and refuse what cannot work.
 
     Args:
         cfg: not frozen; ``MODEL.DEVICE`` is changed in place.
         num_gpus: GPUs asked for on this machine; 0 means the CPU.
         explicit: the user has asked for this very device, so it does not fall back.
+        torchrun: what has started this process, if it has; it then decides on the processes.
 
     Raises:
         ConfigError: the device or so many GPUs do not exist, or the two do not go together.
@@ -38,6 +43,15 @@ def resolve_device(cfg: CfgNode, num_gpus: int, *, explicit: bool) -> None:
     found = torch.cuda.device_count()
     if num_gpus < 0:
         raise ConfigError(f"--num-gpus is {num_gpus}; it cannot be negative.")
+    if torchrun is not None:
+        _check_torchrun(cfg, torchrun, num_gpus, found, explicit)
+        return
+    if num_gpus > 1 and device.type == "cpu":
+        raise ConfigError(
+            f"--num-gpus {num_gpus} starts processes on GPUs, but MODEL.DEVICE is 'cpu'. To train "
+            f"in {num_gpus} processes on the CPU, start them with torchrun: torchrun "
+            f"--nproc-per-node {num_gpus} train_net.py ..., without --num-gpus."
+        )
     if num_gpus > max(1, found):
         raise ConfigError(f"--num-gpus is {num_gpus}, but this machine has {found} CUDA device(s).")
     if device.type == "cuda" and not explicit and (num_gpus == 0 or found == 0):
@@ -54,6 +68,33 @@ def resolve_device(cfg: CfgNode, num_gpus: int, *, explicit: bool) -> None:
         )
 
 
+def _check_torchrun(
+    cfg: CfgNode, torchrun: Torchrun, num_gpus: int, found: int, explicit: bool
+) -> None:
+    """As ``resolve_device``, for a process that torchrun has started."""
+    processes = torchrun.local_world_size
+    device = torch.device(cfg.MODEL.DEVICE)
+    if num_gpus > 1:
+        raise ConfigError(
+            f"--num-gpus is {num_gpus}, but torchrun has started the processes already: leave "
+            "--num-gpus, --num-machines, --machine-rank and --dist-url out."
+        )
+    if device.type != "cuda":
+        return
+    if not explicit and (num_gpus == 0 or found == 0):
+        cfg.MODEL.DEVICE = "cpu"
+    elif device.index is not None and processes > 1:
+        raise ConfigError(
+            f"torchrun gives each of its {processes} processes a GPU of its own, but MODEL.DEVICE "
+            f"is '{device}'; it has to be 'cuda'."
+        )
+    elif processes > found:
+        raise ConfigError(
+            f"torchrun has started {processes} processes on this machine, which has {found} CUDA "
+            f"device(s): use --nproc-per-node {max(1, found)}, or MODEL.DEVICE cpu."
+        )
+
+
 def check_run(
     cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False, resume: bool = False
 ) -> None:
@@ -67,28 +108,40 @@ def check_run(
 
     Raises:
         ConfigError: keys that contradict each other, a dataset, or this machine.
-        DataError: a dataset is missing, empty or unreadable.
+        DataError: a dataset is missing or empty, or images of a sample of it cannot be used.
         CheckpointError: ``MODEL.WEIGHTS`` is missing, unsafe or of another model.
     """
-    sharing = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size  # with the former, batches are scaled
-    if not eval_only and cfg.SOLVER.IMS_PER_BATCH % sharing:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {sharing} processes "
-            "cannot share equally."
-        )
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda") and not eval_only:
-        raise ConfigError(
-            "SOLVER.AMP.ENABLED needs a CUDA device, "
-            f"but the model is on '{cfg.MODEL.DEVICE}': set it to False."
-        )
+    if not eval_only:
+        _check_solver(cfg, world_size)
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name at least one dataset to train on.")
     names = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     for name in names:
         check_metadata(cfg, name)
     _check_model(cfg, eval_only=eval_only, resume=resume)
-    for name in names:
-        check_first_image(cfg, name, is_train=not eval_only and name in cfg.DATASETS.TRAIN)
+    for name in dict.fromkeys(names):
+        is_train = not eval_only and name in cfg.DATASETS.TRAIN
+        check_images(cfg, name, is_train=is_train, resume=resume)
+
+
+def _check_solver(cfg: CfgNode, world_size: int) -> None:
+    sharing = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size  # with the former, batches are scaled
+    images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS
+    if parts < 1:
+        raise ConfigError(f"SOLVER.ACCUMULATE_STEPS is {parts}; it has to be at least 1.")
+    if images < 1 or images % (sharing * parts):
+        each = f" in {parts} accumulated batches each" if parts > 1 else ""
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {images}, which {sharing} processes cannot share equally{each}."
+        )
+    if cfg.SOLVER.EMA.ENABLED and not 0 <= cfg.SOLVER.EMA.DECAY < 1:
+        raise ConfigError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}; it has to be in [0, 1).")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}'; training here only "
+            "knows 'TrainingSampler', which shuffles the images of each pass."
+        )
+    check_precision(cfg)
 
 
 def check_metadata(cfg: CfgNode, name: str) -> None:
@@ -123,30 +176,25 @@ def check_metadata(cfg: CfgNode, name: str) -> None:
         )
 
 
-def check_first_image(cfg: CfgNode, name: str, *, is_train: bool) -> None:
-    """List a dataset (which may generate it) and take its first image through the pipeline.
+def check_images(cfg: CfgNode, name: str, *, is_train: bool, resume: bool = False) -> None:
+    """List a dataset (which may generate it), look at a sample of its images and label maps, and
+    take its first image through the pipeline.
+
+    Args:
+        cfg: the whole config.
+        name: a registered dataset.
+        is_train: it is trained on.
+        resume: unreadable files do not keep a run from going on; it will skip them.
 
     Raises:
-        DataError: it is missing or empty, or that image or its label map cannot be used.
+        DataError: it is missing or empty, or images or label maps cannot be used.
         ConfigError: the input pipeline cannot be built from the config.
     """
     mapper = SemSegMapper(cfg, is_train=is_train)
-    records = _records(name)
-    if not records:
-        raise DataError(f"Dataset '{name}' has no images.")
-    mapper(records[0])
-
-
-def _records(name: str) -> list[dict[str, Any]]:
-    try:
-        return DatasetCatalog.get(name)
-    except (OSError, AssertionError) as error:  # from loaders of Detectron2 itself
-        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"Dataset '{name}' cannot be listed: {reason}. Datasets are looked for in '{root}' "
-            "(environment variable DETECTRON2_DATASETS)."
-        ) from error
+    head, limit = cfg.MODEL.SEM_SEG_HEAD, cfg.DATALOADER.MAX_UNREADABLE if resume else 0
+    sample = cfg.DATASETS.CHECK_SAMPLE
+    records = quick_check(name, head.NUM_CLASSES, head.IGNORE_VALUE, sample, max_unreadable=limit)
+    ReadableDataset(records[: limit + 1], mapper, limit)[0]
 
 
 def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
@@ -165,7 +213,7 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
     if not eval_only:
         build_lr_scheduler(cfg, build_optimizer(cfg, model))
-    checkpointer = SeMaskCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer = SeMaskCheckpointer(model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
     if resume and checkpointer.has_checkpoint():
         return
     if eval_only and not cfg.MODEL.WEIGHTS:

@@ -5,6 +5,7 @@ import os
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from torch import nn
 
 from semask.data.mapper import SemSegMapper
@@ -37,6 +38,14 @@ def draw_panels(cfg: CfgNode, model: nn.Module) -> np.ndarray | None:
     picture = render_panels(model, cfg.DATASETS.TEST[0], mapper, cfg.TEST.NUM_PANELS)
     save_picture(picture, path)
     return picture
+
+
+class EvaluationHook(EvalHook):
+    """Detectron2's evaluation, but not after a run that has failed in its last iteration."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 class PanelsHook(HookBase):

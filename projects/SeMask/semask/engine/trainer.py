@@ -1,16 +1,17 @@
 """Detectron2's DefaultTrainer with this project's data, optimizer, checkpoints and evaluation."""
 
+import inspect
 import logging
 import os
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
@@ -18,12 +19,25 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from semask.checkpoint import SeMaskCheckpointer
+from semask.checkpoint import CheckpointError, SeMaskCheckpointer
 from semask.data.mapper import SemSegMapper
-from semask.evaluation import SemSegConfusionEvaluator
+from semask.data.training_loader import TrainingLoader
+from semask.data.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
+from semask.evaluation import build_evaluator, write_reports
+from semask.modeling.norm import synchronize_batch_norm
+from semask.randomness import shared_seed
 from semask.solver import build_lr_scheduler, build_optimizer
 
-from .hooks import PanelsHook
+from .best_checkpoint import best_checkpoints
+from .compilation import compile_parts, placeholder_batch
+from .ema import WeightAverage
+from .hooks import EvaluationHook, PanelsHook
+from .peers import watched_peers
+from .precision import Precision
+from .preemption import Preempted, StopHook, StopRequest
+from .prior_watch import PriorLossWatch
+from .train_step import TrainStep
+from .unreadable_hook import UnreadableFilesHook
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +58,19 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     device = next(model.parameters()).device
     device_ids = None if device.type == "cpu" else [device]
     # The ranks' BatchNorm statistics are equal already or meant to differ: no broadcast.
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    options = inspect.signature(DistributedDataParallel.__init__).parameters
+    newer = "forward_sync_buffers"  # what recent releases of PyTorch call it
+    name = newer if newer in options else "broadcast_buffers"
+    return DistributedDataParallel(model, device_ids=device_ids, **{name: False})
 
 
 class Trainer(DefaultTrainer):
-    """Builds everything from a config, trains, evaluates, and resumes exactly where it stopped."""
+    """Builds everything from a config, trains, evaluates, and resumes exactly where it stopped.
+
+    Attributes:
+        ema: the averaged weights; None without ``SOLVER.EMA.ENABLED``.
+        stop_agreed: a process of the run has been told to end, and all of them know.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
         """
@@ -58,28 +80,157 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own would wrap the model for GPUs and load checkpoints leniently.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        _log_batch_size(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        precision = Precision.from_config(cfg)
+        self.ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        compiled = None
+        if cfg.SOLVER.COMPILE:
+            compiled = compile_parts(model, placeholder_batch(cfg), precision)
         model = wrap_ddp(model)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        self._trainer = TrainStep(
+            model,
+            self.build_train_loader(cfg),
+            optimizer,
+            precision=precision,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            compiled=compiled,
+            output_dir=cfg.OUTPUT_DIR,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SeMaskCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        averaged = {} if self.ema is None else {"ema": self.ema}
+        self.checkpointer = SeMaskCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_pickle=cfg.MODEL.ALLOW_PICKLE,
+            trainer=weakref.proxy(self),
+            **averaged,
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.stop_agreed = False
+        self._stop_request = StopRequest()
+        self._best = best_checkpoints(cfg)
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's hooks, and the panels after the evaluation."""
-        hooks = super().build_hooks()
-        if comm.is_main_process():
-            hooks.insert(len(hooks) - 1, PanelsHook(self.cfg))  # the writers come last
+        """Detectron2's hooks, with this project's own around its evaluation."""
+        hooks: list[HookBase | None] = []
+        for hook in super().build_hooks():
+            if not isinstance(hook, EvalHook):
+                hooks.append(hook)
+                continue
+            is_main = comm.is_main_process()
+            hooks += [PriorLossWatch()] if is_main else []
+            hooks += [StopHook(), EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)]
+            hooks += [PanelsHook(self.cfg)] if is_main else []
+            hooks += [UnreadableFilesHook(self.data_loader.unreadable)]
         return hooks
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """See ``DefaultTrainer.resume_or_load``.
+
+        Raises:
+            CheckpointError: no checkpoint can be used, or the processes have found different ones.
+        """
+        super().resume_or_load(resume=resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise CheckpointError(
+                f"The processes would go on from different iterations ({starts}): OUTPUT_DIR "
+                f"'{self.cfg.OUTPUT_DIR}' has to be one folder that all machines share."
+            )
+        if self.start_iter > 0:
+            for best in self._best.values():
+                best.restore()
+
+    def train(self) -> Any:
+        """Train to the end, or until a SIGTERM.
+
+        Returns:
+            As ``DefaultTrainer.train``.
+
+        Raises:
+            Preempted: after a SIGTERM, with a checkpoint written.
+            NonFiniteLossError: a loss is infinite or NaN.
+            DataError: the data cannot be used.
+        """
+        with watched_peers(), self._stop_request.listening():
+            try:
+                results = super().train()
+            except Preempted:
+                self._save_before_leaving()
+                raise
+            finally:
+                self._trainer.close()
+            comm.synchronize()  # the main process may be writing while the others are done
+        return results
+
+    def run_step(self) -> None:
+        """One optimizer step."""
+        self._trainer.iter = self.iter
+        self.stop_agreed = self._trainer.run_step(stop=self._stop_request.received)
+        if self.ema is not None:
+            self.ema.update()
+
+    def after_train(self) -> None:
+        """Call the hooks; after a failure, what they raise must not hide it."""
+        if self.iter >= self.max_iter:
+            super().after_train()
+            return
+        for hook in self._hooks:
+            try:
+                hook.after_train()
+            except Exception as error:
+                logger.warning("%s after the failure: %s", type(hook).__name__, error)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the weights, and the averaged ones beside them; keep the best of each."""
+        with self._stop_request.at_once():
+            results = self.test_with_average(self.cfg, self.model, self.ema)
+        self._last_eval_results = results
+        if comm.is_main_process():
+            step = min(self.iter, self.max_iter - 1)
+            scores = flatten_results_dict(results)
+            for name, best in self._best.items():
+                weights = self.checkpointer.model.state_dict()
+                if self.ema is not None and name.endswith("_ema"):
+                    weights = self.ema.weights()
+                best.update(scores, weights, step)
+        return results
+
+    @classmethod
+    def test_with_average(
+        cls, cfg: CfgNode, model: nn.Module, ema: WeightAverage | None = None
+    ) -> dict[str, Any]:
+        """``test``, and once more with the averaged weights, where there are any.
+
+        Returns:
+            As ``test``; the results of the averaged weights are its entry "ema". What their
+            evaluation writes goes to OUTPUT_DIR/ema.
+        """
+        results = cls.test(cfg, model)
+        if ema is None or not ema.started:
+            return results
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
+        logger.info("The same with the averaged weights:")
+        with ema.applied():
+            averaged = cls.test(cfg, model)
+        return {**results, "ema": averaged} if results else results
+
+    def _save_before_leaving(self) -> None:
+        """Write the checkpoint of a run that has been told to end; ``iter`` is its last step."""
+        if self.iter < self.max_iter:  # otherwise it has been written
+            self.checkpointer.save(f"model_{self.iter:07d}")
+        if self.stop_agreed:  # all processes are here, and stay until it is written
+            comm.synchronize()
+
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks, optimizer and schedule, all plain types.
+        """Iteration, hooks, optimizer, place in the data, and schedule, all plain types.
 
         Detectron2 v0.6 leaves the optimizer out, and depending on the versions of Detectron2 and
         torch its hook leaves the schedule out.
@@ -99,7 +250,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model on its device; its size is logged."""
-        model = build_model(cfg)
+        model = synchronize_batch_norm(build_model(cfg))
         parts = ", ".join(f"{name} {_size(part)}" for name, part in model.named_children())
         logger.info(
             "%s: %s parameters (%s) on %s",
@@ -118,30 +269,60 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
         """Endless batches of ``DATASETS.TRAIN`` through :class:`SemSegMapper`."""
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+        limit = cfg.DATALOADER.MAX_UNREADABLE
         mapper = SemSegMapper(cfg, is_train=True)
-        # Crops have one size: grouping images by aspect ratio would only change their order.
-        return build_detection_train_loader(cfg, mapper=mapper, aspect_ratio_grouping=False)
+        return TrainingLoader(
+            ReadableDataset(records, mapper, limit),
+            images_per_step=cfg.SOLVER.IMS_PER_BATCH,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            seed=shared_seed(cfg.SEED),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            max_unreadable=limit,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+        )
 
     @classmethod
-    def build_test_loader(
-        cls, cfg: CfgNode, dataset_name: str
-    ) -> torch.utils.data.DataLoader[list[dict[str, Any]]]:
-        """The images of a dataset, one by one."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> ReadableBatches:
+        """The images of a dataset, one by one, except unreadable ones."""
+        records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+        limit = cfg.DATALOADER.MAX_UNREADABLE
         mapper = SemSegMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(
+            ReadableDataset(records, mapper, limit, replace=False),
+            mapper=None,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        return ReadableBatches(loader, UnreadableFiles(limit, f"dataset '{dataset_name}'"))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator of a dataset; its report goes to OUTPUT_DIR/inference/DATASET."""
-        return SemSegConfusionEvaluator(
-            dataset_name,
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
-            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        )
+        """The evaluator of a dataset; its results go to OUTPUT_DIR/inference/DATASET."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """See ``DefaultTrainer.test``; then the reports, where ``TEST.REPORT`` asks for them."""
+        results = super().test(cfg, model, evaluators)
+        if evaluators is None and comm.is_main_process():
+            write_reports(cfg, model)
+        return results
 
 
 def _size(module: nn.Module) -> str:
     """Number of parameters, as "1,234"."""
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+
+
+def _log_batch_size(cfg: CfgNode) -> None:
+    processes, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS
+    images = cfg.SOLVER.IMS_PER_BATCH
+    logger.info(
+        "Effective batch size: %d images a step (%d process(es) x %d images x %d accumulated)",
+        *(images, processes, images // (processes * parts), parts),
+    )

@@ -1,0 +1,90 @@
+"""``torch.compile`` for training, where it works."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from .precision import Precision
+
+logger = logging.getLogger(__name__)
+
+
+class CompiledParts:
+    """The compiled forward passes of a model's backbone and heads.
+
+    They are used inside ``active`` alone. Evaluation sees images of many sizes, and would compile
+    for each of them; it runs the model as it was written. Names of parameters do not change.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """
+        Args:
+            model: its direct children are compiled, each on its own.
+        """
+        self._forwards = {
+            part: torch.compile(part.forward)
+            for part in model.children()
+            if any(True for _ in part.parameters())
+        }
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it, the model runs compiled."""
+        for part, forward in self._forwards.items():
+            part.forward = forward  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for part in self._forwards:
+                del part.forward  # the class's own shows again
+
+
+def compile_parts(
+    model: nn.Module, batch: list[dict[str, Any]], precision: Precision
+) -> CompiledParts | None:
+    """Compile a model and try it; nothing of it is changed.
+
+    Args:
+        model: in training mode, on its device, not yet wrapped for distributed training.
+        batch: what it will be trained with, of any content.
+        precision: of the training.
+
+    Returns:
+        The compiled parts, or None where they do not work: a warning says why.
+    """
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    parts = CompiledParts(model)
+    logger.info("Compiling the model; this can take minutes.")
+    try:
+        with parts.active():
+            with precision.autocast():
+                losses = model(batch)
+            torch.stack(list(losses.values())).sum().backward()
+    except Exception as error:  # a compiler has many ways to fail, and none of them matters here
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning(
+            "SOLVER.COMPILE: torch.compile does not work here, so the model is trained without it "
+            "(%s).",
+            reason[:300],
+        )
+        return None
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.load_state_dict(state)
+    return parts
+
+
+def placeholder_batch(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Black images, of the number and size that a process of the run trains with at once."""
+    crop = cfg.INPUT.CROP
+    height, width = crop.SIZE if crop.ENABLED else (min(cfg.INPUT.SCALE),) * 2
+    count = cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
+    image = torch.zeros(3, height, width)
+    label = torch.zeros(height, width, dtype=torch.int64)
+    return [{"image": image, "sem_seg": label, "height": height, "width": width}] * count

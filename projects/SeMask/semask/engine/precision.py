@@ -1,0 +1,93 @@
+"""What number format a training step computes in: ``SOLVER.AMP``."""
+
+import contextlib
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch.optim import Optimizer
+
+from semask.config import ConfigError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Precision:
+    """Mixed precision, or float32 throughout.
+
+    float16 has few exponents: its loss is scaled up before the backward pass, and a step whose
+    gradients overflow is left out (Mixed Precision Training, arXiv 1710.03740). bfloat16 needs
+    neither. The losses are computed in float32 in both.
+    """
+
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """
+        Args:
+            device: type of the device that the model is on, "cuda" or "cpu".
+            dtype: of the matrix products and convolutions; None = as the parameters.
+        """
+        self._device = device
+        self._dtype = dtype
+        self._scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "Precision":
+        """That of ``SOLVER.AMP`` on ``MODEL.DEVICE``.
+
+        Raises:
+            ConfigError: the device cannot compute in it.
+        """
+        check_precision(cfg)
+        dtype = DTYPES[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
+        return cls(torch.device(cfg.MODEL.DEVICE).type, dtype)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device, dtype=self._dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Update the parameters."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale; empty where there is none."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave, unless one of the two has no scale."""
+        if state_dict and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state_dict)
+
+
+def check_precision(cfg: CfgNode) -> None:
+    """Refuse what ``SOLVER.AMP`` asks for and the device cannot do.
+
+    Raises:
+        ConfigError: it names key and device.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return
+    name, device = cfg.SOLVER.AMP.PRECISION, torch.device(cfg.MODEL.DEVICE).type
+    if name not in DTYPES:
+        raise ConfigError(f"SOLVER.AMP.PRECISION is '{name}'; use 'bfloat16' or 'float16'.")
+    if device not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"SOLVER.AMP.ENABLED needs a CUDA device or the CPU, but the model is on '{device}'."
+        )
+    if device == "cpu" and name == "float16":
+        raise ConfigError(
+            "SOLVER.AMP.PRECISION is 'float16', which needs a CUDA device, but the model is on the "
+            "CPU: use 'bfloat16' there, or set SOLVER.AMP.ENABLED to False."
+        )
+    if device == "cuda" and name == "bfloat16" and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            "SOLVER.AMP.PRECISION is 'bfloat16', which this GPU does not support: use 'float16'."
+        )

@@ -1,0 +1,157 @@
+"""One optimizer step: batches, gradients, what the processes tell each other, update."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from semask.data.training_loader import TrainingLoader
+from semask.randomness import seed_step
+
+from .compilation import CompiledParts
+from .nonfinite import refuse_nonfinite
+from .precision import Precision
+
+
+class TrainStep:
+    """What Detectron2's trainer runs in every iteration (its ``SimpleTrainer``'s place).
+
+    Attributes:
+        model, optimizer, data_loader: what it was built with.
+        iter: number of the iteration, set by the trainer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: TrainingLoader,
+        optimizer: Optimizer,
+        *,
+        precision: Precision | None = None,
+        accumulate_steps: int = 1,
+        compiled: CompiledParts | None = None,
+        output_dir: str = "",
+    ) -> None:
+        """
+        Args:
+            model: gives a dictionary of scalar losses for a batch; possibly wrapped for
+                distributed training.
+            data_loader: endless batches.
+            optimizer: of the model's parameters.
+            precision: of the computation; None = float32.
+            accumulate_steps: batches whose averaged gradients make up a step.
+            compiled: of the model, where it has been compiled.
+            output_dir: where a batch with a loss that is not finite is listed.
+        """
+        self.model = model.train()
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.iter = 0
+        self._precision = precision or Precision()
+        self._accumulate_steps = accumulate_steps
+        self._compiled = compiled
+        self._output_dir = output_dir
+        self._batches: Iterator[list[dict[str, Any]]] | None = None
+
+    def run_step(self, stop: bool = False) -> bool:
+        """Train on the next batches.
+
+        Args:
+            stop: this process has been told to end.
+
+        Returns:
+            Whether any process of the run has; the same in all of them.
+
+        Raises:
+            NonFiniteLossError: a loss of any process is infinite or NaN. The weights have not
+                been updated.
+        """
+        assert self.model.training, "the model was left in evaluation mode"
+        losses: dict[str, Tensor] = {}
+        files: list[str] = []
+        data_time = 0.0
+        self.optimizer.zero_grad()
+        with contextlib.nullcontext() if self._compiled is None else self._compiled.active():
+            for part in range(self._accumulate_steps):
+                start = time.perf_counter()
+                batch = self._next_batch()
+                data_time += time.perf_counter() - start
+                files += [str(sample.get("file_name", "?")) for sample in batch]
+                seed_step(self.data_loader.seed, self.iter, comm.get_rank(), part)
+                is_last = part == self._accumulate_steps - 1
+                for name, value in self._accumulate(batch, is_last).items():
+                    losses[name] = losses.get(name, 0) + value
+        shared = _share({**losses, "data_time": data_time, "stop": float(stop)})
+        times = [own.pop("data_time") for own in shared]
+        stop = any([own.pop("stop") for own in shared])
+        refuse_nonfinite(shared, files, iteration=self.iter, folder=self._output_dir)
+        self._precision.step(self.optimizer)
+        if comm.is_main_process():
+            _write_metrics(shared, max(times))
+        return stop
+
+    def close(self) -> None:
+        """End the data loading processes."""
+        self._batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer, scale of the loss, and place in the data."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self._precision.state_dict(),
+            "data": self.data_loader.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave."""
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self._precision.load_state_dict(state_dict["precision"])
+        self.data_loader.load_state_dict(state_dict["data"])
+        self._batches = None
+
+    def _next_batch(self) -> list[dict[str, Any]]:
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        return next(self._batches)
+
+    def _accumulate(self, batch: list[dict[str, Any]], is_last: bool) -> dict[str, Tensor]:
+        """Add a batch's share of the step's gradients; its share of the losses."""
+        # The processes add up their gradients once, with the last batch.
+        alone = isinstance(self.model, DistributedDataParallel) and not is_last
+        with self.model.no_sync() if alone else contextlib.nullcontext():
+            with self._precision.autocast():
+                losses = self.model(batch)
+            shares = {name: value / self._accumulate_steps for name, value in losses.items()}
+            self._precision.backward(torch.stack(list(shares.values())).sum())
+        return {name: value.detach() for name, value in shares.items()}
+
+
+def _share(values: Mapping[str, Tensor | float]) -> list[dict[str, float]]:
+    """The numbers of each process, in one exchange; the names have to be the same in all."""
+    on_gpu = dist.is_initialized() and dist.get_backend() == "nccl"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    own = torch.stack(
+        [torch.as_tensor(value, dtype=torch.float64).to(device) for value in values.values()]
+    )
+    rows = [own]
+    if comm.get_world_size() > 1:
+        rows = [torch.empty_like(own) for _ in range(comm.get_world_size())]
+        dist.all_gather(rows, own)
+    return [dict(zip(values, row, strict=True)) for row in torch.stack(rows).tolist()]
+
+
+def _write_metrics(losses: list[dict[str, float]], data_time: float) -> None:
+    """The losses, averaged over the processes, into Detectron2's event storage."""
+    storage = get_event_storage()
+    means = {name: sum(own[name] for own in losses) / len(losses) for name in losses[0]}
+    storage.put_scalar("data_time", data_time)
+    storage.put_scalar("total_loss", sum(means.values()))
+    storage.put_scalars(**means)

@@ -1,0 +1,324 @@
+"""Kills at any moment, full disks, broken and hostile files: nothing of a run is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import faults
+import runs
+import tiny
+from semask.checkpoint import CheckpointError, SeMaskCheckpointer
+from semask.config import KEYS_VERSION, ConfigError, load_config
+from semask.engine import Trainer
+from semask.engine.run_lock import LOCK_FILE, run_lock
+from tiny_runs import TinyRuns, assert_same_state
+
+STEPS = 6
+OPTIONS = (
+    *("SOLVER.MAX_ITER", STEPS, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 2),
+    *("TEST.NUM_PANELS", 0, "TEST.REPORT", False),
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
+    return TinyRuns(tmp_path_factory.mktemp("faults"), *OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_runs: TinyRuns) -> dict[str, Any]:
+    tiny_runs.run("whole")
+    return tiny_runs.checkpoint("whole")
+
+
+@pytest.fixture
+def in_process(tiny_runs: TinyRuns) -> Iterator[TinyRuns]:
+    """For runs in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tiny.register("tiny_train", tiny_runs.records[:-2])
+    tiny.register("tiny_val", tiny_runs.records[-2:])
+    yield tiny_runs
+    tiny.unregister("tiny_train", "tiny_val")
+    torch.set_num_threads(threads)
+
+
+def train(tiny_runs: TinyRuns, output: str, *, resume: bool = True) -> Trainer:
+    overrides = [*tiny_runs.options, "OUTPUT_DIR", tiny_runs.folder / output]
+    cfg = load_config(tiny_runs.config, [str(value) for value in overrides])
+    torch.manual_seed(cfg.SEED)  # the initial weights; train_net.py does so
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+# ---- kills ----
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(tiny_runs: TinyRuns, undisturbed: dict[str, Any]) -> None:
+    """Among steps, halves of writes, flushes, renames and evaluations, in one run."""
+    moments = random.Random(8)
+    folder = tiny_runs.folder / "killed"
+    kills = 0
+    for _ in range(40):
+        process = tiny_runs.start(
+            *("killed", "--resume"),
+            fault=faults.kill_at_event,
+            fault_arguments=(moments.randint(1, 30),),
+        )[0]
+        with runs.ended([process]):
+            status = process.status()
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, process.output()
+        kills += 1
+        last = folder / "last_checkpoint"
+        if last.exists():  # it never names what cannot be loaded
+            torch.load(folder / last.read_text(), weights_only=True)
+        if kills == 10:
+            tiny_runs.run("killed", "--resume")
+            break
+    assert kills >= 5
+    assert_same_state(tiny_runs.checkpoint("killed"), undisturbed)
+    for name in ("iteration", "value", "model"):
+        best = [tiny_runs.checkpoint(output, "model_best")[name] for output in ("killed", "whole")]
+        assert_same_state(*best)
+
+
+@pytest.mark.slow
+def test_torchrun_with_a_killed_process(tiny_runs: TinyRuns) -> None:
+    """torchrun itself: it ends the other process, starts both anew, and they go on."""
+    records = tiny_runs.folder / "records.json"
+    records.write_text(json.dumps(tiny_runs.records))
+    overrides = [str(option) for option in tiny_runs.options]
+    output = str(tiny_runs.folder / "torchrun")
+    tests = Path(__file__).parent
+    paths = (tests, tests.parent, tests.parent / "projects" / "SeMask")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + ["--max-restarts", "1", "--monitor-interval", "0.1"]
+        + [str(tests / "faulty_train_net.py"), str(records), "3"]
+        + ["--config-file", tiny_runs.config, *overrides, "OUTPUT_DIR", output],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(str(path) for path in paths),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Signal 9 (SIGKILL)" in done.stderr
+    assert "Starting training from iteration 0" in done.stdout
+    assert "Starting training from iteration 3" in done.stdout
+    tiny_runs.run("two", size=2)
+    assert_same_state(tiny_runs.checkpoint("torchrun"), tiny_runs.checkpoint("two"))
+
+
+# ---- the disk ----
+
+
+def test_full_disk(in_process: TinyRuns, undisturbed: dict[str, Any]) -> None:
+    """The kernel itself refuses the bytes: the temporary file leads to a device that is full."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs the device /dev/full")
+    folder = in_process.folder / "full"
+    folder.mkdir()
+    temporary = folder / f".model_0000002.pth.{os.getpid()}.tmp"
+    temporary.symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"model_0000002.pth' cannot be written \(\[Errno 28"):
+        train(in_process, "full", resume=False)
+    assert not temporary.is_symlink()
+    assert sorted(path.name for path in folder.glob("*.pth")) == [
+        *("model_0000000.pth", "model_0000001.pth", "model_best.pth")
+    ]
+    assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert train(in_process, "full").start_iter == 2
+    assert_same_state(in_process.checkpoint("full"), undisturbed)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_truncated_newest_checkpoint(
+    in_process: TinyRuns, undisturbed: dict[str, Any], caplog: Any, share: float
+) -> None:
+    """1.0 stands for a file that is gone."""
+    output = f"truncated{share}"
+    folder = in_process.folder / output
+    earlier = train(in_process, output, resume=False)
+    assert earlier.start_iter == 0
+    (folder / "model_final.pth").unlink()
+    newest = folder / "model_0000005.pth"
+    (folder / "last_checkpoint").write_text(newest.name)
+    if share == 1.0:
+        newest.unlink()
+    else:
+        newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
+        os.utime(newest)
+    foreign = folder / "model_0000099.pth"  # newer than what is to be gone on from
+    foreign.write_bytes((folder / "model_0000000.pth").read_bytes())
+    if share < 1.0:
+        os.utime(foreign, (2**31, 2**31))
+    else:
+        foreign.unlink()
+    caplog.clear()
+    assert train(in_process, output).start_iter == 5
+    assert "Trying the one before" in caplog.text
+    assert "model_0000004.pth" in caplog.text
+    assert_same_state(in_process.checkpoint(output), undisturbed)
+
+
+def test_no_checkpoint_can_be_read(in_process: TinyRuns) -> None:
+    folder = in_process.folder / "hopeless"
+    folder.mkdir()
+    for name in ("model_0000001.pth", "model_0000003.pth"):
+        (folder / name).write_bytes(b"nothing")
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        train(in_process, "hopeless")
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.target), "w"))
+
+
+def test_a_hostile_last_checkpoint_is_refused(in_process: TinyRuns) -> None:
+    """No other one is tried: somebody has to look at it."""
+    folder = in_process.folder / "hostile"
+    folder.mkdir()
+    target = folder / "executed"
+    torch.save({"model": {}, "trainer": Malicious(target)}, folder / "model_0000001.pth")
+    (folder / "model_0000000.pth").write_bytes(
+        (in_process.folder / "whole" / "model_0000000.pth").read_bytes()
+        if (in_process.folder / "whole").exists()
+        else b""
+    )
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(CheckpointError, match="could run code"):
+        train(in_process, "hostile")
+    assert not target.exists()
+
+
+def test_another_model_is_no_damage(in_process: TinyRuns, undisturbed: dict[str, Any]) -> None:
+    """A checkpoint of another config is refused, not passed over."""
+    folder = in_process.folder / "other"
+    folder.mkdir()
+    model = {name: torch.zeros(1) for name in undisturbed["model"]}
+    for name in ("model_0000000.pth", "model_0000001.pth"):
+        torch.save({"model": model}, folder / name)
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(CheckpointError, match=r"model_0000001.pth.*does not fit the model"):
+        train(in_process, "other")
+
+
+# ---- two runs in one folder ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_second_run_is_refused(tiny_runs: TinyRuns, size: int) -> None:
+    output = f"shared{size}"
+    arrived, leave = (tiny_runs.folder / f"{output}-{name}" for name in ("arrived", "leave"))
+    first = tiny_runs.start(
+        output, size=size, fault=faults.wait_at, fault_arguments=(1, str(arrived), str(leave))
+    )
+    with runs.ended(first):
+        first[0].wait_for(arrived.exists)
+        before = sorted(path.name for path in (tiny_runs.folder / output).iterdir())
+        for flags in ((), ("--resume",)):
+            second = tiny_runs.start(output, *flags, size=size)
+            with runs.ended(second):
+                assert [run.status() for run in second] == [2] * size
+            for run in second:
+                assert f"Another run (process {first[0].process.pid} on" in run.output()
+                assert "OUTPUT_DIR_LOCK" in run.output()
+        assert sorted(path.name for path in (tiny_runs.folder / output).iterdir()) == before
+        if size == 1:
+            tiny_runs.run(output, "OUTPUT_DIR_LOCK", False)  # it was told to
+        leave.touch()
+        for run in first:
+            assert run.status() == 0, run.output()
+    if size == 1:
+        tiny_runs.run(output, "--resume")  # the lock is gone with the run
+
+
+def test_lock_where_it_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_arguments: Any) -> None:
+        raise OSError("No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    with run_lock(str(tmp_path / "out")):
+        assert "cannot be locked (No locks available)" in caplog.text
+    assert (tmp_path / "out" / LOCK_FILE).exists()
+    with run_lock(str(tmp_path / "none"), enabled=False):
+        assert not (tmp_path / "none").exists()
+
+
+# ---- configs of other versions ----
+
+
+def config_with(tmp_path: Path, **keys: Any) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"SEMASK_VERSION": KEYS_VERSION + 1, "NEW": 1}, "newer release of this project"),
+        ({"VERSION": 3, "NEW": 1}, r"newer release of Detectron2 \(VERSION 3, here 2\)"),
+    ],
+)
+def test_config_of_a_newer_version(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(config_with(tmp_path, **keys))
+    assert "config.yaml" in str(caught.value)
+
+
+def test_config_of_an_older_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = load_config(config_with(tmp_path, SEMASK_VERSION=KEYS_VERSION - 1))
+    assert "older release of this project" in caplog.text
+    assert cfg.SEMASK_VERSION == KEYS_VERSION
+    old = load_config(config_with(tmp_path, VERSION=1, SOLVER={"BASE_LR": 0.5}))
+    assert (old.VERSION, old.SOLVER.BASE_LR) == (2, 0.5)
+    assert "older release" in caplog.text
+
+
+def test_pickled_weights_only_with_the_key(in_process: TinyRuns) -> None:
+    import pickle
+
+    path = in_process.folder / "zoo.pkl"
+    model = Trainer(load_config(in_process.config, ["MODEL.DEVICE", "cpu"])).model
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    path.write_bytes(pickle.dumps({"model": arrays}))
+    cfg = load_config(
+        in_process.config, ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(in_process.folder / "zoo")]
+    )
+    cfg.MODEL.WEIGHTS = str(path)
+    with pytest.raises(CheckpointError, match="MODEL.ALLOW_PICKLE True reads it"):
+        Trainer(cfg).resume_or_load(resume=False)
+    cfg.MODEL.ALLOW_PICKLE = True
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, torch.from_numpy(arrays[name]))
+    assert isinstance(trainer.checkpointer, SeMaskCheckpointer)
