@@ -52,6 +52,7 @@ def written_durably(path: str) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too
+        with contextlib.suppress(OSError):  # some file systems have no such thing
+            os.fsync(folder)  # the new name, too
     finally:
         os.close(folder)

@@ -4,18 +4,22 @@ The parts check their own arguments; here is what crosses them: config against m
 against model, checkpoint against model.
 """
 
+import contextlib
 import difflib
+import os
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from semask.checkpoint import SeMaskCheckpointer
+from semask.checkpoint import DamagedCheckpointError, SeMaskCheckpointer
 from semask.config import ConfigError
 from semask.data.check import quick_check
 from semask.data.mapper import SemSegMapper
 from semask.data.unreadable import ReadableDataset
+from semask.modeling import check_protocol
 from semask.solver import build_lr_scheduler, build_optimizer
 
 from .distributed import Torchrun
@@ -111,6 +115,8 @@ def check_run(
         DataError: a dataset is missing or empty, or images of a sample of it cannot be used.
         CheckpointError: ``MODEL.WEIGHTS`` is missing, unsafe or of another model.
     """
+    _check_numbers(cfg)
+    _check_output_dir(cfg.OUTPUT_DIR)
     if not eval_only:
         _check_solver(cfg, world_size)
     if not eval_only and not cfg.DATASETS.TRAIN:
@@ -124,6 +130,35 @@ def check_run(
         check_images(cfg, name, is_train=is_train, resume=resume)
 
 
+def _check_numbers(cfg: CfgNode) -> None:
+    for key in ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.CHECKPOINT_PERIOD"):
+        if not _value(cfg, key) > 0:
+            raise ConfigError(f"{key} is {_value(cfg, key)}; it has to be greater than 0.")
+    for key in (
+        *("SOLVER.WARMUP_ITERS", "SOLVER.WEIGHT_DECAY", "DATALOADER.NUM_WORKERS"),
+        *("DATALOADER.MAX_UNREADABLE", "DATASETS.CHECK_SAMPLE"),
+    ):
+        if _value(cfg, key) < 0:
+            raise ConfigError(f"{key} is {_value(cfg, key)}; it has to be 0 or more.")
+    for key, count in (("SOLVER.BETAS", 2), ("MODEL.PIXEL_MEAN", 3), ("MODEL.PIXEL_STD", 3)):
+        if len(_value(cfg, key)) != count:
+            raise ConfigError(f"{key} is {_value(cfg, key)}; it needs {count} numbers.")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _check_output_dir(folder: str) -> None:
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not (os.path.isdir(existing) and os.access(existing, os.W_OK)):
+        raise ConfigError(f"OUTPUT_DIR '{folder}' cannot be made or written to: see '{existing}'.")
+
+
 def _check_solver(cfg: CfgNode, world_size: int) -> None:
     sharing = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size  # with the former, batches are scaled
     images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS
@@ -132,7 +167,8 @@ def _check_solver(cfg: CfgNode, world_size: int) -> None:
     if images < 1 or images % (sharing * parts):
         each = f" in {parts} accumulated batches each" if parts > 1 else ""
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {images}, which {sharing} processes cannot share equally{each}."
+            f"SOLVER.IMS_PER_BATCH is {images}, which {sharing} processes cannot share equally"
+            f"{each}."
         )
     if cfg.SOLVER.EMA.ENABLED and not 0 <= cfg.SOLVER.EMA.DECAY < 1:
         raise ConfigError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}; it has to be in [0, 1).")
@@ -208,13 +244,21 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
                 model = build_model(cfg)
         except NotImplementedError:  # a module that needs values while it is built
             model = build_model(cfg)
-    except (ValueError, KeyError, AssertionError) as error:
+        check_protocol(cfg, model)
+        if not eval_only:
+            build_lr_scheduler(cfg, build_optimizer(cfg, model))
+    except ConfigError:
+        raise
+    except (
+        *(ValueError, KeyError, TypeError, IndexError, AttributeError),
+        *(RuntimeError, AssertionError, ArithmeticError),
+    ) as error:
         reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
-    if not eval_only:
-        build_lr_scheduler(cfg, build_optimizer(cfg, model))
     checkpointer = SeMaskCheckpointer(model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
     if resume and checkpointer.has_checkpoint():
+        with contextlib.suppress(DamagedCheckpointError):  # then it is the one before
+            checkpointer.check(checkpointer.get_checkpoint_file())
         return
     if eval_only and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
