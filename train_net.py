@@ -33,21 +33,13 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing.spawn import ProcessExitedException
 
-from semask.checkpoint import CheckpointError, SeMaskCheckpointer
-from semask.checkpoint.reading import one_line
-from semask.config import ConfigError
-from semask.data.reading import DataError
 from semask.engine import (
-    LOST_PEER,
-    NonFiniteLossError,
     Torchrun,
     Trainer,
-    WeightAverage,
     check_run,
-    draw_panels,
-    is_lost_peer,
+    evaluate,
+    exit_statuses,
     joined,
     once_per_machine,
     panels_path,
@@ -55,8 +47,6 @@ from semask.engine import (
     resumes,
     run_lock,
 )
-
-USER_ERRORS = (ConfigError, DataError, CheckpointError)
 
 
 def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:
@@ -91,81 +81,32 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
             print(path, flush=True)
 
 
-def evaluate(cfg: CfgNode, *, resume: bool) -> None:
-    """Evaluate a checkpoint, and the averaged weights in it where SOLVER.EMA is enabled."""
-    model = Trainer.build_model(cfg)
-    ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
-    checkpointer = SeMaskCheckpointer(
-        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, **({"ema": ema} if ema else {})
-    )
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.resume_or_load("")
-    else:
-        checkpointer.load(cfg.MODEL.WEIGHTS)
-    Trainer.test_with_average(cfg, model, ema)
-    if comm.is_main_process():
-        draw_panels(cfg, model)
-
-
 def process(cfg: CfgNode, args: argparse.Namespace) -> None:
     """``main``, with one message instead of a traceback for what a user can mend."""
-    try:
+    with exit_statuses():
         main(cfg, args)
-    except USER_ERRORS as error:
-        _report(error)
-        raise SystemExit(2) from None
-    except NonFiniteLossError as error:
-        _report(error)
-        raise SystemExit(1) from None
-    except RuntimeError as error:
-        if not is_lost_peer(error):
-            raise
-        print(f"{LOST_PEER} ({one_line(error)})", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The whole program; see the top of this file for the exit status it returns."""
-    parser = default_argument_parser(epilog=__doc__)
-    args = parser.parse_args(argv)
+    args = default_argument_parser(epilog=__doc__).parse_args(argv)
     torchrun = Torchrun.from_environment()
     try:
-        cfg = setup(args, torchrun)
-        with joined(torchrun, cfg.MODEL.DEVICE):
-            once_per_machine(lambda: check(cfg, args, torchrun), torchrun)
-            launch(
-                process,
-                args.num_gpus if torchrun is None else 1,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(cfg, args),
-            )
-    except USER_ERRORS as error:
-        _report(error)
-        return 2
+        with exit_statuses():
+            cfg = setup(args, torchrun)
+            with joined(torchrun, cfg.MODEL.DEVICE):
+                once_per_machine(lambda: check(cfg, args, torchrun), torchrun)
+                launch(
+                    process,
+                    args.num_gpus if torchrun is None else 1,
+                    num_machines=args.num_machines,
+                    machine_rank=args.machine_rank,
+                    dist_url=args.dist_url,
+                    args=(cfg, args),
+                )
     except SystemExit as error:
         return int(error.code or 0)
-    except ProcessExitedException as error:  # of ``launch``; the process has said why
-        print(error, file=sys.stderr)
-        return max(1, error.exit_code)
-    except KeyboardInterrupt:
-        print("Interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
-        return 130
     return 0
-
-
-def _report(error: Exception) -> None:
-    where = f"Process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
-    print(f"{where}{type(error).__name__}: {_message(error)}", file=sys.stderr)
-
-
-def _message(error: Exception) -> str:
-    """The error's own words, also where a data loading process has put a traceback around them."""
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
-    return text
 
 
 if __name__ == "__main__":

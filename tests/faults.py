@@ -52,7 +52,7 @@ def nan_at(rank: int, victim: int, iteration: int) -> None:
     def action(trainer: Trainer) -> None:
         if rank == victim and trainer.iter == iteration:
             model = trainer.checkpointer.model
-            model.sem_seg_head.register_forward_hook(  # type: ignore[union-attr, operator]
+            model.sem_seg_head.register_forward_hook(
                 lambda _module, _inputs, output: (
                     None,
                     {name: value * float("nan") for name, value in output[1].items()},
@@ -107,8 +107,12 @@ def kill_at_event(_rank: int, number: int) -> None:
             return getattr(self._file, name)
 
     save = torch.save
-    torch.save = lambda content, file: save(content, CountedFile(file))  # type: ignore[assignment]
-    os.fsync = counted(os.fsync)  # type: ignore[assignment]
+
+    def counted_save(content: Any, file: Any) -> None:
+        save(content, CountedFile(file))
+
+    torch.save = counted_save  # type: ignore[assignment]
+    os.fsync = counted(os.fsync)
     os.replace = counted(os.replace)
     before_step(lambda _trainer: event())
     evaluate = Trainer.evaluate

@@ -96,7 +96,7 @@ def trained(config: str, accumulate_steps: int = 1) -> dict[str, Any]:
     }
 
 
-def every_way(config: str) -> dict[str, Any]:
+def every_way(config: str) -> dict[Any, Any]:
     names = {
         "local rank": comm.get_local_rank(),
         "local size": comm.get_local_size(),

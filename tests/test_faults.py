@@ -121,7 +121,8 @@ def test_torchrun_with_a_killed_process(tiny_runs: TinyRuns) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Signal 9 (SIGKILL)" in done.stderr
+    assert "exitcode: -9" in done.stderr
+    assert "--resume goes on from the last checkpoint" in done.stderr
     assert "Starting training from iteration 0" in done.stdout
     assert "Starting training from iteration 3" in done.stdout
     tiny_runs.run("two", size=2)
@@ -184,7 +185,7 @@ def test_no_checkpoint_can_be_read(in_process: TinyRuns) -> None:
     folder = in_process.folder / "hopeless"
     folder.mkdir()
     for name in ("model_0000001.pth", "model_0000003.pth"):
-        (folder / name).write_bytes(b"nothing")
+        (folder / name).write_bytes(b"PK\x03\x04, and no more")
     (folder / "last_checkpoint").write_text("model_0000003.pth")
     with pytest.raises(CheckpointError, match="damaged or incomplete"):
         train(in_process, "hopeless")
@@ -314,7 +315,7 @@ def test_pickled_weights_only_with_the_key(in_process: TinyRuns) -> None:
         in_process.config, ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(in_process.folder / "zoo")]
     )
     cfg.MODEL.WEIGHTS = str(path)
-    with pytest.raises(CheckpointError, match="MODEL.ALLOW_PICKLE True reads it"):
+    with pytest.raises(CheckpointError, match=r"MODEL\.ALLOW_PICKLE True reads it"):
         Trainer(cfg).resume_or_load(resume=False)
     cfg.MODEL.ALLOW_PICKLE = True
     trainer = Trainer(cfg)

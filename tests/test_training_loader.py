@@ -106,14 +106,21 @@ def test_what_cannot_be_shared_is_refused() -> None:
 
 
 def test_the_generators_of_this_process_stay_as_they_were() -> None:
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    with image_randomness(1, 2), pytest.raises(ZeroDivisionError), image_randomness(1, 3):
-        torch.rand(1)
-        np.random.rand()
-        random.random()
-        raise ZeroDivisionError
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert before == after
+    def states() -> tuple[Any, ...]:
+        legacy: Any = np.random.get_state(legacy=True)
+        return random.getstate(), legacy[1].tolist(), torch.get_rng_state().tolist()
+
+    def use_and_fail() -> None:
+        with image_randomness(1, 3):
+            torch.rand(1)
+            np.random.rand()
+            random.random()
+            raise ZeroDivisionError
+
+    before = states()
+    with image_randomness(1, 2), pytest.raises(ZeroDivisionError):
+        use_and_fail()
+    assert states() == before
 
 
 def test_steps_processes_and_parts_differ() -> None:

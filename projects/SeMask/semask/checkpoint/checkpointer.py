@@ -21,12 +21,14 @@ logger = logging.getLogger(__name__)
 # What may be missing from a kind of checkpoint, and what may be left over (regular expressions).
 # Detectron2 starts a model without them; everything else has to fit exactly.
 _COUNTERS = r"\.num_batches_tracked$"
+# The pre-trained classifier has neither semantic layers nor output norms nor heads.
+_BESIDES_SWIN = r"\.semantic_layer\.|\.output_norms\.|^(?!backbone\.)"
 _MAY_MISS = {
     CheckpointKind.NATIVE: r"(?!)",
     CheckpointKind.SEMASK_FPN: _COUNTERS,
     CheckpointKind.SWIN_FPN: _COUNTERS,
-    # The pre-trained classifier has neither semantic layers nor output norms nor heads.
-    CheckpointKind.IMAGENET_SWIN: r"\.semantic_layer\.|\.output_norms\.|^(?!backbone\.)",
+    CheckpointKind.IMAGENET_SWIN: _BESIDES_SWIN,
+    CheckpointKind.CONVERTED_SWIN: _BESIDES_SWIN,
 }
 _MAY_BE_LEFT = {CheckpointKind.IMAGENET_SWIN: r"^(head|norm)\."}
 
@@ -199,6 +201,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         if path:
             self._fitting_state_dict(path, self._load_file(path)["model"])
 
+    def check_weights(self, weights: Mapping[str, Tensor], source: str = "given") -> None:
+        """As ``check``, for parameters by name; ``source`` is what the message calls them."""
+        self._fitting_state_dict(source, dict(weights))
+
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name + ".pth"`` into the folder, then point ``last_checkpoint`` to it.
 
@@ -235,7 +241,8 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             if not wanted.keys() & tensors.keys():
                 raise CheckpointError(f"Checkpoint '{path}': {error}") from error
             found, kind = tensors, CheckpointKind.NATIVE  # of a model with another backbone
-        if kind is CheckpointKind.IMAGENET_SWIN:  # the others are complete models
+        # The others are complete models.
+        if kind in (CheckpointKind.IMAGENET_SWIN, CheckpointKind.CONVERTED_SWIN):
             found = resize_bias_tables(found, wanted)
         mismatch = _compare(found, wanted, kind)
         if mismatch:

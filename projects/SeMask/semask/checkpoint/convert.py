@@ -20,6 +20,7 @@ class CheckpointKind(Enum):
     SEMASK_FPN = "published SeMask-FPN"
     SWIN_FPN = "published Swin-FPN"
     IMAGENET_SWIN = "ImageNet-pretrained Swin"
+    CONVERTED_SWIN = "ImageNet-pretrained Swin, by this project's names"
     NATIVE = "this project's own"
 
 
@@ -82,7 +83,8 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
     if any(re.match(r"layers\.\d+\.blocks\.\d+\.attn\.", name) for name in names):
         return CheckpointKind.IMAGENET_SWIN
     if any(re.match(r"(backbone\.)?(bottom_up\.)?stages\.\d+\.", name) for name in names):
-        return CheckpointKind.NATIVE
+        alone = all(re.match(r"backbone\.(?!output_norms\.)", name) for name in names)
+        return CheckpointKind.CONVERTED_SWIN if alone else CheckpointKind.NATIVE
     shown = ", ".join(names[:5]) or "nothing"
     raise CheckpointError(
         "The parameter names are those of no known kind "
@@ -91,7 +93,7 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
 
 
 def _convert_name(name: str, kind: CheckpointKind) -> str:
-    if kind is CheckpointKind.NATIVE:
+    if kind in (CheckpointKind.NATIVE, CheckpointKind.CONVERTED_SWIN):
         return name
     if kind is CheckpointKind.IMAGENET_SWIN:
         if name.startswith(("head.", "norm.")):

@@ -3,6 +3,8 @@
 from .checks import check_run, resolve_device
 from .distributed import LOST_PEER, Torchrun, is_lost_peer, joined, once_per_machine
 from .ema import WeightAverage
+from .evaluate import evaluate
+from .exit_status import exit_statuses
 from .hooks import PanelsHook, draw_panels, panels_path
 from .nonfinite import NonFiniteLossError
 from .preemption import Preempted
@@ -20,6 +22,8 @@ __all__ = [
     "WeightAverage",
     "check_run",
     "draw_panels",
+    "evaluate",
+    "exit_statuses",
     "is_lost_peer",
     "joined",
     "once_per_machine",

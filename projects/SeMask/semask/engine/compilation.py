@@ -37,7 +37,7 @@ class CompiledParts:
     def active(self) -> Iterator[None]:
         """Within it, the model runs compiled."""
         for part, forward in self._forwards.items():
-            part.forward = forward  # type: ignore[method-assign]
+            part.forward = forward
         try:
             yield
         finally:

@@ -43,8 +43,8 @@ class Torchrun:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(name in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
             return None
-        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        return cls(*(int(os.environ[name]) for name in names), restarts=restarts)
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return cls(*(int(value) for value in (*(os.environ[name] for name in names), restarts)))
 
 
 @contextlib.contextmanager
@@ -64,12 +64,32 @@ def joined(torchrun: Torchrun | None, device: str) -> Iterator[None]:
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(torchrun.local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    store = _store_of_this_start(torchrun)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=torchrun.rank,
+        world_size=torchrun.world_size,
+        timeout=TIMEOUT,
+    )
     create_local_group(torchrun.local_world_size)
     comm.synchronize()
     yield
     # After an error the others may be gone, and destroying would wait for them.
     dist.destroy_process_group()
+
+
+def _store_of_this_start(torchrun: Torchrun) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps its store when it starts the processes anew, and with it the addresses of those
+    that are gone, at which Gloo would look for the new ones.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    name = f"semask/{torchrun.world_size}/{torchrun.restarts}"
+    # Starts without a failure (machines that came or went) have the same number of restarts.
+    start = (store.add(f"{name}/processes", 1) - 1) // torchrun.world_size
+    return dist.PrefixStore(f"{name}/{start}", store)
 
 
 def once_per_machine(action: Callable[[], None], torchrun: Torchrun | None) -> None:

@@ -53,7 +53,8 @@ def refuse_nonfinite(
         where = f" The batch is listed in '{path}'."
         if comm.is_main_process():
             with replacing(path) as file:
-                file.write(json.dumps({"iteration": iteration, "batches": report}, indent=1).encode())
+                text = json.dumps({"iteration": iteration, "batches": report}, indent=1)
+                file.write(text.encode())
     names = [name for rank in broken for name in all_files[rank]]
     values = ", ".join(f"{name} = {_text(value)}" for name, value in losses[broken[0]].items())
     raise NonFiniteLossError(

@@ -91,12 +91,12 @@ class TrainStep:
                     losses[name] = losses.get(name, 0) + value
         shared = _share({**losses, "data_time": data_time, "stop": float(stop)})
         times = [own.pop("data_time") for own in shared]
-        stop = any([own.pop("stop") for own in shared])
+        stops = [own.pop("stop") for own in shared]
         refuse_nonfinite(shared, files, iteration=self.iter, folder=self._output_dir)
         self._precision.step(self.optimizer)
         if comm.is_main_process():
             _write_metrics(shared, max(times))
-        return stop
+        return any(stops)
 
     def close(self) -> None:
         """End the data loading processes."""
@@ -125,8 +125,10 @@ class TrainStep:
     def _accumulate(self, batch: list[dict[str, Any]], is_last: bool) -> dict[str, Tensor]:
         """Add a batch's share of the step's gradients; its share of the losses."""
         # The processes add up their gradients once, with the last batch.
-        alone = isinstance(self.model, DistributedDataParallel) and not is_last
-        with self.model.no_sync() if alone else contextlib.nullcontext():
+        wait: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(self.model, DistributedDataParallel) and not is_last:
+            wait = self.model.no_sync()
+        with wait:
             with self._precision.autocast():
                 losses = self.model(batch)
             shares = {name: value / self._accumulate_steps for name, value in losses.items()}

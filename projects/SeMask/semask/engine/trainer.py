@@ -60,8 +60,8 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     # The ranks' BatchNorm statistics are equal already or meant to differ: no broadcast.
     options = inspect.signature(DistributedDataParallel.__init__).parameters
     newer = "forward_sync_buffers"  # what recent releases of PyTorch call it
-    name = newer if newer in options else "broadcast_buffers"
-    return DistributedDataParallel(model, device_ids=device_ids, **{name: False})
+    arguments: dict[str, Any] = {newer if newer in options else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=device_ids, **arguments)
 
 
 class Trainer(DefaultTrainer):
@@ -99,7 +99,7 @@ class Trainer(DefaultTrainer):
             output_dir=cfg.OUTPUT_DIR,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        averaged = {} if self.ema is None else {"ema": self.ema}
+        averaged: dict[str, Any] = {} if self.ema is None else {"ema": self.ema}
         self.checkpointer = SeMaskCheckpointer(
             model,
             cfg.OUTPUT_DIR,

@@ -3,8 +3,8 @@
 from .backbone import SemanticAttention, SemanticLayer, SeMaskSwin, SemSegBackbone
 from .heads import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead
 from .losses import segmentation_loss
-from .segmentor import SeMaskSegmentor, check_protocol
 from .protocol import MultiScale, SlidingWindow, TestProtocol, WholeImage, build_test_protocol
+from .segmentor import SeMaskSegmentor, check_protocol
 
 __all__ = [
     "MultiScale",

@@ -10,8 +10,8 @@ from semask.config import ConfigError
 
 from .backbone.base import SemSegBackbone
 from .heads.semask_fpn import SeMaskFPNHead
-from .resize import resize
 from .protocol import TestProtocol, WholeImage, build_test_protocol
+from .resize import resize
 
 
 @META_ARCH_REGISTRY.register()

@@ -1,0 +1,29 @@
+"""Evaluation without training."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from semask.checkpoint import SeMaskCheckpointer
+
+from .ema import WeightAverage
+from .hooks import draw_panels
+from .trainer import Trainer
+
+
+def evaluate(cfg: CfgNode, *, resume: bool) -> None:
+    """Evaluate a checkpoint, and the averaged weights in it where SOLVER.EMA is enabled."""
+    model = Trainer.build_model(cfg)
+    ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+    averaged: dict[str, Any] = {} if ema is None else {"ema": ema}
+    checkpointer = SeMaskCheckpointer(
+        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, **averaged
+    )
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.resume_or_load("")
+    else:
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+    Trainer.test_with_average(cfg, model, ema)
+    if comm.is_main_process():
+        draw_panels(cfg, model)

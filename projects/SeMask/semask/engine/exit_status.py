@@ -1,0 +1,64 @@
+"""How a run ends that cannot go on: one message on stderr and an exit status, no traceback."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from detectron2.utils import comm
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from semask.checkpoint import CheckpointError
+from semask.checkpoint.reading import one_line
+from semask.config import ConfigError
+from semask.data.reading import DataError
+
+from .distributed import LOST_PEER, is_lost_peer
+from .nonfinite import NonFiniteLossError
+
+USER_ERRORS = (ConfigError, DataError, CheckpointError)
+
+
+@contextlib.contextmanager
+def exit_statuses() -> Iterator[None]:
+    """Turn what a user can mend into a message.
+
+    Raises:
+        SystemExit: with 2 for a mistake in config, data or checkpoint, 1 for a loss that is not
+            finite or another process that is gone, 130 after Ctrl-C. Other errors stay as they
+            are.
+    """
+    try:
+        yield
+    except USER_ERRORS as error:
+        _report(error)
+        raise SystemExit(2) from None
+    except NonFiniteLossError as error:
+        _report(error)
+        raise SystemExit(1) from None
+    except ProcessExitedException as error:  # of ``launch``; the process has said why
+        print(error, file=sys.stderr)
+        raise SystemExit(max(1, error.exit_code)) from None
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        print(f"{LOST_PEER} ({one_line(error)})", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(
+            "Interrupted; --resume goes on from the last checkpoint, if there is one.",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+
+
+def _report(error: Exception) -> None:
+    where = f"Process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
+    print(f"{where}{type(error).__name__}: {_message(error)}", file=sys.stderr)
+
+
+def _message(error: Exception) -> str:
+    """The error's own words, also where a data loading process has put a traceback around them."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return text

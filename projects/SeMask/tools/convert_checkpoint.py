@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Turn a checkpoint into this project's names and a file that holds weights alone.
+
+    python projects/SeMask/tools/convert_checkpoint.py swin_tiny_patch4_window7_224.pth swin_t.pth
+    python projects/SeMask/tools/convert_checkpoint.py URL semask_t.safetensors \\
+        --config ade20k/semask_swin_tiny_fpn
+    python projects/SeMask/tools/convert_checkpoint.py output/run/model_final.pth averaged.pth --ema
+
+SOURCE is a file or URL: a published SeMask-FPN or Swin-FPN model, an ImageNet-pretrained Swin, or
+a checkpoint of a run of this project. TARGET ends in .pth or .safetensors. It prints which kind
+SOURCE is and what was left out. Training and evaluation also read all kinds unconverted.
+Exit status: 0; 2 for a mistake, with nothing written.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from semask import ConfigError, config_path, load_config
+from semask.checkpoint import (
+    CheckpointError,
+    CheckpointKind,
+    SeMaskCheckpointer,
+    convert_state_dict,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The whole program; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument(
+        "--config", help="refuse what does not fit the model of this config (name or file)"
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights of a run (SOLVER.EMA)"
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="also read a .pkl of Detectron2, which can run any code: only from whom you trust",
+    )
+    args = parser.parse_args(argv)
+    try:
+        print(convert(**vars(args)))
+    except (CheckpointError, ConfigError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    config: str | None = None,
+    ema: bool = False,
+    allow_pickle: bool = False,
+) -> str:
+    """Convert a checkpoint file.
+
+    Args:
+        source: file or URL.
+        target: file to write; ends in ".pth" or ".safetensors".
+        config: name or file of a config whose model the weights have to fit.
+        ema: take the averaged weights.
+        allow_pickle: also read ".pkl" files.
+
+    Returns:
+        What was found, written and left out, for people.
+
+    Raises:
+        CheckpointError: the source cannot be used or the target not be written.
+        ConfigError: the config cannot be used.
+    """
+    if not target.endswith((".pth", ".safetensors")):
+        raise CheckpointError(f"Target '{target}' has to end in .pth or .safetensors.")
+    content = read_checkpoint(source, allow_pickle=allow_pickle)
+    weights = _averaged(source, content) if ema else content["model"]
+    found = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    try:
+        converted, kind = convert_state_dict(found)
+    except CheckpointError as error:
+        raise CheckpointError(f"Checkpoint '{source}': {error}") from error
+    left_out: dict[str, list[str]] = {"entries beside the weights": sorted({*content} - {"model"})}
+    if kind is CheckpointKind.IMAGENET_SWIN:
+        classifier = [name for name in converted if not name.startswith("backbone.")]
+        converted = {name: value for name, value in converted.items() if name not in classifier}
+        left_out["the classifier"] = classifier
+    computed = [name for name in found if name.endswith(("relative_position_index", "attn_mask"))]
+    left_out["buffers that the model computes"] = computed
+    if config is not None:
+        _check(converted, config)
+    write_checkpoint(target, {"model": converted})
+    lines = [f"Found: {kind.value}", f"Written to {target}: {len(converted)} tensors"]
+    lines += [
+        f"Left out, {what}: {', '.join(names[:4])}{_more(names[4:])}"
+        for what, names in left_out.items()
+        if names
+    ]
+    return "\n".join(lines)
+
+
+def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    average = content.get("ema")
+    if not isinstance(average, Mapping) or not average.get("model"):
+        raise CheckpointError(
+            f"Checkpoint '{source}' has no averaged weights: its run had SOLVER.EMA.ENABLED False."
+        )
+    return dict(average["model"])
+
+
+def _check(weights: Mapping[str, Tensor], config: str) -> None:
+    cfg = load_config(config_path(config))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        SeMaskCheckpointer(build_model(cfg)).check_weights(weights)
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names)} more" if names else ""
+
+
+if __name__ == "__main__":
+    sys.exit(run())
