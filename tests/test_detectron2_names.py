@@ -68,6 +68,8 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
         "_LOCAL_PROCESS_GROUP",
         "all_gather",
         "gather",
+        "get_local_rank",
+        "get_local_size",
         "get_rank",
         "get_world_size",
         "is_main_process",
