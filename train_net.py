@@ -9,6 +9,8 @@ Two machines of eight GPUs each:
     (first)  python train_net.py --num-gpus 8 --num-machines 2 --machine-rank 0 \
                  --dist-url tcp://FIRST:PORT --config-file CONFIG
     (second) the same with --machine-rank 1
+The same by torchrun, on GPUs or CPUs; it can start a failed run anew, which then goes on:
+    torchrun --nproc-per-node 8 --max-restarts 3 train_net.py --config-file CONFIG
 The CPU although there is a GPU:
     python train_net.py --config-file CONFIG MODEL.DEVICE cpu
 Go on after an interruption (same command and OUTPUT_DIR):
@@ -19,7 +21,8 @@ Evaluate a checkpoint:
 Any key of the config can be set at the end as KEY VALUE. Datasets are looked for in the folder
 that the environment variable DETECTRON2_DATASETS names. The last line printed is the path of the
 picture with predictions. Exit status: 0; 2 for a mistake in config, data or checkpoint, before
-anything is written where possible; 130 after Ctrl-C.
+anything is written where possible; 1 after a loss that is not finite, or when another process of
+the run is gone; 130 after Ctrl-C; 143 after a SIGTERM, with a checkpoint to go on from.
 """
 
 import argparse
@@ -43,6 +46,7 @@ from semask.engine import (
     joined,
     once_per_machine,
     panels_path,
+    passed_on,
     resolve_device,
     resumes,
     run_lock,
@@ -53,7 +57,8 @@ def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode
     """The config of the run, on a device that exists."""
     cfg = semask.load_config(args.config_file, args.opts)
     explicit = "MODEL.DEVICE" in args.opts
-    resolve_device(cfg, args.num_gpus, explicit=explicit, torchrun=torchrun)
+    num_gpus = args.num_gpus if torchrun is None else args.num_gpus * args.num_machines
+    resolve_device(cfg, num_gpus, explicit=explicit, torchrun=torchrun)
     cfg.freeze()
     return cfg
 
@@ -94,7 +99,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         with exit_statuses():
             cfg = setup(args, torchrun)
-            with joined(torchrun, cfg.MODEL.DEVICE):
+            starts_others = torchrun is None and args.num_gpus * args.num_machines > 1
+            with joined(torchrun, cfg.MODEL.DEVICE), passed_on(enabled=starts_others):
                 once_per_machine(lambda: check(cfg, args, torchrun), torchrun)
                 launch(
                     process,

@@ -9,6 +9,7 @@ import pytest
 import faults
 import runs
 from semask.engine.peers import watched_peers
+from semask.engine.preemption import Preempted, StopRequest
 from semask.engine.resume import resumes
 from tiny_runs import TinyRuns, assert_same_state
 
@@ -183,6 +184,43 @@ def leave_one_after_the_other() -> str:
         dist.barrier()
     time.sleep(dist.get_rank())
     return "left"
+
+
+def start_two_and_be_terminated() -> None:
+    """As ``launch`` does with its processes."""
+    import multiprocessing
+    import os
+    import time
+
+    from semask.engine import passed_on
+
+    def wait_for_the_end() -> None:
+        request = StopRequest()
+        with request.listening():
+            ready.release()
+            while not request.received:
+                time.sleep(0.01)
+        raise Preempted
+
+    context = multiprocessing.get_context("fork")
+    ready = context.Semaphore(0)
+    processes = [context.Process(target=wait_for_the_end) for _ in range(2)]
+    with passed_on():
+        for process in processes:
+            process.start()
+        for _ in processes:
+            ready.acquire()
+        os.kill(os.getpid(), signal.SIGTERM)
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [143, 143]
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody is left to decide
+        time.sleep(runs.DEADLINE)
+
+
+def test_a_signal_to_what_started_the_processes(tmp_path: Path) -> None:
+    process = runs.start(start_two_and_be_terminated, log=tmp_path / "log")
+    assert statuses([process]) == [143], process.output()
 
 
 @pytest.mark.skipif(not hasattr(signal, "pidfd_send_signal"), reason="a feature of Linux")

@@ -7,7 +7,7 @@ from .evaluate import evaluate
 from .exit_status import exit_statuses
 from .hooks import PanelsHook, draw_panels, panels_path
 from .nonfinite import NonFiniteLossError
-from .preemption import Preempted
+from .preemption import Preempted, passed_on
 from .resume import resumes
 from .run_lock import run_lock
 from .trainer import Trainer, wrap_ddp
@@ -28,6 +28,7 @@ __all__ = [
     "joined",
     "once_per_machine",
     "panels_path",
+    "passed_on",
     "resolve_device",
     "resumes",
     "run_lock",

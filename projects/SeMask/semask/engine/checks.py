@@ -80,8 +80,8 @@ def _check_torchrun(
     device = torch.device(cfg.MODEL.DEVICE)
     if num_gpus > 1:
         raise ConfigError(
-            f"--num-gpus is {num_gpus}, but torchrun has started the processes already: leave "
-            "--num-gpus, --num-machines, --machine-rank and --dist-url out."
+            "torchrun has started the processes already: leave --num-gpus, --num-machines, "
+            "--machine-rank and --dist-url out."
         )
     if device.type != "cuda":
         return

@@ -59,9 +59,9 @@ def compile_parts(
         The compiled parts, or None where they do not work: a warning says why.
     """
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    parts = CompiledParts(model)
     logger.info("Compiling the model; this can take minutes.")
     try:
+        parts = CompiledParts(model)
         with parts.active():
             with precision.autocast():
                 losses = model(batch)

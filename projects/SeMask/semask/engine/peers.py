@@ -7,10 +7,10 @@ long between GPUs, and a process that evaluates notices nothing.
 import contextlib
 import os
 import select
-import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from detectron2.utils import comm
 
@@ -19,7 +19,7 @@ GRACE = 20.0
 
 
 @contextlib.contextmanager
-def watched_peers(grace: float = GRACE) -> Iterator[None]:
+def watched_peers(grace: float = GRACE) -> Iterator[threading.Event]:
     """Within it, this process ends (status 1) after another one of the run has.
 
     For all processes together; they have to leave it together, too. Only processes of the same
@@ -27,18 +27,21 @@ def watched_peers(grace: float = GRACE) -> Iterator[None]:
 
     Args:
         grace: seconds for this process to come to its own end.
+
+    Yields:
+        An event that ends the watching when it is set.
     """
-    own = (socket.gethostname(), os.getpid())
+    left = threading.Event()
+    own = (_machine(), os.getpid())
     others = [
         (rank, pid)
-        for rank, (host, pid) in enumerate(comm.all_gather(own))
-        if host == own[0] and pid != own[1]
+        for rank, (machine, pid) in enumerate(comm.all_gather(own))
+        if machine == own[0] and pid != own[1]
     ]
     watched = {descriptor: peer for peer in others if (descriptor := _descriptor(peer[1]))}
     if not watched:
-        yield
+        yield left
         return
-    left = threading.Event()
     reading, writing = os.pipe()
 
     def watch() -> None:
@@ -56,13 +59,22 @@ def watched_peers(grace: float = GRACE) -> Iterator[None]:
     thread = threading.Thread(target=watch, name="watched_peers", daemon=True)
     thread.start()
     try:
-        yield
+        yield left
     finally:
         left.set()
         os.close(writing)  # wakes the thread
         thread.join()
         for descriptor in (*watched, reading):
             os.close(descriptor)
+
+
+def _machine() -> str:
+    """What only processes that know each other by their ids have in common."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return f"{started} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux, where nothing is watched anyway
+        return ""
 
 
 def _descriptor(pid: int) -> int | None:
@@ -72,5 +84,5 @@ def _descriptor(pid: int) -> int | None:
         return None
     try:
         return pidfd_open(pid)
-    except OSError:  # refused by the kernel, or in another container with the same host name
+    except OSError:  # refused by the kernel
         return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -69,6 +70,31 @@ class StopRequest:
         if self._at_once:
             self._at_once = False  # a second one must not disturb the way out
             raise Preempted
+
+
+@contextlib.contextmanager
+def passed_on(*, enabled: bool = True) -> Iterator[None]:
+    """Within it, a SIGTERM goes to the processes that this one has started, and they decide.
+
+    Args:
+        enabled: False does nothing.
+    """
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(_signal: int, _frame: FrameType | None) -> None:
+        processes = multiprocessing.active_children()
+        if not processes:
+            raise Preempted
+        for process in processes:
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopHook(HookBase):

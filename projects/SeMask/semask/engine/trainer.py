@@ -157,10 +157,11 @@ class Trainer(DefaultTrainer):
             NonFiniteLossError: a loss is infinite or NaN.
             DataError: the data cannot be used.
         """
-        with watched_peers(), self._stop_request.listening():
+        with watched_peers() as left, self._stop_request.listening():
             try:
                 results = super().train()
             except Preempted:
+                left.set()  # the others may be gone before the checkpoint is written
                 self._save_before_leaving()
                 raise
             finally:
