@@ -55,6 +55,8 @@ from semask.engine import (
 
 def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:
     """The config of the run, on a device that exists."""
+    if args.config_file:
+        args.config_file = semask.config_path(args.config_file)  # a path or a shipped name
     cfg = semask.load_config(args.config_file, args.opts)
     explicit = "MODEL.DEVICE" in args.opts
     num_gpus = args.num_gpus if torchrun is None else args.num_gpus * args.num_machines
