@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from semask.config import ConfigError
-from semask.evaluation.output import replacing
 from semask.evaluation.predicting import evaluating
+from semask.files import replacing
 from semask.modeling import SeMaskSegmentor
 from semask.modeling.resize import resize
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from semask.evaluation.output import replacing
+from semask.files import replacing
 
 from .errors import CheckpointError
 from .reading import one_line

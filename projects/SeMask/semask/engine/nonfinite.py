@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from semask.evaluation.output import replacing
+from semask.files import replacing
 
 REPORT = "nonfinite_batch.json"
 

@@ -9,7 +9,7 @@ import os
 
 from detectron2.utils import comm
 
-from semask.evaluation.output import replacing
+from semask.files import replacing
 
 from .distributed import Torchrun
 

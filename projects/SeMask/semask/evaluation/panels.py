@@ -13,9 +13,9 @@ from torch import nn
 
 from semask.config import ConfigError
 from semask.data.reading import DataError, UnreadableError, read_image, read_label
+from semask.files import replacing
 
 from .drawing import Panel, compose_panels
-from .output import replacing
 from .palette import class_colors
 from .predicting import Mapper, class_map, evaluating, predict
 

@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from semask.data.reading import DataError
+from semask.files import replacing
 
-from .output import replacing
 from .parts import EvaluatedImage, EvaluationPart, PartResult
 
 

@@ -15,10 +15,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from semask.data.reading import DataError
+from semask.files import replacing
 
 from .calibration import Calibration, CalibrationCurve
 from .image_scores import ImageScores, ranked, spread
-from .output import replacing
 from .palette import class_colors
 from .parts import EvaluationPart
 from .predicting import Mapper, evaluating

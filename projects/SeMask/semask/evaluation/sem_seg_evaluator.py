@@ -16,9 +16,9 @@ from detectron2.utils import comm
 
 from semask.config import ConfigError
 from semask.data.reading import DataError, check_label_values, read_label
+from semask.files import replacing
 
 from .confusion import confusion_matrix, mean_iou_of_labelled_classes, metrics_from_confusion
-from .output import replacing
 from .parts import EvaluatedImage, EvaluationPart
 from .table import class_table
 
