@@ -19,3 +19,8 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def double(maps: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, C, 2h, 2w), bilinear, ``align_corners=False``."""
+    return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)

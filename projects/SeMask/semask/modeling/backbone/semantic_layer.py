@@ -7,7 +7,7 @@ token maps (B, H, W, C) in, token maps and semantic-prior maps out.
 import torch
 from torch import Tensor, nn
 
-from .window import merge_windows, pad_to_multiple, split_windows
+from .window import from_windows, to_windows
 
 
 class SemanticAttention(nn.Module):
@@ -73,26 +73,27 @@ class SemanticLayer(nn.Module):
             for _ in range(num_blocks)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
         """Features and prior of a stage.
 
         Args:
             x: (B, H, W, C).
+            return_prior: False = the prior is not brought into the map's order.
 
         Returns:
-            Masked features (B, H, W, C) and prior logits (B, H, W, K).
+            Masked features (B, H, W, C), and prior logits (B, H, W, K) or None.
         """
         x = self.norm(x)
-        height, width = x.shape[1:3]
+        batch, height, width, _ = x.shape
+        shape = (batch, height, width)
         size = self.window_size
-        if size is not None:
-            x = pad_to_multiple(x, size)  # padded tokens take part, as published
-        padded_height, padded_width = x.shape[1:3]
-        groups = x.flatten(1, 2) if size is None else split_windows(x, size)
+        # Padded tokens take part, as published.
+        groups = x.flatten(1, 2) if size is None else to_windows(x, size)
         for block in self.blocks:
             groups, prior = block(groups)
+        maps = [groups, prior] if return_prior else [groups]
         if size is None:
-            return groups.unflatten(1, (height, width)), prior.unflatten(1, (height, width))
-        x = merge_windows(groups, size, padded_height, padded_width)
-        prior = merge_windows(prior, size, padded_height, padded_width)
-        return x[:, :height, :width], prior[:, :height, :width]
+            maps = [each.view(*shape, -1) for each in maps]
+        else:
+            maps = [from_windows(each, shape, size) for each in maps]
+        return maps[0], maps[1] if return_prior else None

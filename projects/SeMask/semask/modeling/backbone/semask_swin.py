@@ -32,11 +32,11 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.semantic_layer = semantic_layer
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, C) to features of the same shape and prior logits (B, H, W, K) or None."""
         for block in self.blocks:
             x = block(x)
-        return (x, None) if self.semantic_layer is None else self.semantic_layer(x)
+        return (x, None) if self.semantic_layer is None else self.semantic_layer(x, return_prior)
 
 
 @BACKBONE_REGISTRY.register()
@@ -219,14 +219,14 @@ class SeMaskSwin(SemSegBackbone):
         outputs: dict[str, Tensor] = {}
         for stage, layer in enumerate(self.stages):
             if self.activation_checkpoint[stage] and self.training and torch.is_grad_enabled():
-                x, prior = checkpoint(layer, x, use_reentrant=False)
+                x, prior = checkpoint(layer, x, return_priors, use_reentrant=False)
             else:
-                x, prior = layer(x)
+                x, prior = layer(x, return_priors)
             name = stage_name(stage)
             if name in self.output_norms:
-                outputs[name] = self.output_norms[name](x).permute(0, 3, 1, 2).contiguous()
-            if return_priors and prior is not None:
-                outputs[prior_name(stage)] = prior.permute(0, 3, 1, 2).contiguous()
+                outputs[name] = self.output_norms[name](x).permute(0, 3, 1, 2)
+            if prior is not None:
+                outputs[prior_name(stage)] = prior.permute(0, 3, 1, 2)
             if stage < len(self.merging):
                 x = self.merging[stage](x)
         return outputs

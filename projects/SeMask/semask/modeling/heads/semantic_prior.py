@@ -3,10 +3,9 @@
 import math
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..resize import resize
+from ..resize import double, resize
 
 
 class SemanticPriorHead(nn.Module):
@@ -47,6 +46,6 @@ class SemanticPriorHead(nn.Module):
         for name, doublings in self.doublings.items():
             prior = priors[name]
             for _ in range(doublings):  # one step of x8 would give other values than three of x2
-                prior = F.interpolate(prior, scale_factor=2, mode="bilinear", align_corners=False)
+                prior = double(prior)
             maps.append(resize(prior, size))
         return sum(maps[1:], maps[0])
