@@ -33,6 +33,12 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Also read MODEL.WEIGHTS files ending in .pkl, as Detectron2's model zoo has them. Reading one
     # can run any code: only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False
+    # The recipe starts from pre-trained weights: a training without MODEL.WEIGHTS gives a warning.
+    cfg.MODEL.EXPECTS_WEIGHTS = False
+
+    # Faster forms of the same computations: "auto" (those that suit MODEL.DEVICE), "none", or names
+    # from semask/fast_paths.py with commas between them. The log says which are used.
+    cfg.MODEL.FAST_PATHS = "auto"
 
     # ---- Swin transformer (arXiv 2103.14030); lists have one entry per stage ----
     cfg.MODEL.SWIN = CfgNode()
@@ -69,10 +75,19 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEMASK.NUM_BLOCKS = [1, 1, 1, 1]
     # Side of the semantic window; 0 = as MODEL.SWIN.WINDOW_SIZE.
     cfg.MODEL.SEMASK.WINDOW_SIZE = 0
-    # Classes of the semantic-prior maps; 0 = as MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+    # Classes of the semantic-prior maps; 0 = as MODEL.SEM_SEG_HEAD.NUM_CLASSES, and in detectors
+    # as many as the prior's target has (PRIOR_TARGET below).
     cfg.MODEL.SEMASK.NUM_CLASSES = 0
     # Dropout at the end of a semantic attention block.
     cfg.MODEL.SEMASK.DROPOUT = 0.1
+    # Detectors: what supervises the priors. "instances" = a map painted from the instances, whose
+    # classes are the categories and one for the background; "sem_seg" = the dataset's semantic or
+    # panoptic map, of MODEL.SEM_SEG_HEAD.NUM_CLASSES classes. Weight, ignore value and reduction
+    # of the loss are PRIOR_LOSS_WEIGHT, IGNORE_VALUE and LOSS_REDUCTION of MODEL.SEM_SEG_HEAD.
+    cfg.MODEL.SEMASK.PRIOR_TARGET = "instances"
+    # Pixels in no instance are ignored instead of background, for datasets in which not every
+    # object is annotated.
+    cfg.MODEL.SEMASK.IGNORE_OUTSIDE = False
 
     # ---- heads and losses (beside Detectron2's MODEL.SEM_SEG_HEAD keys) ----
     # Channel dropout in front of the last convolution.
@@ -96,12 +111,21 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Where relative IMAGE_DIR and LABEL_DIR start: a path as of the command, or "" for
     # $DETECTRON2_DATASETS.
     cfg.DATASETS.FOLDER_ROOT = ""
+    # Own datasets in COCO's format, each a mapping with NAME, IMAGE_DIR and JSON_FILE, the
+    # arguments of semask.data.register_coco_folder; relative paths start at FOLDER_ROOT, too. With
+    # MODEL.ROI_HEADS.NUM_CLASSES (MODEL.RETINANET.NUM_CLASSES) 0 there are as many categories as
+    # the dataset has.
+    cfg.DATASETS.COCO_FOLDERS = []
     # Images of each dataset that are checked before a run; 0 = none.
     cfg.DATASETS.CHECK_SAMPLE = 16
     # Missing or damaged files that a run skips, and names at its end, before it gives up.
     cfg.DATALOADER.MAX_UNREADABLE = 10
 
     # ---- input (beside Detectron2's INPUT.FORMAT, INPUT.CROP and INPUT.RANDOM_FLIP) ----
+    # What is read and augmented: "sem_seg" = an image and its label map, as described by the keys
+    # below; "instances" = an image and its instances, for Detectron2's detectors, as described by
+    # Detectron2's keys (MIN_SIZE_TRAIN, ...) and PHOTOMETRIC_DISTORTION.
+    cfg.INPUT.MAPPER = "sem_seg"
     # The image is resized, aspect ratio kept, by min(long / longer side, short / shorter side).
     cfg.INPUT.SCALE = [2048, 512]
     # In training that scale is multiplied by one of these factors ("choice") or by one drawn
@@ -269,10 +293,12 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"Command-line override: {_explain(cfg, error)}") from error
     # Here, as the datasets' code needs this module.
+    from .data.datasets.config_coco_folders import resolve_detector_classes
     from .data.datasets.config_folders import register_config_folders, resolve_num_classes
 
     register_config_folders(cfg)
     resolve_num_classes(cfg)
+    resolve_detector_classes(cfg)
 
 
 def _one_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from semask.config import ConfigError
+from semask.fast_paths import fast_paths
 
 # Parameters that are a position's own value: shrinking them has no meaning.
 POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")
@@ -57,7 +58,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if name == "ADAMW":
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         betas = tuple(cfg.SOLVER.BETAS)
-        return adamw(groups, lr=cfg.SOLVER.BASE_LR, betas=betas, eps=cfg.SOLVER.EPS)
+        fused = "fused_optimizer" in fast_paths(cfg)
+        return adamw(groups, lr=cfg.SOLVER.BASE_LR, betas=betas, eps=cfg.SOLVER.EPS, fused=fused)
     if name == "SGD":
         sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
         momentum, nesterov = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV

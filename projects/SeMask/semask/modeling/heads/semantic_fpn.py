@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from ..resize import resize
+from ..conv3x3 import Conv3x3
+from ..resize import double, resize
 
 
 class SemanticFPNHead(nn.Module):
@@ -21,6 +23,7 @@ class SemanticFPNHead(nn.Module):
         common_stride: stride of the output; also the stride of the finest input.
         dropout: rate at which whole channels are dropped before the classifier.
         norm: name of the normalisation, as ``detectron2.layers.get_norm`` takes it.
+        winograd: how the convolutions are computed, see :class:`Conv3x3`.
 
     Raises:
         ValueError: no input feature has the common stride, or a number is not positive.
@@ -35,6 +38,7 @@ class SemanticFPNHead(nn.Module):
         common_stride: int = 4,
         dropout: float = 0.1,
         norm: str = "SyncBN",
+        winograd: bool = False,
     ) -> None:
         super().__init__()
         for key, value in (("NUM_CLASSES", num_classes), ("CONVS_DIM", conv_dims)):
@@ -49,9 +53,10 @@ class SemanticFPNHead(nn.Module):
             )
         self.in_features = [name for name, _ in shapes]
         self.common_stride = common_stride
+        self._finest = {name for name, shape in shapes if shape.stride == common_stride}
         self.scale_heads = nn.ModuleDict(
             {
-                name: self._scale_head(shape.channels, shape.stride, conv_dims, norm)
+                name: self._scale_head(shape.channels, shape.stride, conv_dims, norm, winograd)
                 for name, shape in shapes
             }
         )
@@ -59,23 +64,24 @@ class SemanticFPNHead(nn.Module):
         self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
+        self.to(memory_format=torch.channels_last)
 
-    def _scale_head(self, channels: int, stride: int, conv_dims: int, norm: str) -> nn.Sequential:
+    def _scale_head(
+        self, channels: int, stride: int, conv_dims: int, norm: str, winograd: bool
+    ) -> nn.Sequential:
         doublings = int(math.log2(stride / self.common_stride))
         layers: list[nn.Module] = []
-        for _ in range(max(1, doublings)):
-            conv = Conv2d(
+        for step in range(max(1, doublings)):
+            conv = Conv3x3(
                 channels,
                 conv_dims,
-                kernel_size=3,
-                padding=1,
-                bias=not norm,
                 norm=get_norm(norm, conv_dims),
                 activation=F.relu,
+                winograd=winograd,
             )
             weight_init.c2_msra_fill(conv)
             layers.append(conv)
-            if doublings:
+            if step + 1 < doublings:  # the last doubling is left to forward
                 layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
             channels = conv_dims
         return nn.Sequential(*layers)
@@ -89,6 +95,18 @@ class SemanticFPNHead(nn.Module):
         Returns:
             (B, K, ceil(H / 4), ceil(W / 4)) for a common stride of 4.
         """
-        size = features[self.in_features[0]].shape[-2:]
-        maps = [resize(head(features[name]), size) for name, head in self.scale_heads.items()]
-        return self.predictor(self.dropout(sum(maps[1:], maps[0])))
+        finest: Tensor | None = None
+        # Up-sampling is linear: branches whose last doubling starts at the same size are summed
+        # in front of it, not behind.
+        coarser: dict[torch.Size, Tensor] = {}
+        for name, head in self.scale_heads.items():
+            branch = head(features[name])
+            if name in self._finest:
+                finest = branch if finest is None else finest + branch
+            else:
+                same = coarser.get(branch.shape)
+                coarser[branch.shape] = branch if same is None else same + branch
+        assert finest is not None  # __init__ has seen to it
+        for branch in coarser.values():
+            finest = finest + resize(double(branch), finest.shape[-2:])
+        return self.predictor(self.dropout(finest))

@@ -8,6 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from semask.fast_paths import fast_paths
+
 from ..backbone.base import prior_strides
 from ..losses import REDUCTIONS, segmentation_loss
 from ..resize import resize
@@ -29,8 +31,9 @@ class SeMaskFPNHead(nn.Module):
         num_classes: K; kept for consumers that ask the head.
         ignore_value: label of pixels without a class.
         loss_weight, prior_loss_weight: of the two losses.
-        loss_reduction, ohem_pixels: see :func:`semask.modeling.losses.segmentation_loss`; hard
-            example mining is used on the prediction's loss only.
+        loss_reduction, ohem_pixels, striped_loss: see
+            :func:`semask.modeling.losses.segmentation_loss`; hard example mining is used on the
+            prediction's loss only.
     """
 
     @configurable
@@ -45,6 +48,7 @@ class SeMaskFPNHead(nn.Module):
         prior_loss_weight: float = 0.4,
         loss_reduction: str = "all",
         ohem_pixels: int = 0,
+        striped_loss: bool = False,
     ) -> None:
         super().__init__()
         if loss_reduction not in REDUCTIONS:
@@ -65,6 +69,7 @@ class SeMaskFPNHead(nn.Module):
         self.prior_loss_weight = prior_loss_weight
         self.loss_reduction = loss_reduction
         self.ohem_pixels = ohem_pixels
+        self.striped_loss = striped_loss
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -98,6 +103,7 @@ class SeMaskFPNHead(nn.Module):
                 common_stride=head.COMMON_STRIDE,
                 dropout=head.DROPOUT,
                 norm=head.NORM,
+                winograd="winograd" in fast_paths(cfg),
             ),
             "prior_head": (
                 SemanticPriorHead(strides=strides, common_stride=head.COMMON_STRIDE)
@@ -110,6 +116,7 @@ class SeMaskFPNHead(nn.Module):
             "prior_loss_weight": head.PRIOR_LOSS_WEIGHT,
             "loss_reduction": head.LOSS_REDUCTION,
             "ohem_pixels": head.OHEM_PIXELS,
+            "striped_loss": "striped_loss" in fast_paths(cfg),
         }
 
     def forward(
@@ -154,11 +161,16 @@ class SeMaskFPNHead(nn.Module):
                 ignore_value=self.ignore_value,
                 reduction=self.loss_reduction,
                 ohem_pixels=self.ohem_pixels,
+                striped=self.striped_loss,
             )
         }
         prior = self.prior(features)
         if prior is not None:
             losses["loss_prior"] = self.prior_loss_weight * segmentation_loss(
-                prior, targets, ignore_value=self.ignore_value, reduction=self.loss_reduction
+                prior,
+                targets,
+                ignore_value=self.ignore_value,
+                reduction=self.loss_reduction,
+                striped=self.striped_loss,
             )
         return losses

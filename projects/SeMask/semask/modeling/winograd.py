@@ -1,0 +1,153 @@
+"""3x3 convolutions with 16 products where the definition has 36 (arXiv 1509.09308, F(2x2, 3x3)).
+
+For tiles of 4x4 pixels d that overlap by two, and a filter g, the 2x2 outputs are
+
+    A^T [ (G g G^T) * (B^T d B) ] A
+
+with ``*`` element by element, summed over the input channels: 16 matrix products of (tiles, C) by
+(C, O). Both transforms are sums and differences of neighbours. The gradients are the adjoints.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Bytes of transformed tiles held at a time: they should stay in the cache.
+CHUNK_BYTES = 24 * 2**20
+
+_G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+
+def transform_filters(weight: Tensor) -> Tensor:
+    """G g G^T of each filter: (O, C, 3, 3) to (16, C, O)."""
+    g = weight.new_tensor(_G)
+    return torch.einsum("ai,bj,ocij->abco", g, g, weight).flatten(0, 1).contiguous()
+
+
+def _transform_filters_back(grad: Tensor) -> Tensor:
+    """The adjoint of ``transform_filters``: (16, C, O) to (O, C, 3, 3)."""
+    g = grad.new_tensor(_G)
+    return torch.einsum("ai,bj,abco->ocij", g, g, grad.unflatten(0, (4, 4)))
+
+
+def convolve(x: Tensor, filters: Tensor) -> Tensor:
+    """A convolution with stride 1 and zero padding 1.
+
+    Args:
+        x: (B, H, W, C), contiguous.
+        filters: (16, C, O), see :func:`transform_filters`.
+
+    Returns:
+        (B, H, W, O).
+    """
+    batch, height, width, channels = x.shape
+    outputs = filters.shape[2]
+    down, across = -(-height // 2), -(-width // 2)
+    padded = F.pad(x, (0, 0, 1, 2 * across + 1 - width, 1, 2 * down + 1 - height))
+    y = x.new_empty(batch, down, 2, across, 2, outputs)
+    for image, rows in _chunks(batch, down, 16 * across * (channels + outputs) * x.element_size()):
+        tiles = _transform_tiles(padded[image, 2 * rows.start : 2 * rows.stop + 2], across)
+        products = torch.bmm(tiles, filters).view(4, 4, -1, across, outputs)
+        for row, line in enumerate(_add_up(*products.unbind(0))):
+            for column, pixel in enumerate(_add_up(*line.unbind(0))):
+                y[image, rows, row, :, column] = pixel
+    y = y.view(batch, 2 * down, 2 * across, outputs)
+    return y if y.shape[1:3] == (height, width) else y[:, :height, :width].contiguous()
+
+
+def filter_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of the filters of :func:`convolve`, before their transform.
+
+    Args:
+        x: (B, H, W, C), contiguous.
+        grad: (B, H, W, O), of the output.
+
+    Returns:
+        (O, C, 3, 3).
+    """
+    batch, height, width, channels = x.shape
+    outputs = grad.shape[3]
+    down, across = -(-height // 2), -(-width // 2)
+    padded = F.pad(x, (0, 0, 1, 2 * across + 1 - width, 1, 2 * down + 1 - height))
+    if (2 * down, 2 * across) != (height, width):
+        grad = F.pad(grad, (0, 0, 0, 2 * across - width, 0, 2 * down - height))
+    pixels = grad.reshape(batch, down, 2, across, 2, outputs)
+    total = x.new_zeros(16, channels, outputs)
+    for image, rows in _chunks(batch, down, 16 * across * (channels + outputs) * x.element_size()):
+        tiles = _transform_tiles(padded[image, 2 * rows.start : 2 * rows.stop + 2], across)
+        spread = x.new_empty(4, 4, rows.stop - rows.start, across, outputs)
+        part = pixels[image, rows]
+        for row, line in enumerate(_add_up_back(part[:, 0], part[:, 1])):
+            for column, pixel in enumerate(_add_up_back(line[:, :, 0], line[:, :, 1])):
+                spread[row, column] = pixel
+        total.baddbmm_(tiles.transpose(1, 2), spread.view(16, -1, outputs))
+    return _transform_filters_back(total)
+
+
+def _chunks(batch: int, rows: int, row_bytes: int) -> Iterator[tuple[int, slice]]:
+    step = max(1, CHUNK_BYTES // row_bytes)
+    for image in range(batch):
+        for start in range(0, rows, step):
+            yield image, slice(start, min(start + step, rows))
+
+
+def _transform_tiles(padded: Tensor, across: int) -> Tensor:
+    """B^T d B of each tile: (2 n + 2, 2 across + 2, C) to (16, n * across, C)."""
+    down, channels = padded.shape[0] // 2 - 1, padded.shape[2]
+    tiles = padded.new_empty(4, 4, down, across, channels)
+    rows = [padded[i : i + 2 * down - 1 : 2] for i in range(4)]
+    lines = (rows[0] - rows[2], rows[1] + rows[2], rows[2] - rows[1], rows[1] - rows[3])
+    for line, out in zip(lines, tiles, strict=True):
+        a, b, c, d = (line[:, j : j + 2 * across - 1 : 2] for j in range(4))
+        torch.sub(a, c, out=out[0])
+        torch.add(b, c, out=out[1])
+        torch.sub(c, b, out=out[2])
+        torch.sub(b, d, out=out[3])
+    return tiles.view(16, -1, channels)
+
+
+def _add_up(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """A^T along one direction: four values to two."""
+    return (a + b).add_(c), (b - c).sub_(d)
+
+
+def _add_up_back(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The adjoint of ``_add_up``: two values to four."""
+    return a, a + b, a - b, -b
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return convolve(x, transform_filters(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        by_input, by_weight = ctx.needs_input_grad
+        mirrored = weight.flip(2, 3).transpose(0, 1)  # the adjoint of a convolution is one as well
+        return (
+            convolve(grad, transform_filters(mirrored)) if by_input else None,
+            filter_gradient(x, grad) if by_weight else None,
+        )
+
+
+def convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """``F.conv2d(x, weight, padding=1)`` for 3x3 filters, differentiable.
+
+    Args:
+        x: (B, C, H, W); best in channels_last.
+        weight: (O, C, 3, 3).
+
+    Returns:
+        (B, O, H, W), in channels_last.
+    """
+    y: Tensor = _Convolution.apply(x.permute(0, 2, 3, 1).contiguous(), weight)
+    return y.permute(0, 3, 1, 2)

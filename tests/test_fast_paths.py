@@ -1,0 +1,119 @@
+"""One place chooses the faster forms, one key overrides it, one line in the log says so."""
+
+import copy
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+import tiny
+from semask import fast_paths as module
+from semask.config import ConfigError, load_config
+from semask.fast_paths import FAST_PATHS, fast_paths
+from semask.kept_memory import can_keep_memory
+from semask.modeling.conv3x3 import Conv3x3
+from semask.solver import build_optimizer
+
+
+def config(tmp_path: Path, *overrides: Any) -> Any:
+    values = [str(value) for value in ("MODEL.DEVICE", "cpu", *overrides)]
+    return load_config(tiny.write_config(tmp_path / "config.yaml"), values)
+
+
+def test_automatic_choice(tmp_path: Path) -> None:
+    on_cpu = {"striped_loss", "fused_optimizer", "winograd"}
+    kept = {"kept_memory"} if can_keep_memory() else set()
+    assert fast_paths(config(tmp_path)) == on_cpu | kept
+    mixed = config(tmp_path, "SOLVER.AMP.ENABLED", True)
+    assert fast_paths(mixed) == (on_cpu | kept) - {"winograd"}
+    on_gpu = config(tmp_path, "MODEL.DEVICE", "cuda")
+    assert fast_paths(on_gpu) == {"striped_loss", "fused_optimizer", "sdpa"}
+
+
+def test_key_overrides_the_choice(tmp_path: Path) -> None:
+    assert fast_paths(config(tmp_path, "MODEL.FAST_PATHS", "none")) == set()
+    some = config(tmp_path, "MODEL.FAST_PATHS", "sdpa, winograd")
+    assert fast_paths(some) == {"sdpa", "winograd"}
+    with pytest.raises(ConfigError, match=r"MODEL\.FAST_PATHS.*no 'quick'.*striped_loss"):
+        fast_paths(config(tmp_path, "MODEL.FAST_PATHS", "sdpa,quick"))
+
+
+def test_choice_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module._chosen.cache_clear()
+    with caplog.at_level(logging.INFO, logger="semask"):
+        for _ in range(2):
+            build_model(config(tmp_path))
+    lines = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+    assert len(lines) == 1
+    for name in fast_paths(config(tmp_path)):
+        assert f"{name} ({FAST_PATHS[name].does})" in lines[0]
+
+
+@pytest.mark.parametrize("setting", ["auto", "none"])
+def test_the_model_uses_what_was_chosen(tmp_path: Path, setting: str) -> None:
+    cfg = config(tmp_path, "MODEL.FAST_PATHS", setting)
+    model: Any = build_model(cfg)
+    fast = setting == "auto"
+    assert model.sem_seg_head.striped_loss == fast
+    convolutions = [layer for layer in model.modules() if isinstance(layer, Conv3x3)]
+    assert convolutions
+    assert all(layer.winograd == fast for layer in convolutions)
+    assert bool(build_optimizer(cfg, model).defaults["fused"]) == fast
+
+
+def test_every_choice_gives_the_same_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batch = [
+        {"image": torch.rand(3, 40, 36) * 255, "sem_seg": torch.randint(3, (40, 36))}
+        for _ in range(2)
+    ]
+    results = {}
+    state: dict[str, Any] = {}
+    for setting in ("none", *FAST_PATHS):
+        model: Any = build_model(config(tmp_path, "MODEL.FAST_PATHS", setting))
+        model.double()
+        state = state or copy.deepcopy(model.state_dict())
+        model.load_state_dict(state)
+        for part in model.modules():
+            part.p = part.rate = 0.0  # no dropout, no stochastic depth
+        losses = model.train()(batch)
+        sum(losses.values()).backward()
+        with torch.inference_mode():
+            scores = model.eval()(batch)[0]["sem_seg"]
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results[setting] = [*losses.values(), *gradients, scores]
+    for setting, values in results.items():
+        for value, expected in zip(values, results["none"], strict=True):
+            scale = float(expected.detach().abs().max()) or 1.0
+            message = f"{setting}: {{}}".format
+            torch.testing.assert_close(
+                value, expected, rtol=1e-9, atol=1e-9 * scale, check_stride=False, msg=message
+            )
+
+
+@pytest.mark.skipif(not can_keep_memory(), reason="needs glibc")
+def test_kept_memory_is_not_fetched_again() -> None:
+    """In a process of its own, as it cannot be undone."""
+    script = """
+import resource, torch
+from semask.kept_memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.ones(2)
+print(faults(), end=" ")
+keep_freed_memory()
+print(min(faults() for _ in range(5)))  # a hole of the right size takes some rounds to form
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    before, after = map(int, result.stdout.split())
+    assert before > 100  # pages of 4 KiB, or of 64
+    assert after < before / 10
