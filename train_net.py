@@ -21,8 +21,9 @@ Evaluate a checkpoint:
 Any key of the config can be set at the end as KEY VALUE. Datasets are looked for in the folder
 that the environment variable DETECTRON2_DATASETS names. The last line printed is the path of the
 picture with predictions. Exit status: 0; 2 for a mistake in config, data or checkpoint, before
-anything is written where possible; 1 after a loss that is not finite, or when another process of
-the run is gone; 130 after Ctrl-C; 143 after a SIGTERM, with a checkpoint to go on from.
+anything is written where possible, and for a full disk; 1 after a loss that is not finite, or when
+another process of the run is gone; 130 after Ctrl-C; 143 after a SIGTERM, with a checkpoint to go
+on from.
 """
 
 import argparse
@@ -33,9 +34,8 @@ import semask  # first: it makes older releases of Detectron2 importable
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from semask.engine import (
     Torchrun,
@@ -50,6 +50,7 @@ from semask.engine import (
     resolve_device,
     resumes,
     run_lock,
+    set_up_run,
 )
 
 
@@ -68,15 +69,20 @@ def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode
 def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = None) -> None:
     """Refuse what cannot work; nothing has been written yet."""
     world_size = torchrun.world_size if torchrun else max(1, args.num_gpus * args.num_machines)
-    check_run(cfg, world_size=world_size, eval_only=args.eval_only, resume=args.resume)
+    check_run(
+        cfg,
+        world_size=world_size,
+        eval_only=args.eval_only,
+        resume=args.resume,
+        restarted=torchrun is not None and torchrun.restarts > 0,
+    )
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """One process of the run."""
     semask.data.register_config_folders(cfg)  # those that ``launch`` starts know the config alone
     with run_lock(cfg.OUTPUT_DIR, enabled=cfg.OUTPUT_DIR_LOCK):
-        default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="semask")
+        set_up_run(cfg, args)
         if args.eval_only:
             evaluate(cfg, resume=args.resume)
         else:

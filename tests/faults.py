@@ -1,13 +1,21 @@
 """What can happen to a run, put into its process before it starts."""
 
+import collections
+import contextlib
+import errno
+import functools
 import os
+import random
+import resource
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.utils.events import JSONWriter
 
 from semask.engine import Trainer
 
@@ -73,21 +81,49 @@ def terminate_in_evaluation(_rank: int) -> None:
     Trainer.test = classmethod(test)  # type: ignore[method-assign, assignment]
 
 
-def kill_at_event(_rank: int, number: int) -> None:
-    """End the process at the n-th of all steps, writes, flushes, renames and evaluations."""
-    events = 0
+def kill_in_evaluation(rank: int, victim: int) -> None:
+    """One process is killed in an evaluation that would never end for the others."""
 
-    def event() -> None:
-        nonlocal events
-        events += 1
-        if events == number:
+    def test(_cls: type[Trainer], *_arguments: Any) -> dict[str, Any]:
+        if rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(0.01)
+
+    Trainer.test = classmethod(test)  # type: ignore[method-assign, assignment]
+    module = sys.modules["semask.engine.evaluate"]
+    patient = vars(module)["watched_peers"]
+    vars(module)["watched_peers"] = functools.partial(patient, grace=0.5)
+
+
+def no_room_for_metrics(_rank: int) -> None:
+    """The disk is full where a run writes its metrics."""
+
+    def write(_self: JSONWriter) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.json")
+
+    JSONWriter.write = write
+
+
+def kill_at_event(_rank: int, kind: str, number: int) -> None:
+    """End the process at the n-th "step", "write", "flush", "rename" or "evaluation".
+
+    Of the many writes of a checkpoint one counts, in the middle of which the process ends; which
+    one depends on ``number``. Flushes, renames and evaluations count before and after.
+    """
+    events = collections.Counter[str]()
+    chosen = random.Random(number).randrange(300)
+
+    def event(name: str) -> None:
+        events[name] += 1
+        if events[kind] == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            event()
+            event(name)
             result = function(*arguments, **options)
-            event()
+            event(name)
             return result
 
         return call
@@ -95,12 +131,16 @@ def kill_at_event(_rank: int, number: int) -> None:
     class CountedFile:
         def __init__(self, file: Any) -> None:
             self._file = file
+            self._writes = 0
 
         def write(self, data: Any) -> int:
+            self._writes += 1
+            if self._writes - 1 != chosen:
+                return self._file.write(data)
             middle = len(data) // 2
             written = self._file.write(data[:middle])
             self._file.flush()
-            event()
+            event("write")
             return written + self._file.write(data[middle:])
 
         def __getattr__(self, name: str) -> Any:
@@ -112,8 +152,18 @@ def kill_at_event(_rank: int, number: int) -> None:
         save(content, CountedFile(file))
 
     torch.save = counted_save  # type: ignore[assignment]
-    os.fsync = counted(os.fsync)
-    os.replace = counted(os.replace)
-    before_step(lambda _trainer: event())
-    evaluate = Trainer.evaluate
-    Trainer.evaluate = counted(evaluate)  # type: ignore[method-assign]
+    os.fsync = counted("flush", os.fsync)
+    os.replace = counted("rename", os.replace)
+    before_step(lambda _trainer: event("step"))
+    Trainer.evaluate = counted("evaluation", Trainer.evaluate)  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """The kernel refuses every byte of a file beyond the first ``room`` ones (RLIMIT_FSIZE)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

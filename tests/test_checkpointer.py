@@ -175,6 +175,14 @@ def test_numpy_numbers_beside_the_weights_are_harmless(tmp_path: Path) -> None:
     assert same(values(source), values(model))
 
 
+def test_numpy_numbers_in_torch_2_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no list of what is allowed for a single reading, but one for all of them."""
+    monkeypatch.delattr(torch.serialization, "safe_globals", raising=False)
+    before = torch.serialization.get_safe_globals()
+    test_numpy_numbers_beside_the_weights_are_harmless(tmp_path)
+    assert torch.serialization.get_safe_globals() == before
+
+
 def test_meta_model_is_enough_to_check(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pth", {"model": values(Toy())})
     with torch.device("meta"):
@@ -249,6 +257,82 @@ def test_truncated_file(tmp_path: Path, suffix: str, share: float) -> None:
 @pytest.mark.parametrize("content", [{}, {"epoch": 1}, [1, 2], {"model": 3}])
 def test_file_without_weights(tmp_path: Path, content: Any) -> None:
     assert "has no weights" in refusal(Toy(), saved(tmp_path / "m.pth", content))
+
+
+TABLE = "blocks.0.attn.relative_position_bias_table"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (f"layers.0.{TABLE}", torch.zeros(25, 1, dtype=torch.int64), "another shape"),
+        (f"layers.0.{TABLE}", torch.zeros(9, 1, dtype=torch.int64), "without fractions"),
+        (f"layers.0.{TABLE}", torch.zeros(25), "another shape"),
+        (f"layers.0.{TABLE}", torch.zeros(()), "another shape"),
+        (f"layers.0.{TABLE}", torch.zeros(0, 1), "another shape"),
+        (f"layers.0.{TABLE}", torch.zeros(24, 1), "another shape"),
+        ("absolute_pos_embed", torch.zeros(1, 17, 4), "another shape"),  # with a class token
+        ("absolute_pos_embed", torch.zeros(16, 4), "another shape"),
+        ("absolute_pos_embed", torch.zeros(1, 16, 5), "another shape"),
+        ("absolute_pos_embed", torch.zeros(1, 4, 0, 0), "another shape"),
+        ("absolute_pos_embed", torch.zeros(1, 4, 4, 4, dtype=torch.int32), "another shape"),
+    ],
+)
+def test_tables_that_cannot_be_resized(
+    tmp_path: Path, name: str, value: Tensor, words: str
+) -> None:
+    model = Toy()
+    model.backbone.register_parameter("absolute_pos_embed", nn.Parameter(torch.zeros(1, 4, 6, 6)))
+    state = {**imagenet(Toy(semantic=False)), "absolute_pos_embed": torch.zeros(1, 16, 4)}
+    SeMaskCheckpointer(model).check(str(saved(tmp_path / "good.pth", {"model": state})))
+    message = refusal(model, saved(tmp_path / "m.pth", {"model": {**state, name: value}}))
+    assert words in message
+    assert f"backbone.{name.replace('layers', 'stages')} (" in message
+
+
+def test_a_table_in_half_precision_is_resized(tmp_path: Path) -> None:
+    model, name = Toy(window=3), f"layers.0.{TABLE}"
+    state = imagenet(Toy(window=2, semantic=False))
+    state[name] = torch.full((9, 1), 0.5, dtype=torch.float16)
+    SeMaskCheckpointer(model).load(str(saved(tmp_path / "m.pth", {"model": state})))
+    loaded = model.get_parameter(f"backbone.stages.0.{TABLE}")
+    assert torch.allclose(loaded, torch.full((25, 1), 0.5))
+
+
+@pytest.mark.parametrize("layout", ["model", "state_dict", "bare"])
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({7: torch.zeros(1)}, "has a parameter under 7, a int in place of its name"),
+        ({"list": [1.0]}, "has a list under 'list', where a parameter should be a tensor"),
+        ({"none": None}, "has a NoneType under 'none'"),
+    ],
+)
+def test_entries_that_are_no_parameters(
+    tmp_path: Path, layout: str, entry: dict[Any, Any], words: str
+) -> None:
+    state = {**values(Toy()), **entry}
+    path = saved(tmp_path / "m.pth", state if layout == "bare" else {layout: state})
+    if layout == "bare" and 7 not in entry:  # then it stands beside the weights
+        SeMaskCheckpointer(Toy()).load(str(path))
+    else:
+        assert words in refusal(Toy(), path)
+
+
+def test_two_names_for_one_parameter(tmp_path: Path) -> None:
+    state = imagenet(Toy(semantic=False))
+    state["stages.0.blocks.0.attn.qkv.bias"] = torch.zeros(12)
+    message = refusal(Toy(), saved(tmp_path / "m.pth", {"model": state}))
+    assert "Two of its parameters stand for 'backbone.stages.0.blocks.0.attn.qkv.bias'" in message
+
+
+def test_a_start_is_no_complete_model(tmp_path: Path) -> None:
+    path = saved(tmp_path / "swin.pth", {"model": imagenet(Toy(semantic=False))})
+    message = refusal(Toy(), path, complete=True)
+    assert "is no complete model: it has no values for" in message
+    assert "give MODEL.WEIGHTS a checkpoint that a training" in message
+    whole = saved(tmp_path / "whole.pth", {"model": values(Toy())})
+    SeMaskCheckpointer(Toy(), complete=True).load(str(whole))
 
 
 def test_unrelated_names(tmp_path: Path) -> None:

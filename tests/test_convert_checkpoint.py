@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import faults
 from reference import CASES, Model, load_meta
 from scripts import load_tool
 from semask.checkpoint import CheckpointError, SeMaskCheckpointer, read_checkpoint
@@ -157,13 +158,15 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: s
         assert run(source, target, "--allow-pickle") == 0
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.skip("needs the device /dev/full")
+@pytest.mark.parametrize("room", [0, 1000, 30_000, 39_000])
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, room: int) -> None:
+    weights = {f"weight{index}": torch.zeros(1000) for index in range(10)}
     for name in ("target.pth", "target.safetensors"):
-        (tmp_path / f".{name}.{os.getpid()}.tmp").symlink_to("/dev/full")
-        with pytest.raises(CheckpointError, match="No space left on device"):
-            write_checkpoint(str(tmp_path / name), {"model": {"weight": torch.zeros(10)}})
+        with (
+            faults.full_disk(room),
+            pytest.raises(CheckpointError, match=rf"{name}' cannot be written .*File too large"),
+        ):
+            write_checkpoint(str(tmp_path / name), {"model": weights})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,6 +18,7 @@ import faults
 import runs
 import tiny
 from semask.config import ConfigError, load_config
+from semask.data.unreadable import UnreadableFiles
 from semask.engine import Torchrun, is_lost_peer, joined, once_per_machine, resolve_device, wrap_ddp
 from semask.engine.distributed import create_local_group
 from semask.engine.preemption import EXIT_STATUS, Preempted
@@ -51,6 +52,7 @@ class Batches:
 
     def __init__(self, batches: list[list[dict[str, Any]]]) -> None:
         self.seed = 0
+        self.unreadable = UnreadableFiles(0)
         self.batches = batches
 
     def __iter__(self) -> Any:

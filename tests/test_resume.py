@@ -114,6 +114,34 @@ def test_told_to_end_in_an_evaluation(
 
 
 @pytest.mark.slow
+def test_two_processes_are_told_to_end_in_an_evaluation(
+    tiny_runs: TinyRuns, undisturbed: dict[int, dict[str, Any]]
+) -> None:
+    processes = tiny_runs.start("both", size=2, fault=faults.terminate_in_evaluation)
+    assert statuses(processes) == [143, 143]
+    assert "Traceback" not in processes[0].output() + processes[1].output()
+    assert (tiny_runs.folder / "both" / "last_checkpoint").read_text() == "model_0000002.pth"
+    tiny_runs.run("both", "--resume", size=2)
+    assert_same_state(tiny_runs.checkpoint("both"), undisturbed[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "pidfd_send_signal"), reason="a feature of Linux")
+def test_killed_where_nothing_is_trained(
+    tiny_runs: TinyRuns, undisturbed: dict[int, dict[str, Any]]
+) -> None:
+    weights = tiny_runs.folder / "whole2" / "model_final.pth"
+    processes = tiny_runs.start(
+        *("evaluated", "--eval-only", "MODEL.WEIGHTS", weights),
+        size=2,
+        fault=faults.kill_in_evaluation,
+        fault_arguments=(1,),
+    )
+    assert statuses(processes) == [1, -signal.SIGKILL]
+    assert "Process 1 of this run (process id " in processes[0].output()
+
+
+@pytest.mark.slow
 def test_torchrun_starts_a_failed_run_anew(
     tiny_runs: TinyRuns, undisturbed: dict[int, dict[str, Any]]
 ) -> None:

@@ -280,8 +280,9 @@ def flip_bits_without_manifest(folder: Path) -> None:
 
 def leave_temporary_files(folder: Path) -> None:
     (folder / "manifest.json").unlink()
-    (folder / "images/train/00004.png").rename(folder / "images/train/00004.png.123.tmp")
-    (folder / "manifest.json.123.tmp").write_text("{")
+    image = folder / "images/train/00004.png"
+    image.rename(folder / "images/train/.00004.png.0123abcd.tmp")
+    (folder / ".manifest.json.0123abcd.tmp").write_text("{")
 
 
 def cut_manifest(folder: Path) -> None:

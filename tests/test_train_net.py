@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import tiny
+from semask.config import load_config
 from semask.data.datasets.camvid import CLASSES_AND_COLORS as CAMVID
 from semask.engine import Trainer
 
@@ -70,9 +71,16 @@ def test_training_then_evaluation_alone(
 
     # The last checkpoint of a folder, and no picture.
     (out / "panels.png").unlink()
+    given = (out / "config.yaml").read_text()
     assert command("--eval-only", "--resume", *cpu, "TEST.NUM_PANELS", "0") == 0
     assert "panels.png" not in capsys.readouterr().out
     assert report(out) == report(other)
+
+    # An evaluation leaves the training's config, and output for no terminal has no colours.
+    assert (out / "config.yaml").read_text() == given
+    assert "\nSEED: 1\n" in (out / "log.txt").read_text()  # the whole config
+    assert "\nSEED: 1\n" not in printed
+    assert "\x1b" not in printed + (out / "log.txt").read_text()
 
     # Going on with a longer schedule.
     assert command("--resume", "SOLVER.MAX_ITER", "5", *cpu) == 0
@@ -177,6 +185,7 @@ def refusal(
         (["SOLVER.EMA.ENABLED", "True", "SOLVER.EMA.DECAY", "1.0"], ["SOLVER.EMA.DECAY is 1.0"]),
         (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], ["SAMPLER_TRAIN"]),
         (["MODEL.WEIGHTS", "nowhere.pth"], ["'nowhere.pth' does not exist", "MODEL.WEIGHTS"]),
+        (["--eval-only", "DATASETS.TEST", "()"], ["DATASETS.TEST is empty"]),
         (["--eval-only"], ["--eval-only has no weights", "MODEL.WEIGHTS", "--resume"]),
         (["--eval-only", "--resume"], ["--eval-only has no weights"]),
     ],
@@ -225,8 +234,27 @@ def test_checkpoint_of_another_class_count(
             assert "blocks.0.query.weight (3, 8) -> (4, 8)" in message
             assert "of another shape (checkpoint -> model)" in message
             assert "set MODEL.SEM_SEG_HEAD.NUM_CLASSES to 3" in message
+            assert "take the config.yaml that its run has left" in message
+            assert "name the 3 classes in DATASETS.FOLDER_CLASSES" in message
     finally:
         tiny.unregister("tiny_four")
+
+
+def test_a_pretrained_backbone_cannot_be_evaluated(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = load_config(tiny.write_config(tmp_path / "config.yaml"), ["MODEL.DEVICE", "cpu"])
+    backbone = {
+        name: value
+        for name, value in Trainer.build_model(cfg).state_dict().items()
+        if name.startswith("backbone.") and "semantic" not in name and "output_norms" not in name
+    }
+    torch.save({"model": backbone}, tmp_path / "imagenet.pth")
+    weights = ("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", tmp_path / "imagenet.pth")
+    message = refusal(command("--eval-only", *weights), tmp_path, capsys)
+    assert "imagenet.pth' (ImageNet-pretrained Swin, by" in message
+    assert "is no complete model: it has no values for" in message
+    assert command(*weights) == 0  # a training can start from it
 
 
 def test_dataset_folder_missing(
@@ -283,16 +311,22 @@ def test_bad_first_image(
 
 
 def test_bad_label_found_by_a_data_loading_process(
+    tmp_path: Path,
     command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     records: list[dict[str, Any]],
 ) -> None:
     for record in records[1:4]:
         broken(record, "label value")
-    assert command("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1") == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+    options = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1", "DATASETS.CHECK_SAMPLE", 1)
+    assert command(*options) == 2
+    captured = capsys.readouterr()
+    message = captured.err.strip().splitlines()[-1]
     assert message.startswith("DataError: Label map '")
     assert "no class: 99" in message
+    assert "Traceback" not in captured.out + captured.err  # one message is enough
+    assert captured.out.count("no class") == 0
+    assert "no class: 99" in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_empty_dataset(

@@ -362,6 +362,10 @@ def test_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     best.update({"other": 1.0}, {}, 10)
     assert "no result is 'sem_seg/mIoU' (other)" in caplog.text
 
+    other = BestCheckpoint(str(tmp_path), "model_best", "sem_seg/pACC")
+    other.restore()  # what it holds is not to be compared with
+    assert other._best is None
+
     Path(best.path).write_bytes(b"broken")
     best = BestCheckpoint(str(tmp_path), "model_best", "sem_seg/mIoU")
     best.restore()

@@ -14,9 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import tiny
+from semask.checkpoint import CheckpointError
 from semask.config import load_config
 from semask.data.reading import DataError
 from semask.engine import Trainer, draw_panels, wrap_ddp
+from semask.engine.prior_watch import PriorLossWatch
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +178,48 @@ def test_weights_start_a_run_of_its_own(tmp_path: Path) -> None:
     assert second.optimizer.state_dict()["state"] == {}
     for name, value in second.model.state_dict().items():
         assert torch.equal(value, first.model.state_dict()[name])
+
+
+def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    torch.save({"model": Trainer(cfg).model.state_dict()}, out / "model_0000001.pth")
+    (out / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(CheckpointError, match=r"out' holds weights alone.*MODEL\.WEIGHTS"):
+        Trainer(cfg).resume_or_load(resume=True)
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_a_start_from_random_weights_is_pointed_out_where_the_recipe_has_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, expected: bool
+) -> None:
+    trainer = Trainer(config(tmp_path, "MODEL.EXPECTS_WEIGHTS", expected))
+    trainer.resume_or_load(resume=False)
+    assert ("starts from random weights" in caplog.text) == expected
+    trainer.checkpointer.save("model_final")
+    weights = tmp_path / "out" / "model_final.pth"
+    caplog.clear()
+    overrides = ("MODEL.EXPECTS_WEIGHTS", expected, "MODEL.WEIGHTS", weights)
+    Trainer(config(tmp_path, *overrides)).resume_or_load(resume=False)
+    assert "random weights" not in caplog.text
+
+
+def test_the_prior_loss_is_watched(tmp_path: Path) -> None:
+    trainer = Trainer(config(tmp_path))
+    assert any(isinstance(hook, PriorLossWatch) for hook in trainer._hooks)
+
+
+def test_averaged_weights_are_evaluated_beside(tmp_path: Path) -> None:
+    trainer = train(config(tmp_path, "SOLVER.EMA.ENABLED", True))
+    scores = metrics(tmp_path / "out")[-1]
+    assert {"sem_seg/mIoU", "ema/sem_seg/mIoU"} <= scores.keys()
+    assert (tmp_path / "out/ema/inference/tiny_val/sem_seg_evaluation.json").exists()
+    averaged = torch.load(tmp_path / "out" / "model_best_ema.pth", weights_only=True)
+    assert averaged["value"] == scores["ema/sem_seg/mIoU"]
+    assert trainer.ema is not None
+    for name, value in trainer.ema.weights().items():
+        assert torch.equal(averaged["model"][name], value)
 
 
 def test_broken_label_ends_the_run_with_its_name(

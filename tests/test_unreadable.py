@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,16 +12,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import TrainerBase
-from torch import multiprocessing
 
+import runs
 import tiny
 from semask.config import load_config
 from semask.data.mapper import SemSegMapper
 from semask.data.reading import DataError, UnreadableError
 from semask.data.unreadable import SKIPPED, ReadableBatches, ReadableDataset, UnreadableFiles
 from semask.engine import Trainer
-from semask.engine.checks import check_images
+from semask.engine.checks import check_images, check_run
 from semask.engine.unreadable_hook import UnreadableFilesHook
+from tiny_runs import TinyRuns
 
 IMAGES = 6
 
@@ -235,7 +235,7 @@ def config(tmp_path: Path, *overrides: Any) -> CfgNode:
     return load_config(path, [*fixed, *(str(value) for value in overrides)])
 
 
-def run(cfg: CfgNode) -> Trainer:
+def trained(cfg: CfgNode) -> Trainer:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -250,7 +250,7 @@ def test_a_run_goes_on_to_its_end(
     with tiny.datasets(tmp_path) as all_records:
         for index in (1, 4):
             damage(all_records[index], key)
-        trainer = run(config(tmp_path))
+        trainer = trained(config(tmp_path))
     assert trainer.iter == 4
     (text,) = summary(caplog)
     assert all_records[1][key] in text
@@ -268,7 +268,7 @@ def test_skipping_is_reproducible(tmp_path: Path) -> None:
     def weights(name: str, workers: int) -> dict[str, torch.Tensor]:
         out = ("OUTPUT_DIR", tmp_path / name, "TEST.NUM_PANELS", 0)
         torch.manual_seed(0)
-        trainer = run(config(tmp_path, *out, "DATALOADER.NUM_WORKERS", workers))
+        trainer = trained(config(tmp_path, *out, "DATALOADER.NUM_WORKERS", workers))
         return trainer.model.state_dict()
 
     with tiny.datasets(tmp_path) as all_records:
@@ -282,9 +282,9 @@ def test_a_run_gives_up(tmp_path: Path) -> None:
         damage(all_records[1])
         damage(all_records[2])
         with pytest.raises(DataError, match=r"2 files of the training data.*allows 1"):
-            run(config(tmp_path, "DATALOADER.MAX_UNREADABLE", 1))
+            trained(config(tmp_path, "DATALOADER.MAX_UNREADABLE", 1))
         with pytest.raises(UnreadableError, match="Cannot read image"):
-            run(config(tmp_path, "DATALOADER.MAX_UNREADABLE", 0))
+            trained(config(tmp_path, "DATALOADER.MAX_UNREADABLE", 0))
     assert not (tmp_path / "out" / "model_final.pth").exists()
 
 
@@ -295,6 +295,9 @@ def test_a_start_is_strict_and_a_resumption_is_not(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"In dataset 'tiny_train', 1 of the 4 images"):
             check_images(cfg, "tiny_train", is_train=True)
         check_images(cfg, "tiny_train", is_train=True, resume=True)
+        with pytest.raises(DataError, match="'tiny_train', 1 of the 4 images"):
+            check_run(cfg)
+        check_run(cfg, restarted=True)  # by torchrun: the run of days is under way
         unchecked = config(tmp_path, "DATASETS.CHECK_SAMPLE", 0)
         with pytest.raises(DataError, match="Cannot read image"):  # the first image always counts
             check_images(unchecked, "tiny_train", is_train=True)
@@ -306,28 +309,48 @@ def test_a_start_is_strict_and_a_resumption_is_not(tmp_path: Path) -> None:
 # ---- several processes ----
 
 
-def _rank(rank: int, folder: str) -> None:
-    """One of two processes, which have skipped different files and one in common."""
-    rendezvous = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
-    unreadable = UnreadableFiles(10)
+def tell_each_other(limit: int) -> dict[str, Any]:
+    """Of one of two processes, which have skipped different files and one in common."""
+    rank = torch.distributed.get_rank()
+    unreadable = UnreadableFiles(limit)
     for name in ("both.png", f"{rank}.png"):
         unreadable.add(name, f"Cannot read '{name}'")
-    logging.getLogger().addHandler(logging.FileHandler(f"{folder}/{rank}.log", delay=True))
-    hook = UnreadableFilesHook(unreadable)
-    hook.trainer = SimpleNamespace(iter=5, max_iter=5)
-    hook.after_train()
-    hook.trainer = SimpleNamespace(iter=3, max_iter=5)
-    if rank == 1:  # after a failure, alone
-        hook.after_train()
-    torch.distributed.destroy_process_group()
+    refusal = ""
+    try:
+        unreadable.tell()
+    except DataError as error:
+        refusal = str(error)
+    return {"refusal": refusal, "known": sorted(unreadable.reasons), "untold": unreadable.untold}
 
 
-def test_the_main_process_names_what_all_have_skipped(tmp_path: Path) -> None:
-    multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
-    everything = (tmp_path / "0.log").read_text()
-    assert everything.startswith("3 files of the training data")
-    assert all(f"'{name}.png'" in everything for name in ("both", "0", "1"))
-    own = (tmp_path / "1.log").read_text()
-    assert own.startswith("2 files of the training data")
-    assert "'0.png'" not in own
+def test_processes_share_one_limit(tmp_path: Path) -> None:
+    expected = {"known": ["0.png", "1.png", "both.png"], "untold": {}}
+    for own in runs.together(tell_each_other, 3, folder=tmp_path / "within"):
+        assert own == {**expected, "refusal": ""}
+    for own in runs.together(tell_each_other, 2, folder=tmp_path / "beyond"):
+        refusal = own.pop("refusal")
+        assert own == expected
+        assert refusal.startswith("3 files of the training data cannot be read, and DATALOADER.MAX")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_names_what_both_have_skipped(tmp_path: Path) -> None:
+    """Each process evaluates one of the two images, of which the second cannot be read."""
+    two = TinyRuns(
+        *(tmp_path / "runs", "SOLVER.MAX_ITER", 4, "TEST.NUM_PANELS", 0, "TEST.REPORT", False),
+        images=8,
+    )
+    broken = [damage(two.records[index]) for index in (0, 1, 2, 7)]
+    two.options += ["DATASETS.CHECK_SAMPLE", 0]
+    printed = two.run("skipping", "--resume", size=2)
+    first, last = "3 files of the training data", "1 files of dataset 'tiny_val'"
+    assert first in printed
+    assert last in printed
+    summary = printed[printed.index(first) :]
+    assert all(path in summary for path in broken[:3])
+    assert broken[3] in printed
+    processes = two.start("refusing", "--resume", "DATALOADER.MAX_UNREADABLE", 2, size=2)
+    with runs.ended(processes):
+        assert [process.status() for process in processes] == [2, 2]
+    assert "Traceback" not in processes[0].output()
+    assert processes[0].output().count("DATALOADER.MAX_UNREADABLE allows 2") == 1

@@ -65,10 +65,11 @@ def _train_net(
     fault: Callable[..., None] | None,
     fault_arguments: tuple[Any, ...],
 ) -> int:
-    import detectron2.engine.defaults
     import train_net
 
-    detectron2.engine.defaults.collect_env_info = lambda: ""  # it calls other programs
+    from semask.engine import run_setup
+
+    run_setup.collect_env_info = lambda: ""  # it calls other programs
     tiny.register("tiny_train", records[:-2])
     tiny.register("tiny_val", records[-2:])
     if fault is not None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -11,7 +13,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     """Write ``path`` through a temporary file beside it, which takes its place at the end.
 
     If anything fails, ``path`` stays as it was and nothing is left behind. Missing folders are
-    made.
+    made. Several processes, of several machines too, may write the same file at once.
 
     Args:
         path: a local file.
@@ -21,7 +23,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     """
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -30,3 +32,15 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def remove_temporaries(folder: str) -> None:
+    """Remove what processes that were killed in ``replacing`` have left in a folder.
+
+    Args:
+        folder: nobody is writing into it; the folders in it stay as they are.
+    """
+    for name in os.listdir(folder):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))

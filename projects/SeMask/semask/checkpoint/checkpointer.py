@@ -11,7 +11,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from .convert import CheckpointKind, convert_state_dict, resize_bias_tables
+from .convert import CheckpointKind, below_pyramid, convert_state_dict, resize_bias_tables
 from .errors import CheckpointError, DamagedCheckpointError
 from .reading import one_line, read_checkpoint
 from .writing import write_checkpoint, written_durably
@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 # Detectron2 starts a model without them; everything else has to fit exactly.
 _COUNTERS = r"\.num_batches_tracked$"
 # The pre-trained classifier has neither semantic layers nor output norms nor heads.
-_BESIDES_SWIN = r"\.semantic_layer\.|\.output_norms\.|^(?!backbone\.)"
+_BESIDES_SWIN = (
+    r"\.semantic_layer\.|\.output_norms\.|^(?!backbone\.)|^backbone\.(fpn_\w+|top_block)\."
+)
 _MAY_MISS = {
     CheckpointKind.NATIVE: r"(?!)",
     CheckpointKind.SEMASK_FPN: _COUNTERS,
@@ -43,22 +45,26 @@ class Mismatch:
         missing: names of the model that the checkpoint does not have.
         left_over: names of the checkpoint that the model does not have.
         shapes: names with the shape in the checkpoint and in the model.
+        types: names whose values are no fractions, with the type in the checkpoint.
     """
 
     missing: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    types: list[tuple[str, torch.dtype]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.left_over or self.shapes)
+        return bool(self.missing or self.left_over or self.shapes or self.types)
 
     def describe(self) -> str:
         """The differences, a few of each sort, with their counts."""
         shapes = [f"{name} {old} -> {new}" for name, old, new in self.shapes]
+        types = [f"{name} ({dtype})" for name, dtype in self.types]
         parts = (
             ("missing from the checkpoint", self.missing),
             ("left over in the checkpoint", self.left_over),
             ("of another shape (checkpoint -> model)", shapes),
+            ("without fractions, where the model has floating-point numbers", types),
         )
         return "".join(f" {len(names)} {what}: {_listed(names)}." for what, names in parts if names)
 
@@ -67,8 +73,10 @@ class Mismatch:
         for name, old, new in self.shapes:
             if name.endswith((".predictor.weight", ".predictor.bias")) and old[1:] == new[1:]:
                 return (
-                    f" The checkpoint has {old[0]} classes and the model {new[0]}: set "
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {old[0]}, or start from weights without "
+                    f" The checkpoint has {old[0]} classes and the model {new[0]}: take the "
+                    "config.yaml that its run has left in its OUTPUT_DIR, or set "
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {old[0]} (for an own dataset, name the "
+                    f"{old[0]} classes in DATASETS.FOLDER_CLASSES), or start from weights without "
                     "a head."
                 )
         semantic = [".semantic_layer." in name for name in self.missing + self.left_over]
@@ -97,6 +105,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         allow_pickle: bool = False,
+        complete: bool = False,
         **checkpointables: Any,
     ) -> None:
         """
@@ -106,10 +115,13 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             save_to_disk: whether this process writes; None = only the main process does.
             allow_pickle: also load ``.pkl`` files as Detectron2's model zoo has them. Such a file
                 can run any code when it is read: only for files whose author you trust.
+            complete: also refuse what is a good start for a training only, as a pre-trained
+                backbone is: the model is to predict.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_pickle = allow_pickle
+        self.complete = complete
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model, and the checkpointables that the file has.
@@ -131,17 +143,19 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         logger.info("Loading checkpoint '%s'", path)
         checkpoint = self._load_file(path)
         state_dict = self._fitting_state_dict(path, checkpoint.pop("model"))
-        self.model.load_state_dict(state_dict, strict=False)  # what is missing is allowed to be
         for name in self.checkpointables if checkpointables is None else checkpointables:
-            if name in checkpoint:
-                try:
-                    self.checkpointables[name].load_state_dict(checkpoint.pop(name))
-                except (ValueError, KeyError, TypeError, RuntimeError) as error:
-                    raise CheckpointError(
-                        f"Checkpoint '{path}' does not fit this run: its '{name}' state is of "
-                        f"another model or optimizer ({one_line(error)}). Start without --resume "
-                        "in another OUTPUT_DIR, or use the config it was made with."
-                    ) from error
+            if name not in checkpoint:
+                logger.warning("Checkpoint '%s' has no state '%s', which starts anew", path, name)
+                continue
+            try:
+                self.checkpointables[name].load_state_dict(checkpoint.pop(name))
+            except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"Checkpoint '{path}' does not fit this run: its '{name}' state is of "
+                    f"another model or optimizer ({one_line(error)}). Start without --resume "
+                    "in another OUTPUT_DIR, or use the config it was made with."
+                ) from error
+        self.model.load_state_dict(state_dict, strict=False)  # what is missing is allowed to be
         return checkpoint
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -227,28 +241,40 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make ``last_checkpoint`` name a file, atomically."""
+        """Make ``last_checkpoint`` name a file, atomically.
+
+        Raises:
+            CheckpointError: it cannot be written; it names the former file then.
+        """
         with written_durably(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
-    def _fitting_state_dict(self, path: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
+    def _fitting_state_dict(self, path: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The checkpoint's parameters by the model's names, if they fit the model."""
         wanted = self.model.state_dict()
-        tensors = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
         try:
-            found, kind = convert_state_dict(tensors)
+            found, kind = convert_state_dict(state_dict)
         except CheckpointError as error:
-            if not wanted.keys() & tensors.keys():
+            if not wanted.keys() & state_dict.keys():
                 raise CheckpointError(f"Checkpoint '{path}': {error}") from error
-            found, kind = tensors, CheckpointKind.NATIVE  # of a model with another backbone
+            found, kind = state_dict, CheckpointKind.NATIVE  # of a model with another backbone
         # The others are complete models.
         if kind in (CheckpointKind.IMAGENET_SWIN, CheckpointKind.CONVERTED_SWIN):
+            found = below_pyramid(found, wanted)
             found = resize_bias_tables(found, wanted)
         mismatch = _compare(found, wanted, kind)
         if mismatch:
             raise CheckpointError(
                 f"Checkpoint '{path}' ({kind.value}) does not fit the model."
                 f"{mismatch.describe()}{mismatch.hint()}"
+            )
+        missing = [k for k in wanted if k not in found and not re.search(_COUNTERS, k)]
+        if self.complete and missing:
+            raise CheckpointError(
+                f"Checkpoint '{path}' ({kind.value}) is no complete model: it has no values for "
+                f"{len(missing)} of its {len(wanted)} tensors, {missing[0]} among them. It can "
+                "start a training, but predict nothing: give MODEL.WEIGHTS a checkpoint that a "
+                "training of this model has written."
             )
         return {name: value for name, value in found.items() if name in wanted}
 
@@ -268,6 +294,11 @@ def _compare(
             (k, tuple(v.shape), tuple(wanted[k].shape))
             for k, v in found.items()
             if k in wanted and v.shape != wanted[k].shape
+        ],
+        types=[
+            (k, v.dtype)
+            for k, v in found.items()
+            if k in wanted and wanted[k].is_floating_point() and not v.is_floating_point()
         ],
     )
 

@@ -5,9 +5,10 @@ Three kinds are published: SeMask-FPN and Swin-FPN (names of their segmentation 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -61,16 +62,19 @@ def convert_state_dict(
         buffers that a model computes by itself are left out. Tensors are not copied.
 
     Raises:
-        CheckpointError: the names are of none of the known kinds.
+        CheckpointError: the names are of none of the known kinds, or two become the same one.
     """
     if state_dict and all(name.startswith("module.") for name in state_dict):
         state_dict = {name[len("module.") :]: value for name, value in state_dict.items()}
     kind = find_kind(state_dict)
-    converted = {
-        _convert_name(name, kind): value
-        for name, value in state_dict.items()
-        if not name.endswith(_COMPUTED)
-    }
+    converted: dict[str, Tensor] = {}
+    for name, value in state_dict.items():
+        if name.endswith(_COMPUTED):
+            continue
+        own_name = _convert_name(name, kind)
+        if own_name in converted:
+            raise CheckpointError(f"Two of its parameters stand for '{own_name}': '{name}' is one.")
+        converted[own_name] = value
     return converted, kind
 
 
@@ -114,6 +118,23 @@ def _with_stage(template: str) -> Callable[[re.Match[str]], str]:
     return lambda match: template.format(int(match.group(1)) + 2)
 
 
+def below_pyramid(
+    state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Put a Swin's parameters below the feature pyramid of a model that has one.
+
+    Args:
+        state_dict: parameters by this project's names, those of the Swin as ``backbone.*``.
+        model_state: the model's; with Detectron2's FPN, the Swin is its ``backbone.bottom_up``.
+
+    Returns:
+        ``state_dict`` with names that the model has.
+    """
+    pyramid = any(name.startswith("backbone.bottom_up.") for name in model_state)
+    wrong = re.compile(r"^backbone\.(?!bottom_up\.)" if pyramid else r"(?!)")
+    return {wrong.sub("backbone.bottom_up.", name): v for name, v in state_dict.items()}
+
+
 def resize_bias_tables(
     state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -127,35 +148,49 @@ def resize_bias_tables(
         model_state: the model's, for the shapes wanted.
 
     Returns:
-        ``state_dict`` with those tensors replaced. A table for another number of heads stays as
-        it is, for the loader to complain of.
+        ``state_dict`` with those tensors replaced. What cannot be resized, such as a table for
+        another number of heads, stays as it is, for the loader to complain of.
     """
     resized = dict(state_dict)
     for name, value in state_dict.items():
         wanted = model_state.get(name)
-        if wanted is None or wanted.shape == value.shape:
+        if wanted is None or wanted.shape == value.shape or not value.is_floating_point():
             continue
-        if name.endswith("relative_position_bias_table") and value.shape[1] == wanted.shape[1]:
-            resized[name] = _resize_bias_table(value, wanted.shape[0])
+        if name.endswith("relative_position_bias_table"):
+            resized[name] = _resize_bias_table(value, wanted)
         elif name.endswith("absolute_pos_embed"):
-            grid = _as_grid(value)
-            if grid.shape[1] == wanted.shape[1]:
-                resized[name] = F.interpolate(grid, size=wanted.shape[-2:], mode="bicubic")
+            resized[name] = _resize_embedding(value, wanted)
     return resized
 
 
-def _resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    old, new = round(table.shape[0] ** 0.5), round(rows**0.5)
-    if old * old != table.shape[0] or new * new != rows:
+def _resize_bias_table(table: Tensor, wanted: Tensor) -> Tensor:
+    """(rows, heads), to as many rows as wanted."""
+    if table.ndim != 2 or table.shape[1] != wanted.shape[1]:
         return table
-    grid = table.t().reshape(1, -1, old, old)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return grid.reshape(-1, rows).t().contiguous()
+    old, new = _side(table.shape[0]), _side(wanted.shape[0])
+    if not (old and new):
+        return table
+    grid = _bicubic(table.t().reshape(1, -1, old, old), (new, new))
+    return grid.reshape(-1, new * new).t().contiguous()
 
 
-def _as_grid(embedding: Tensor) -> Tensor:
-    """(1, tokens, C), as Swin classifiers store it, to (1, C, side, side)."""
-    if embedding.ndim == 4:
+def _resize_embedding(embedding: Tensor, wanted: Tensor) -> Tensor:
+    """(1, C, height, width), or (1, tokens, C) as Swin classifiers store it, to the size wanted."""
+    grid = embedding
+    if embedding.ndim == 3 and (side := _side(embedding.shape[1])):
+        grid = embedding.transpose(1, 2).reshape(embedding.shape[0], -1, side, side)
+    if grid.ndim != 4 or 0 in grid.shape or grid.shape[:2] != wanted.shape[:2]:
         return embedding
-    side = round(embedding.shape[1] ** 0.5)
-    return embedding.transpose(1, 2).reshape(1, -1, side, side)
+    return _bicubic(grid, wanted.shape[2:])
+
+
+def _side(count: int) -> int:
+    """The side of a square of so many tokens; 0 if that is none (a class token is among them)."""
+    side = round(count**0.5)
+    return side if side * side == count else 0
+
+
+def _bicubic(grid: Tensor, size: Sequence[int]) -> Tensor:
+    single = grid if grid.dtype == torch.float64 else grid.float()  # not every type has bicubic
+    resized = F.interpolate(single, size=tuple(size), mode="bicubic", align_corners=False)
+    return resized.to(grid.dtype)

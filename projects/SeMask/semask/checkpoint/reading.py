@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
         under "model", "state_dict", or at the top.
 
     Raises:
-        CheckpointError: the file is missing, damaged, without weights, or could run code.
+        CheckpointError: the file is missing, damaged, without weights, or could run code; or what
+            stands under "model" or "state_dict" are not parameters by name.
     """
     path = _local_path(filename)
     loaded: Any
@@ -39,10 +40,12 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
     if isinstance(loaded, Mapping):
         for key in ("model", "state_dict"):
             if isinstance(loaded.get(key), Mapping):
-                rest = {k: v for k, v in loaded.items() if k != key}
-                return {**rest, "model": dict(loaded[key])}
-        if any(isinstance(value, Tensor) for value in loaded.values()):
-            return {"model": dict(loaded)}
+                rest = {str(k): v for k, v in loaded.items() if k != key}
+                return {**rest, "model": _parameters(loaded[key], filename)}
+        bare = {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
+        if bare:
+            rest = {str(k): v for k, v in loaded.items() if k not in bare}
+            return {**rest, "model": _parameters(bare, filename)}
         content = ", ".join(str(key) for key in list(loaded)[:8]) or "nothing"
     else:
         content = f"a {type(loaded).__name__}"
@@ -50,6 +53,22 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
         f"Checkpoint '{filename}' has no weights: it holds {content}, but neither 'model' nor "
         "'state_dict'."
     )
+
+
+def _parameters(entries: Mapping[Any, Any], filename: str) -> dict[str, Tensor]:
+    for name, value in entries.items():
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"Checkpoint '{filename}' has a parameter under {name!r}, a "
+                f"{type(name).__name__} in place of its name. Save it from the model's "
+                "state_dict() again."
+            )
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"Checkpoint '{filename}' has a {type(value).__name__} under '{name}', where a "
+                "parameter should be a tensor. Save it from the model's state_dict() again."
+            )
+    return dict(entries)
 
 
 def one_line(error: BaseException) -> str:
@@ -121,22 +140,28 @@ def _damaged(filename: str, error: Exception) -> CheckpointError:
 
 
 def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Lets NumPy numbers through, as training frameworks leave them beside the weights (a score).
-
-    torch 2.4 has no such list for a single reading; there a file with them is refused.
-    """
-    safe_globals = getattr(torch.serialization, "safe_globals", None)
-    if safe_globals is None:
-        return contextlib.nullcontext()
+    """Lets NumPy numbers through: training frameworks leave some (a score) beside the weights."""
     number_types = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
-    return safe_globals(
-        [
-            _number_from("numpy.core.multiarray"),  # NumPy 1
-            _number_from("numpy._core.multiarray"),  # NumPy 2
-            np.dtype,
-            *{type(number_type) for number_type in number_types},
-        ]
-    )
+    allowed = [
+        _number_from("numpy.core.multiarray"),  # NumPy 1
+        _number_from("numpy._core.multiarray"),  # NumPy 2
+        np.dtype,
+        *{type(number_type) for number_type in number_types},
+    ]
+    for_a_reading = getattr(torch.serialization, "safe_globals", _safe_globals)
+    return for_a_reading(allowed)
+
+
+@contextlib.contextmanager
+def _safe_globals(allowed: list[Any]) -> Iterator[None]:
+    """What ``torch.serialization.safe_globals`` does, which torch 2.4 does not have yet."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _number_from(module: str) -> Callable[[np.dtype[Any], bytes], Any]:

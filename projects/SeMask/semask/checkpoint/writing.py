@@ -24,35 +24,55 @@ def write_checkpoint(path: str, content: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it cannot be written, for instance because the disk is full.
     """
-    try:
-        with written_durably(path) as file:
-            if path.endswith(".safetensors"):
-                from safetensors.torch import save
+    with written_durably(path) as file:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import save
 
-                tensors = {name: value.contiguous() for name, value in content["model"].items()}
-                file.write(save(tensors))
-            else:
-                torch.save(dict(content), file)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "Writer" not in str(error):
-            raise  # torch's writer reports some failures of the file as its own
-        raise CheckpointError(
-            f"Checkpoint '{path}' cannot be written ({one_line(error)}). What was there before is "
-            "untouched: make room or choose another OUTPUT_DIR, and --resume goes on from the "
-            "last checkpoint."
-        ) from error
+            tensors = {name: value.contiguous() for name, value in content["model"].items()}
+            file.write(save(tensors))
+        else:
+            torch.save(dict(content), file)
 
 
 @contextlib.contextmanager
 def written_durably(path: str) -> Iterator[BinaryIO]:
-    """Like ``replacing``, and on the disk when it returns, also after a loss of power."""
-    with replacing(path) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    """Like ``replacing``, and on the disk when it returns, also after a loss of power.
+
+    Raises:
+        CheckpointError: it cannot be written, for instance because the disk is full.
+    """
+    try:
+        with replacing(path) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(os.path.dirname(os.path.abspath(path)))
+    except (OSError, RuntimeError) as error:
+        failure = _failure_of_the_file(error)
+        if failure is None:
+            raise
+        raise CheckpointError(
+            f"Checkpoint '{path}' cannot be written ({one_line(failure)}). What was there before "
+            "is untouched: make room or choose another OUTPUT_DIR, and --resume goes on from the "
+            "last checkpoint."
+        ) from error
+
+
+def _failure_of_the_file(error: BaseException) -> BaseException | None:
+    """The error of the file behind one of torch's, whose writer then complains of its own state."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if cause is None and "Writer" in str(error):  # its own words for a failed write
+        return error
+    return cause
+
+
+def _sync_folder(folder: str) -> None:
+    """Bring a new name in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some file systems have no such thing
-            os.fsync(folder)  # the new name, too
+            os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -4,8 +4,9 @@ Only files that are missing or damaged count (``UnreadableError``). A label map 
 with values that are no class stops a run at once, as the data or the config are wrong then.
 
 ``ReadableDataset`` skips, in the data loading processes, and sends word of it along with the
-sample; ``ReadableBatches`` collects that in the main process. So what a run has skipped depends
-on the batches that it has seen alone, not on how many processes have loaded ahead.
+sample; ``ReadableBatches`` collects that in the training process, and the training processes tell
+each other. So what a run has skipped depends on the batches that it has seen alone, not on how
+many processes have loaded ahead.
 """
 
 import logging
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from detectron2.data import DatasetFromList
+from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from semask.data.reading import DataError, UnreadableError, read_label
@@ -26,7 +28,13 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class UnreadableFiles:
-    """What a process has skipped so far."""
+    """What a run has skipped so far, as far as its processes have told each other.
+
+    Attributes:
+        limit, what: what it was built with.
+        reasons: why each file was skipped, by name.
+        untold: those of them that the other processes do not know yet.
+    """
 
     def __init__(self, limit: int, what: str = "the training data") -> None:
         """
@@ -37,6 +45,7 @@ class UnreadableFiles:
         self.limit = limit
         self.what = what
         self.reasons: dict[str, str] = {}
+        self.untold: dict[str, str] = {}
 
     def add(self, file: str, reason: str) -> None:
         """Note a skipped file; the same one again counts once.
@@ -46,8 +55,22 @@ class UnreadableFiles:
         """
         if file in self.reasons:
             return
-        self.reasons[file] = reason
+        self.reasons[file] = self.untold[file] = reason
         logger.warning("Skipped (%d of at most %d): %s", len(self.reasons), self.limit, reason)
+        self._check()
+
+    def tell(self) -> None:
+        """Exchange what is new; for all processes of a run together.
+
+        Raises:
+            DataError: all of them together have skipped more than the limit; in each alike.
+        """
+        for untold in comm.all_gather(self.untold):
+            self.reasons = {**untold, **self.reasons}
+        self.untold = {}
+        self._check()
+
+    def _check(self) -> None:
         if len(self.reasons) > self.limit:
             raise DataError(_too_many(self.reasons, self.limit, self.what))
 
@@ -132,6 +155,7 @@ class ReadableBatches:
         Raises:
             DataError: more files than the limit cannot be read.
         """
+        # An evaluation ends, in all processes together; the stream of training batches does not.
         for batch in self.loader:
             for sample in batch:
                 for file, reason in sample.pop(SKIPPED, {}).items():
@@ -139,10 +163,12 @@ class ReadableBatches:
             readable = [sample for sample in batch if sample]
             if readable:
                 yield readable
+        self.unreadable.tell()
         if self.unreadable.reasons:
             logger.warning(
-                "%d files of %s could not be read and are not in the result",
+                "%d files of %s could not be read and are not in the result:\n%s",
                 *(len(self.unreadable.reasons), self.unreadable.what),
+                "\n".join(f"    {reason}" for reason in self.unreadable.reasons.values()),
             )
 
 

@@ -10,6 +10,7 @@ from .nonfinite import NonFiniteLossError
 from .preemption import Preempted, passed_on
 from .resume import resumes
 from .run_lock import run_lock
+from .run_setup import set_up_run
 from .trainer import Trainer, wrap_ddp
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "resolve_device",
     "resumes",
     "run_lock",
+    "set_up_run",
     "wrap_ddp",
 ]

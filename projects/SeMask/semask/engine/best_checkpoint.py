@@ -47,11 +47,13 @@ class BestCheckpoint:
         if not os.path.isfile(self.path):
             return
         try:
-            value = read_checkpoint(self.path).get("value")
+            content = read_checkpoint(self.path)
         except CheckpointError as error:
             logger.warning("The best checkpoint so far cannot be used: %s", error)
             return
-        self._best = float(value) if isinstance(value, float | int) else None
+        value = content.get("value")
+        if content.get("metric") == self._metric and isinstance(value, float | int):
+            self._best = float(value)
 
     def update(self, results: Mapping[str, Any], weights: Mapping[str, Tensor], step: int) -> None:
         """Write the weights if their result is the best so far.

@@ -23,6 +23,7 @@ from semask.modeling import check_protocol
 from semask.solver import build_lr_scheduler, build_optimizer
 
 from .distributed import Torchrun
+from .instance_checks import check_instance_metadata, check_instances
 from .precision import check_precision
 
 
@@ -100,7 +101,12 @@ def _check_torchrun(
 
 
 def check_run(
-    cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False, resume: bool = False
+    cfg: CfgNode,
+    *,
+    world_size: int = 1,
+    eval_only: bool = False,
+    resume: bool = False,
+    restarted: bool = False,
 ) -> None:
     """Refuse a run that would fail later.
 
@@ -109,11 +115,13 @@ def check_run(
         world_size: number of processes of the run.
         eval_only: nothing is trained.
         resume: the checkpoint is the last one in ``OUTPUT_DIR``, if there is one.
+        restarted: torchrun has started the processes anew, after a failure.
 
     Raises:
         ConfigError: keys that contradict each other, a dataset, or this machine.
         DataError: a dataset is missing or empty, or images of a sample of it cannot be used.
-        CheckpointError: ``MODEL.WEIGHTS`` is missing, unsafe or of another model.
+        CheckpointError: ``MODEL.WEIGHTS`` is missing, unsafe or of another model, or for an
+            evaluation only a part of one.
     """
     _check_numbers(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
@@ -121,13 +129,15 @@ def check_run(
         _check_solver(cfg, world_size)
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name at least one dataset to train on.")
+    if eval_only and not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: name at least one dataset to evaluate on.")
     names = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     for name in names:
         check_metadata(cfg, name)
     _check_model(cfg, eval_only=eval_only, resume=resume)
     for name in dict.fromkeys(names):
         is_train = not eval_only and name in cfg.DATASETS.TRAIN
-        check_images(cfg, name, is_train=is_train, resume=resume)
+        check_images(cfg, name, is_train=is_train, resume=resume or restarted)
 
 
 def _check_numbers(cfg: CfgNode) -> None:
@@ -186,6 +196,9 @@ def check_metadata(cfg: CfgNode, name: str) -> None:
     Raises:
         ConfigError: the dataset is not registered, or it has other classes than the model.
     """
+    if cfg.INPUT.MAPPER == "instances":
+        check_instance_metadata(cfg, name)
+        return
     registered = DatasetCatalog.list()
     if name not in registered:
         near = difflib.get_close_matches(name, registered, n=1)
@@ -226,6 +239,9 @@ def check_images(cfg: CfgNode, name: str, *, is_train: bool, resume: bool = Fals
         DataError: it is missing or empty, or images or label maps cannot be used.
         ConfigError: the input pipeline cannot be built from the config.
     """
+    if cfg.INPUT.MAPPER == "instances":
+        check_instances(cfg, name, is_train=is_train, resume=resume)
+        return
     mapper = SemSegMapper(cfg, is_train=is_train)
     head, limit = cfg.MODEL.SEM_SEG_HEAD, cfg.DATALOADER.MAX_UNREADABLE if resume else 0
     sample = cfg.DATASETS.CHECK_SAMPLE
@@ -255,7 +271,9 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
     ) as error:
         reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
-    checkpointer = SeMaskCheckpointer(model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
+    checkpointer = SeMaskCheckpointer(
+        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, complete=eval_only
+    )
     if resume and checkpointer.has_checkpoint():
         with contextlib.suppress(DamagedCheckpointError):  # then it is the one before
             checkpointer.check(checkpointer.get_checkpoint_file())

@@ -9,21 +9,33 @@ from semask.checkpoint import SeMaskCheckpointer
 
 from .ema import WeightAverage
 from .hooks import draw_panels
+from .peers import watched_peers
 from .trainer import Trainer
 
 
 def evaluate(cfg: CfgNode, *, resume: bool) -> None:
-    """Evaluate a checkpoint, and the averaged weights in it where SOLVER.EMA is enabled."""
+    """Evaluate a checkpoint, and the averaged weights in it where SOLVER.EMA is enabled.
+
+    Args:
+        cfg: of the run.
+        resume: evaluate the last checkpoint in OUTPUT_DIR, if there is one; else MODEL.WEIGHTS.
+
+    Raises:
+        CheckpointError: it cannot be used, or is no complete model.
+        DataError: the data cannot be used.
+    """
     model = Trainer.build_model(cfg)
     ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
     averaged: dict[str, Any] = {} if ema is None else {"ema": ema}
     checkpointer = SeMaskCheckpointer(
-        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, **averaged
+        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, complete=True, **averaged
     )
     if resume and checkpointer.has_checkpoint():
         checkpointer.resume_or_load("")
     else:
         checkpointer.load(cfg.MODEL.WEIGHTS)
-    Trainer.test_with_average(cfg, model, ema)
-    if comm.is_main_process():
-        draw_panels(cfg, model)
+    with watched_peers():
+        Trainer.test_with_average(cfg, model, ema)
+        if comm.is_main_process():
+            draw_panels(cfg, model)
+        comm.synchronize()  # the others stay while the main process draws

@@ -1,6 +1,7 @@
 """How a run ends that cannot go on: one message on stderr and an exit status, no traceback."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 
@@ -17,15 +18,17 @@ from .nonfinite import NonFiniteLossError
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
 
+MAKE_ROOM = "Make room for OUTPUT_DIR; --resume goes on from the last checkpoint, if there is one."
+
 
 @contextlib.contextmanager
 def exit_statuses() -> Iterator[None]:
     """Turn what a user can mend into a message.
 
     Raises:
-        SystemExit: with 2 for a mistake in config, data or checkpoint, 1 for a loss that is not
-            finite or another process that is gone, 130 after Ctrl-C. Other errors stay as they
-            are.
+        SystemExit: with 2 for a mistake in config, data or checkpoint and for a full disk, 1 for a
+            loss that is not finite or another process that is gone, 130 after Ctrl-C. Other errors
+            stay as they are.
     """
     try:
         yield
@@ -38,7 +41,10 @@ def exit_statuses() -> Iterator[None]:
     except ProcessExitedException as error:  # of ``launch``; the process has said why
         print(error, file=sys.stderr)
         raise SystemExit(max(1, error.exit_code)) from None
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        if _is_full_disk(error):
+            print(f"The disk is full: {one_line(error)}. {MAKE_ROOM}", file=sys.stderr)
+            raise SystemExit(2) from None
         if not is_lost_peer(error):
             raise
         print(f"{LOST_PEER} ({one_line(error)})", file=sys.stderr)
@@ -49,6 +55,16 @@ def exit_statuses() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(130) from None
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether ``exit_statuses`` has a message for an error, so that nobody needs its traceback."""
+    known = (*USER_ERRORS, NonFiniteLossError, ProcessExitedException)
+    return isinstance(error, known) or _is_full_disk(error) or is_lost_peer(error)
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _report(error: Exception) -> None:

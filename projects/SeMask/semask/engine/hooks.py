@@ -13,8 +13,8 @@ from semask.evaluation import render_panels, save_picture
 
 
 def panels_path(cfg: CfgNode) -> str | None:
-    """The picture file that a run writes; None where ``TEST.NUM_PANELS`` asks for none."""
-    if cfg.TEST.NUM_PANELS < 1 or not cfg.DATASETS.TEST:
+    """The picture file that a run writes; None for detectors, and for ``TEST.NUM_PANELS`` 0."""
+    if cfg.TEST.NUM_PANELS < 1 or not cfg.DATASETS.TEST or cfg.INPUT.MAPPER != "sem_seg":
         return None
     return os.path.join(cfg.OUTPUT_DIR, "panels.png")
 

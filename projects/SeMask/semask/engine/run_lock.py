@@ -12,6 +12,7 @@ from typing import IO
 from detectron2.utils import comm
 
 from semask.config import ConfigError
+from semask.files import remove_temporaries
 
 try:
     import fcntl
@@ -27,14 +28,15 @@ LOCK_FILE = ".run_lock"
 def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
     """Hold the output folder for this run; for all its processes together.
 
-    The lock ends with the process that has it, however that ends. Its file stays.
+    The lock ends with the process that has it, however that ends. Its file stays. Files that
+    killed runs have left half-written are removed.
 
     Args:
         folder: made if it is not there.
         enabled: False does nothing.
 
     Raises:
-        ConfigError: another run has it.
+        ConfigError: another run has it, or it cannot be made or written to.
     """
     file: IO[str] | None = None
     refusal = ""
@@ -54,11 +56,16 @@ def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
 
 
 def _lock(folder: str) -> IO[str] | None:
-    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, LOCK_FILE)
-    if fcntl is None:
-        return None
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closing it ends the lock)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if fcntl is None:
+            return None
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closing it ends the lock)
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR '{folder}' cannot be made or written to: {error}."
+        ) from error
     try:
         # Of this process alone: data loading processes that outlive it do not have it, too.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,6 +84,7 @@ def _lock(folder: str) -> IO[str] | None:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": started}, file)
         file.flush()
+        remove_temporaries(folder)
     return file
 
 

@@ -73,6 +73,7 @@ class TrainStep:
         Raises:
             NonFiniteLossError: a loss of any process is infinite or NaN. The weights have not
                 been updated.
+            DataError: a file cannot be used, or all processes have skipped too many.
         """
         assert self.model.training, "the model was left in evaluation mode"
         losses: dict[str, Tensor] = {}
@@ -89,9 +90,14 @@ class TrainStep:
                 is_last = part == self._accumulate_steps - 1
                 for name, value in self._accumulate(batch, is_last).items():
                     losses[name] = losses.get(name, 0) + value
-        shared = _share({**losses, "data_time": data_time, "stop": float(stop)})
+        unreadable = self.data_loader.unreadable
+        news = {"data_time": data_time, "stop": stop, "skipped": len(unreadable.untold)}
+        shared = _share({**losses, **news})
         times = [own.pop("data_time") for own in shared]
         stops = [own.pop("stop") for own in shared]
+        skips = [own.pop("skipped") for own in shared]
+        if any(skips):
+            unreadable.tell()
         refuse_nonfinite(shared, files, iteration=self.iter, folder=self._output_dir)
         self._precision.step(self.optimizer)
         if comm.is_main_process():

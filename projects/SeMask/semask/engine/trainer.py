@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semask.checkpoint import CheckpointError, SeMaskCheckpointer
-from semask.data.mapper import SemSegMapper
+from semask.data.build import build_mapper
 from semask.data.training_loader import TrainingLoader
 from semask.data.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
 from semask.evaluation import build_evaluator, write_reports
@@ -133,9 +133,18 @@ class Trainer(DefaultTrainer):
         """See ``DefaultTrainer.resume_or_load``.
 
         Raises:
-            CheckpointError: no checkpoint can be used, or the processes have found different ones.
+            CheckpointError: no checkpoint can be used, the last one holds weights alone, or the
+                processes have found different ones.
         """
+        self.iter = -1  # until a checkpoint tells
         super().resume_or_load(resume=resume)
+        if resume and self.checkpointer.has_checkpoint() and self.iter < 0:
+            raise CheckpointError(
+                f"The last checkpoint in OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' holds weights alone, "
+                "which --resume cannot go on from. Give it as MODEL.WEIGHTS to a run without "
+                "--resume, in another OUTPUT_DIR."
+            )
+        self.iter = max(0, self.iter)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise CheckpointError(
@@ -145,6 +154,11 @@ class Trainer(DefaultTrainer):
         if self.start_iter > 0:
             for best in self._best.values():
                 best.restore()
+        elif self.cfg.MODEL.EXPECTS_WEIGHTS and not self.cfg.MODEL.WEIGHTS:
+            logger.warning(
+                "The training starts from random weights, but the recipe of this config from "
+                "pre-trained ones: give MODEL.WEIGHTS an ImageNet Swin checkpoint."
+            )
 
     def train(self) -> Any:
         """Train to the end, or until a SIGTERM.
@@ -271,10 +285,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
-        """Endless batches of ``DATASETS.TRAIN`` through :class:`SemSegMapper`."""
-        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+        """Endless batches of ``DATASETS.TRAIN`` through the mapper of ``INPUT.MAPPER``."""
+        # Only entries with annotations can be "empty".
+        filter_empty = cfg.INPUT.MAPPER == "instances" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filter_empty)
         limit = cfg.DATALOADER.MAX_UNREADABLE
-        mapper = SemSegMapper(cfg, is_train=True)
+        mapper = build_mapper(cfg, is_train=True)
         return TrainingLoader(
             ReadableDataset(records, mapper, limit),
             images_per_step=cfg.SOLVER.IMS_PER_BATCH,
@@ -291,7 +307,7 @@ class Trainer(DefaultTrainer):
         """The images of a dataset, one by one, except unreadable ones."""
         records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
         limit = cfg.DATALOADER.MAX_UNREADABLE
-        mapper = SemSegMapper(cfg, is_train=False)
+        mapper = build_mapper(cfg, is_train=False)
         loader = build_detection_test_loader(
             ReadableDataset(records, mapper, limit, replace=False),
             mapper=None,

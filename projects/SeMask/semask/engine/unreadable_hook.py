@@ -12,10 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableFilesHook(HookBase):
-    """Name, after the training, the files that it has skipped; for all processes of a run.
-
-    What was skipped before a checkpoint is in there too, as far as its process has seen it.
-    """
+    """Name, after the training, the files that it has skipped, in all processes of a run."""
 
     def __init__(self, unreadable: UnreadableFiles) -> None:
         """
@@ -26,13 +23,7 @@ class UnreadableFilesHook(HookBase):
 
     def after_train(self) -> None:
         reasons = self._unreadable.reasons
-        # After a failure the other processes may not get here.
-        if self.trainer.iter >= self.trainer.max_iter:
-            gathered = comm.gather(reasons)
-            if not comm.is_main_process():
-                return
-            reasons = {file: reason for part in gathered for file, reason in part.items()}
-        if reasons:
+        if reasons and comm.is_main_process():
             logger.warning(
                 "%d files of %s could not be read and were skipped:\n%s",
                 *(len(reasons), self._unreadable.what),

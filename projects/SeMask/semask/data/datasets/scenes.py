@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from semask.data.datasets.catalog import datasets_root, register_sem_seg
 from semask.data.datasets.scenes_classes import CLASSES, COLORS
 from semask.data.datasets.scenes_render import GENERATOR_VERSION, render_scene
 from semask.data.reading import DataError
+from semask.files import remove_temporaries, replacing
 
 # Windows has no such module, and the dataset can do without.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -36,7 +36,6 @@ SPLITS: Mapping[str, int] = {"train": 400, "val": 100}
 
 _KINDS = ("images", "annotations")
 _MANIFEST = "manifest.json"
-_TEMPORARY = ".tmp"
 # The text in each PNG file that says which one it is.
 _MARK = "semask-scenes"
 
@@ -145,8 +144,9 @@ def _finish(folder: str, splits: Mapping[str, int], tidy: bool) -> _Records:
     for kind in _KINDS:
         for split in splits:
             os.makedirs(os.path.join(folder, kind, split), exist_ok=True)
-    if tidy:
-        _remove_temporary_files(folder)
+    if tidy:  # what processes that were killed have left
+        for place, _, _ in os.walk(folder):
+            remove_temporaries(place)
     scenes = [(split, index) for split, count in splits.items() for index in range(count)]
     found = {scene: record for scene in scenes if (record := _find_scene(folder, *scene))}
     missing = [scene for scene in scenes if scene not in found]
@@ -206,24 +206,8 @@ def _png(array: np.ndarray, mark: str) -> bytes:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all."""
-    temporary = f"{path}.{uuid.uuid4().hex}{_TEMPORARY}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-
-
-def _remove_temporary_files(folder: str) -> None:
-    """Remove what processes that were killed have left."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(_TEMPORARY):
-                os.remove(os.path.join(place, name))
+    with replacing(path) as file:
+        file.write(content)
 
 
 @contextlib.contextmanager
