@@ -367,6 +367,17 @@ def test_mistakes_in_the_arguments(
     assert message in captured.err
 
 
+@pytest.mark.parametrize("option", ["--picture", "--json"])
+def test_files_that_cannot_be_written(
+    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert tool.run(["own", option, str(tmp_path / "file" / "report")]) == 2
+    captured = capsys.readouterr()
+    assert "No problems." in captured.out
+    assert f"'{tmp_path / 'file'}" in captured.err
+
+
 def test_unknown_option(tool: Any) -> None:
     with pytest.raises(SystemExit) as info:
         tool.run(["own", "--colour"])

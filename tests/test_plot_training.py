@@ -154,3 +154,10 @@ def test_unknown_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     folder = write(tmp_path, losses(0))
     assert run([str(folder), "--output", str(tmp_path / "picture.xyz")]) == 2
     assert "should end in .png, .svg, .pdf" in capsys.readouterr().err
+
+
+def test_picture_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path, losses(0))
+    (tmp_path / "file").touch()
+    assert run([str(folder), "--output", str(tmp_path / "file" / "picture.png")]) == 2
+    assert f"'{tmp_path / 'file'}" in capsys.readouterr().err

@@ -113,6 +113,16 @@ def test_page_is_well_formed_and_needs_no_network(
     assert str(policy[0]["content"]).startswith("default-src 'none'")
 
 
+def test_log_says_where_the_page_is(
+    tmp_path: Path, records: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = OracleWithPriors()
+    evaluate(tmp_path, model, records)
+    with caplog.at_level("INFO", logger="semask"):
+        path = write_report(model, NAME, dict, str(tmp_path))
+    assert f"Report: {path}" in caplog.messages
+
+
 def test_pictures_decode_and_say_what_they_show(
     tmp_path: Path, records: list[dict[str, Any]]
 ) -> None:

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,8 +79,8 @@ class Predictor:
         self.cfg = cfg
         self._mapper = SemSegMapper(cfg, is_train=False)
         self.model = _build_model(cfg)
-        checkpointer = _CompleteCheckpointer(self.model, allow_pickle=cfg.MODEL.ALLOW_PICKLE)
-        checkpointer.load(cfg.MODEL.WEIGHTS)
+        pickles = cfg.MODEL.ALLOW_PICKLE
+        SeMaskCheckpointer(self.model, allow_pickle=pickles, complete=True).load(cfg.MODEL.WEIGHTS)
         self.class_names, self.colors = _classes(cfg)
 
     @property
@@ -195,22 +194,6 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
             f"There is no image in '{root}': no file's name ends in {', '.join(IMAGE_EXTENSIONS)}."
         )
     return files
-
-
-class _CompleteCheckpointer(SeMaskCheckpointer):
-    """Also refuses what is a good start for training only: a pre-trained backbone."""
-
-    def _fitting_state_dict(self, path: str, state_dict: dict[str, Any]) -> dict[str, Tensor]:
-        found = super()._fitting_state_dict(path, state_dict)
-        names = self.model.state_dict()
-        missing = [n for n in names if n not in found and not n.endswith("num_batches_tracked")]
-        if missing:
-            raise CheckpointError(
-                f"Checkpoint '{path}' is no complete model: it has no values for {len(missing)} "
-                f"of its {len(names)} tensors, {missing[0]} among them. It can start a training, "
-                "but predict nothing."
-            )
-        return found
 
 
 def _read_config(config: str | os.PathLike[str] | CfgNode, overrides: Sequence[str]) -> CfgNode:

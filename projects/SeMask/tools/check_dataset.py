@@ -3,13 +3,16 @@
 
     python projects/SeMask/tools/check_dataset.py ade20k_raw_sem_seg_val
     python projects/SeMask/tools/check_dataset.py --images DIR --labels DIR --classes road car tree
+    python projects/SeMask/tools/check_dataset.py --images DIR --annotations FILE.json
     python projects/SeMask/tools/check_dataset.py --config-file CONFIG [KEY VALUE ...]
 
-The first form takes registered datasets, the last one those of a config's DATASETS.TRAIN and TEST.
-Every image and label map is read as training reads it. The report lists files without counterpart,
-unreadable files, modes and sizes, sizes that differ between an image and its label map, label
-values that are no class, and how often each class occurs. Exit status: 0; 1 where something is
-wrong; 2 for a mistake in the arguments.
+The first form takes registered datasets, the last one those of a config's DATASETS.TRAIN and TEST;
+--annotations is a file in COCO's format for detection. Every image and label map is read as
+training reads it. The report lists files without counterpart, unreadable files, modes and sizes,
+sizes that differ between an image and its label map, label values that are no class, and how often
+each class occurs; for instances, boxes outside, polygons and masks that cannot be used, ids that
+are unknown or there twice, and images without annotations. Exit status: 0; 1 where something is
+wrong; 2 for a mistake in the arguments, or where --picture or --json cannot be written.
 """
 
 import argparse
@@ -24,12 +27,15 @@ from tqdm import tqdm
 import semask
 from semask.config import ConfigError
 from semask.data.check import check_dataset, evenly_spaced, list_dataset
+from semask.data.check_instances import check_instance_dataset, has_instances
 from semask.data.check_report import DatasetReport
 from semask.data.datasets import PairingError
 from semask.data.datasets.folder import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
+from semask.data.instance_report import InstanceDatasetReport
 from semask.data.reading import DataError
 from semask.evaluation import save_picture
-from semask.evaluation.samples import render_samples
+from semask.evaluation.samples import render_instance_samples, render_samples
+from semask.files import replacing
 
 FOLDER = "folder"
 
@@ -42,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", metavar="CONFIG", help="a file or a shipped config's name")
     parser.add_argument("--images", metavar="DIR", help="folder of an own dataset's images")
     parser.add_argument("--labels", metavar="DIR", help="folder of its label maps")
+    parser.add_argument("--annotations", metavar="FILE", help="or its instances, in COCO's format")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="its class names")
     parser.add_argument("--num-classes", type=int, metavar="K", help="or just their number")
     parser.add_argument("--ignore", type=int, default=255, help="its ignore value (255)")
@@ -65,14 +72,21 @@ def dataset_names(args: argparse.Namespace) -> list[str]:
     """
     if min(args.sample, args.rows - 1, args.threads - 1) < 0:
         raise ConfigError("--sample cannot be negative; --rows and --threads are at least 1.")
-    own = (args.images, args.labels)
+    own = (args.images, args.labels or args.annotations)
     if sum((bool(args.names) and not args.config_file, bool(args.config_file), any(own))) != 1:
-        raise ConfigError("Give names of datasets, or --config-file, or --images and --labels.")
+        raise ConfigError(
+            "Give names of datasets, or --config-file, or --images and --labels or --annotations."
+        )
     if args.config_file:
         cfg = semask.load_config(semask.config_path(args.config_file), args.names)
         return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
     if args.names:
         return args.names
+    if args.annotations:
+        if not args.images or args.labels or args.classes or args.num_classes:
+            raise ConfigError("--annotations goes with --images alone: the file has the classes.")
+        semask.data.register_coco_folder(FOLDER, args.images, args.annotations)
+        return [FOLDER]
     if not all(own) or bool(args.classes) == bool(args.num_classes):
         raise ConfigError("An own dataset needs --images, --labels, --classes or --num-classes.")
     classes = args.classes or [f"class {index}" for index in range(args.num_classes)]
@@ -93,7 +107,8 @@ def draw(name: str, rows: int, path: str) -> bool:
         records = error.records
     except DataError:  # It is in the report.
         return False
-    picture = render_samples(name, evenly_spaced(records, rows))
+    render = render_instance_samples if has_instances(name) else render_samples
+    picture = render(name, evenly_spaced(records, rows))
     if picture is not None:
         save_picture(picture, path)
     return picture is not None
@@ -108,12 +123,13 @@ def picture_path(path: str, name: str, number: int) -> str:
 def run(argv: Sequence[str] | None = None) -> int:
     """The whole program; returns its exit status."""
     args = build_parser().parse_intermixed_args(argv)
-    reports: list[DatasetReport] = []
+    reports: list[DatasetReport | InstanceDatasetReport] = []
     try:
         names = dataset_names(args)
         for name in names:
             bar = partial(tqdm, desc=name, unit="image", disable=None, leave=False)
-            report = check_dataset(name, sample=args.sample, threads=args.threads, progress=bar)
+            check = check_instance_dataset if has_instances(name) else check_dataset
+            report = check(name, sample=args.sample, threads=args.threads, progress=bar)
             reports.append(report)
             print(report.text(), flush=True)
             if args.picture:
@@ -121,12 +137,12 @@ def run(argv: Sequence[str] | None = None) -> int:
                 if draw(name, args.rows, path):
                     print(f"Picture: {path}")
             print()
-    except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
+        if args.json:
+            with replacing(args.json) as file:
+                file.write(json.dumps([report.as_dict() for report in reports], indent=1).encode())
+    except (ConfigError, OSError) as error:  # OSError: --picture or --json cannot be written
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump([report.as_dict() for report in reports], file, indent=1)
     return int(any(report.problems for report in reports))
 
 

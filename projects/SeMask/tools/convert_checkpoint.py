@@ -18,10 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor
 
-from semask import ConfigError, config_path, load_config
+import semask  # first: it makes older releases of Detectron2 importable
+
+# isort: split
+from detectron2.modeling import build_model
+
 from semask.checkpoint import (
     CheckpointError,
     CheckpointKind,
@@ -53,7 +56,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         print(convert(**vars(args)))
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, semask.ConfigError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -100,7 +103,7 @@ def convert(
     computed = [name for name in found if name.endswith(("relative_position_index", "attn_mask"))]
     left_out["buffers that the model computes"] = computed
     if config is not None:
-        _check(converted, config)
+        _check(converted, config, source)
     write_checkpoint(target, {"model": converted})
     lines = [f"Found: {kind.value}", f"Written to {target}: {len(converted)} tensors"]
     lines += [
@@ -120,11 +123,11 @@ def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return dict(average["model"])
 
 
-def _check(weights: Mapping[str, Tensor], config: str) -> None:
-    cfg = load_config(config_path(config))
+def _check(weights: Mapping[str, Tensor], config: str, source: str) -> None:
+    cfg = semask.load_config(semask.config_path(config))
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        SeMaskCheckpointer(build_model(cfg)).check_weights(weights)
+        SeMaskCheckpointer(build_model(cfg)).check_weights(weights, source)
 
 
 def _more(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@
 A run is a folder with a metrics.json, or such a file; NAME=RUN names it in the legend. Without
 --output a single run gets training.png beside its metrics.json. The suffix chooses the format
 (png, svg, pdf). The last line printed is the path of the picture. Exit status: 0; 2 for a file
-that is missing, empty or damaged.
+that is missing, empty or damaged, or a picture that cannot be written.
 
 Where a run was resumed, what was done again counts once, and a line that a killed run has left
 unfinished is passed over with a warning.
@@ -229,8 +229,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             folder = path if os.path.isdir(path) else os.path.dirname(path)
             output = os.path.join(folder, "training.png") if len(runs) == 1 else "training.png"
         save_figure(plot_runs(runs), output)
-    except MetricsError as error:
-        print(f"MetricsError: {error}", file=sys.stderr)
+    except (MetricsError, OSError) as error:  # OSError: the picture cannot be written
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     print(output)
     return 0

@@ -4,11 +4,13 @@ import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from semask.data.mapper import SemSegMapper
 
 from .boundary import BoundaryIoU
+from .instance_evaluators import build_instance_evaluator
 from .palette import class_colors
 from .parts import EvaluationPart
 from .prediction_files import PredictionFiles
@@ -21,13 +23,16 @@ def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> SemSegConfusionEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator of a dataset, with what ``cfg.TEST`` asks for.
 
     Raises:
-        ConfigError: the dataset has no class names, or another number of them than the model.
+        ConfigError: the dataset has no class names, or another number of them than the model, or
+            is of a kind that is not known.
     """
     folder = inference_folder(cfg, dataset_name)
+    if cfg.INPUT.MAPPER == "instances":
+        return build_instance_evaluator(cfg, dataset_name, folder)
     metadata = MetadataCatalog.get(dataset_name)
     names = metadata.get("stuff_classes", [])
     parts: list[EvaluationPart] = []
@@ -56,9 +61,9 @@ def write_reports(cfg: CfgNode, model: nn.Module) -> list[str]:
         model: the evaluated model, possibly wrapped for distributed training.
 
     Returns:
-        The paths of the pages; none where ``TEST.REPORT`` is off.
+        The paths of the pages; none where ``TEST.REPORT`` is off, or for detectors.
     """
-    if not cfg.TEST.REPORT:
+    if not cfg.TEST.REPORT or cfg.INPUT.MAPPER != "sem_seg":
         return []
     parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = [

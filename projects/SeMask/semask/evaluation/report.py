@@ -6,6 +6,7 @@ costs no memory and little time: the confidences of each image, and a score of i
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ from .predicting import Mapper, evaluating
 from .report_html import ReportData, render_page
 from .report_pictures import ShownImage, show_image
 from .sem_seg_evaluator import RESULT_FILE
+
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 
@@ -105,6 +108,7 @@ def write_report(
     path = os.path.join(folder, REPORT_FILE)
     with replacing(path) as file:
         file.write(page.encode())
+    logger.info("Report: %s", path)
     return path
 
 

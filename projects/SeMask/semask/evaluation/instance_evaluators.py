@@ -1,0 +1,100 @@
+"""Detectron2's evaluators of instances and panoptic maps, as a config asks for them."""
+
+import contextlib
+import importlib.util
+import io
+
+import pycocotools.mask as mask_util
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+from pycocotools.coco import COCO
+
+from semask.config import ConfigError
+from semask.data.annotations import inspect
+
+# Values of "evaluator_type" in a dataset's metadata.
+INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
+
+
+def build_instance_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
+    """AP of boxes and masks by pycocotools; for panoptic datasets also PQ and mIoU of the stuff.
+
+    Up to ``TEST.DETECTIONS_PER_IMAGE`` detections of an image count.
+
+    Args:
+        cfg: the run's config.
+        dataset_name: a registered dataset.
+        folder: where the evaluators write what they have computed.
+
+    Raises:
+        ConfigError: there is no evaluator for the dataset, or a package for it is missing.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", INSTANCES)
+    if kind not in (INSTANCES, PANOPTIC):
+        raise ConfigError(
+            f"Dataset '{dataset_name}' has the evaluator_type '{kind}'; instances are evaluated "
+            f"on datasets of the types {INSTANCES} and {PANOPTIC}."
+        )
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    tasks = ("bbox", "segm") if predicts_masks(cfg) else ("bbox",)
+    # The compiled evaluation is not everywhere, and only the official one is for publications.
+    instances = COCOEvaluator(
+        dataset_name, tasks, output_dir=folder, max_dets_per_image=limit, use_fast_impl=False
+    )
+    mend_ground_truth(instances._coco_api, masks="segm" in tasks)
+    if kind == INSTANCES or "PanopticFPN" not in cfg.MODEL.META_ARCHITECTURE:
+        return instances
+    if importlib.util.find_spec("panopticapi") is None:
+        raise ConfigError(
+            f"Dataset '{dataset_name}' is evaluated with the package panopticapi, which is not "
+            "installed: pip install git+https://github.com/cocodataset/panopticapi.git"
+        )
+    panoptic = COCOPanopticEvaluator(dataset_name, folder)
+    stuff = SemSegEvaluator(dataset_name, output_dir=folder)
+    return DatasetEvaluators([stuff, instances, panoptic])
+
+
+def mend_ground_truth(truth: COCO, *, masks: bool) -> None:
+    """Make pycocotools evaluate a file that lacks what it takes for granted.
+
+    Annotations that training would skip are crowds then: what is found there counts neither way.
+
+    Args:
+        truth: the annotations of a dataset; changed in place.
+        masks: masks are evaluated, so that an annotation needs one.
+    """
+    truth.dataset.setdefault("info", {})
+    free_id = 1 + max(truth.anns, default=0)
+    for annotation in truth.dataset.get("annotations", ()):
+        image = truth.imgs[annotation["image_id"]]
+        found = inspect(annotation, image["height"], image["width"])
+        x0, y0, x1, y1 = found.box or (0.0, 0.0, 0.0, 0.0)
+        annotation.setdefault("iscrowd", 0)
+        annotation["iscrowd"] |= int(found.box is None or (masks and found.segmentation is None))
+        if found.problems:
+            annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+            annotation["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+            if isinstance(found.segmentation, list):
+                annotation["segmentation"] = [polygon.tolist() for polygon in found.segmentation]
+            elif found.segmentation is not None:
+                annotation["segmentation"] = found.segmentation
+        if "area" not in annotation:
+            outlined = found.segmentation is not None
+            area = mask_util.area(truth.annToRLE(annotation)) if outlined else (x1 - x0) * (y1 - y0)
+            annotation["area"] = float(area)
+        if annotation["id"] == 0:  # which stands for "no match"
+            annotation["id"] = free_id
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+
+
+def predicts_masks(cfg: CfgNode) -> bool:
+    """Whether the detector of a config predicts masks."""
+    return cfg.MODEL.MASK_ON and "RetinaNet" not in cfg.MODEL.META_ARCHITECTURE
