@@ -202,9 +202,10 @@ def test_head_needs_labels_in_training_and_a_feature_of_its_stride() -> None:
 def test_shift_keeps_apart_what_only_the_roll_joined(size: tuple[int, int]) -> None:
     height, width, window, shift = *size, 4, 2
     attention = WindowAttention(dim=4, num_heads=2, window_size=window, shift=shift)
-    biases = attention._bias(1, height, width).unflatten(0, (2, -1)).transpose(0, 1)
-    plain = WindowAttention(dim=4, num_heads=2, window_size=window)._bias(1, window, window)
-    assert torch.equal(plain, torch.zeros(2, 16, 16))  # so what is left is the mask
+    layout = attention.layout(torch.zeros(1, height, width, 4))
+    biases = attention.masked(attention.bias(), layout).transpose(0, 1)
+    plain = WindowAttention(dim=4, num_heads=2, window_size=window).bias()
+    assert torch.equal(plain, torch.zeros(2, 1, 16, 16))  # so what is left is the mask
     # Position of each rolled token before the roll: tokens of a window are neighbours exactly
     # where neither of the two wrapped around alone.
     wrapped = torch.zeros(height, width, 2, dtype=torch.bool)

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch import nn
 
 import tiny
 from semask import fast_paths as module
 from semask.config import ConfigError, load_config
 from semask.fast_paths import FAST_PATHS, fast_paths
 from semask.kept_memory import can_keep_memory
+from semask.modeling import SeMaskSwin
+from semask.modeling.backbone import semantic_layer, swin
 from semask.modeling.conv3x3 import Conv3x3
 from semask.solver import build_optimizer
 
@@ -26,13 +29,13 @@ def config(tmp_path: Path, *overrides: Any) -> Any:
 
 
 def test_automatic_choice(tmp_path: Path) -> None:
-    on_cpu = {"striped_loss", "fused_optimizer", "winograd"}
+    on_cpu = {"striped_loss", "fused_optimizer", "winograd", "chunked", "folded"}
     kept = {"kept_memory"} if can_keep_memory() else set()
     assert fast_paths(config(tmp_path)) == on_cpu | kept
     mixed = config(tmp_path, "SOLVER.AMP.ENABLED", True)
-    assert fast_paths(mixed) == (on_cpu | kept) - {"winograd"}
+    assert fast_paths(mixed) == (on_cpu | kept) - {"winograd", "folded"}
     on_gpu = config(tmp_path, "MODEL.DEVICE", "cuda")
-    assert fast_paths(on_gpu) == {"striped_loss", "fused_optimizer", "sdpa"}
+    assert fast_paths(on_gpu) == {"striped_loss", "fused_optimizer", "sdpa", "folded"}
 
 
 def test_key_overrides_the_choice(tmp_path: Path) -> None:
@@ -117,3 +120,35 @@ print(min(faults() for _ in range(5)))  # a hole of the right size takes some ro
     before, after = map(int, result.stdout.split())
     assert before > 100  # pages of 4 KiB, or of 64
     assert after < before / 10
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 33])
+@pytest.mark.parametrize("return_priors", [False, True])
+def test_size_of_the_chunks_changes_nothing(
+    tokens: int, return_priors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "window_size": 4,
+        "semantic_attention": ("window", "global"),
+        "semantic_blocks": (2, 1),
+        "semantic_classes": 5,
+        "out_features": ("res2", "res3"),
+        "activation_checkpoint": (False, False),
+    }
+    plain = SeMaskSwin(**settings).double().eval()
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    fast = SeMaskSwin(**settings, chunked=True, folded=True).double().eval()
+    fast.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 50, 39, dtype=torch.float64)
+    for file in (swin, semantic_layer):
+        monkeypatch.setattr(file, "CHUNK_TOKENS", tokens)
+    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 1)
+    with torch.inference_mode():
+        expected, result = plain(image, return_priors), fast(image, return_priors)
+    assert ("prior2" in result) == return_priors
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)

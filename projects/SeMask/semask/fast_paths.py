@@ -41,6 +41,14 @@ FAST_PATHS = {
         "3x3 convolutions by Winograd's products",
         lambda device, mixed: device.type == "cpu" and not mixed,
     ),
+    "folded": FastPath(
+        "evaluation with products of the semantic layers' matrices",
+        lambda device, mixed: device.type in ("cpu", "cuda") and not mixed,
+    ),
+    "chunked": FastPath(
+        "evaluation a few windows and tokens at a time",
+        lambda device, mixed: device.type == "cpu",
+    ),
     "sdpa": FastPath(
         "window attention by scaled_dot_product_attention",
         lambda device, mixed: device.type == "cuda",

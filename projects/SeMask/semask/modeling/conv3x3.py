@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import winograd
 from .prepared import Prepared
+from .tracing import traced
 
 
 class Conv3x3(Conv2d):
@@ -50,9 +51,7 @@ class Conv3x3(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
-        # What is exported or counted is the convolution itself.
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not self.winograd or traced or x.numel() == 0:
+        if not self.winograd or traced() or x.numel() == 0:
             return super().forward(x)
         if not torch.is_grad_enabled() and _can_be_folded(self.norm):
             x = self._evaluate(x)

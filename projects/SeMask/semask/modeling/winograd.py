@@ -53,8 +53,9 @@ def convolve(x: Tensor, filters: Tensor) -> Tensor:
         tiles = _transform_tiles(padded[image, 2 * rows.start : 2 * rows.stop + 2], across)
         products = torch.bmm(tiles, filters).view(4, 4, -1, across, outputs)
         for row, line in enumerate(_add_up(*products.unbind(0))):
-            for column, pixel in enumerate(_add_up(*line.unbind(0))):
-                y[image, rows, row, :, column] = pixel
+            a, b, c, d = line.unbind(0)
+            torch.add(a + b, c, out=y[image, rows, row, :, 0])
+            torch.sub(b - c, d, out=y[image, rows, row, :, 1])
     y = y.view(batch, 2 * down, 2 * across, outputs)
     return y if y.shape[1:3] == (height, width) else y[:, :height, :width].contiguous()
 
@@ -82,8 +83,11 @@ def filter_gradient(x: Tensor, grad: Tensor) -> Tensor:
         spread = x.new_empty(4, 4, rows.stop - rows.start, across, outputs)
         part = pixels[image, rows]
         for row, line in enumerate(_add_up_back(part[:, 0], part[:, 1])):
-            for column, pixel in enumerate(_add_up_back(line[:, :, 0], line[:, :, 1])):
-                spread[row, column] = pixel
+            a, b = line[:, :, 0], line[:, :, 1]
+            spread[row, 0] = a
+            torch.add(a, b, out=spread[row, 1])
+            torch.sub(a, b, out=spread[row, 2])
+            torch.neg(b, out=spread[row, 3])
         total.baddbmm_(tiles.transpose(1, 2), spread.view(16, -1, outputs))
     return _transform_filters_back(total)
 

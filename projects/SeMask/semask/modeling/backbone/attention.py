@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .window import from_windows, to_windows
+from .window import WindowLayout, append_zero, gather_windows, scatter_windows, window_layout
 
 # Added to the attention logits of token pairs that are not neighbours in the image.
 MASKED_LOGIT = -100.0
@@ -54,6 +54,7 @@ class WindowAttention(nn.Module):
         window_size: side of a window, in tokens.
         shift: by how much the map is rolled before it is cut into windows; 0 = not at all.
         attention_dropout, dropout: rates on the attention weights and on the output.
+        sdpa: compute by ``F.scaled_dot_product_attention``; the same, in fewer kernels.
     """
 
     relative_position_index: Tensor
@@ -68,12 +69,14 @@ class WindowAttention(nn.Module):
         shift: int = 0,
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
+        sdpa: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
         self.shift = shift
         self.attention_dropout = attention_dropout
+        self.sdpa = sdpa
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
@@ -95,30 +98,80 @@ class WindowAttention(nn.Module):
         Returns:
             (B, H, W, C).
         """
-        batch, height, width, dim = x.shape
-        tokens, head_dim = self.window_size**2, dim // self.num_heads
-        # Before the windows are cut: a token of the padding is 0, so its q, k, v are the biases.
-        qkv = to_windows(self.qkv(x), self.window_size, self.shift, fill=self.qkv.bias)
-        qkv = qkv.view(-1, tokens, 3, self.num_heads, head_dim)
-        # Heads first, so that one bias serves all windows.
-        query, key, value = qkv.permute(2, 3, 0, 1, 4).flatten(1, 2).contiguous().unbind(0)
-        bias = self._bias(batch, height, width).to(query.dtype)
-        logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=head_dim**-0.5)
-        weights = F.dropout(logits.softmax(dim=-1), self.attention_dropout, self.training)
-        out = torch.bmm(weights.to(value.dtype), value)
-        out = out.view(self.num_heads, -1, tokens, head_dim).permute(1, 2, 0, 3).flatten(2)
-        out = from_windows(out, (batch, height, width), self.window_size, self.shift)
-        return self.dropout(self.proj(out))
+        layout = self.layout(x)
+        bias = self.masked(self.bias(), layout)
+        out = self.attend(gather_windows(self.project(x), layout), bias)
+        return self.dropout(self.proj(scatter_windows(out, layout))).view(x.shape)
 
-    def _bias(self, batch: int, height: int, width: int) -> Tensor:
-        """What is added to the logits: (heads * B * windows, N, N)."""
+    def layout(self, x: Tensor) -> WindowLayout:
+        """The windows of maps (B, H, W, C)."""
+        batch, height, width, _ = x.shape
+        return window_layout(batch, height, width, self.window_size, self.shift, x.device)
+
+    def project(self, x: Tensor) -> Tensor:
+        """q, k and v of each token, and of the one that stands for the padding.
+
+        Projecting first and cutting windows then is the same and does not project padding.
+
+        Args:
+            x: (B, H, W, C).
+
+        Returns:
+            (B * H * W + 1, 3 C).
+        """
+        return self.qkv(append_zero(x.flatten(0, 2)))
+
+    def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """Attention in windows that are independent of each other.
+
+        Args:
+            qkv: (windows, N, 3 C).
+            bias: (heads, windows or 1, N, N), added to the logits.
+
+        Returns:
+            (windows, N, C).
+        """
+        windows, tokens, dim = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        heads, head_dim = self.num_heads, dim // self.num_heads
+        # Heads first, so that one bias serves all windows.
+        qkv = qkv.view(windows, tokens, 3, heads, head_dim).permute(2, 3, 0, 1, 4).contiguous()
+        bias = bias.to(qkv.dtype)
+        dropout = self.attention_dropout if self.training else 0.0
+        if self.sdpa:
+            query, key, value = qkv.unbind(0)
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, dropout_p=dropout
+            )
+        else:
+            query, key, value = qkv.flatten(1, 2).unbind(0)
+            bias = bias.expand(-1, windows, -1, -1).flatten(0, 1)
+            logits = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=head_dim**-0.5)
+            weights = F.dropout(logits.softmax(dim=-1), dropout).to(value.dtype)
+            out = torch.bmm(weights, value).view(heads, windows, tokens, head_dim)
+        return out.permute(1, 2, 0, 3).flatten(2)
+
+    def bias(self) -> Tensor:
+        """The relative position bias of each pair of tokens: (heads, 1, N, N)."""
         index = self.relative_position_index
         bias = self.relative_position_bias_table[index.flatten()]
-        bias = bias.view(*index.shape, self.num_heads).permute(2, 0, 1)[:, None]
-        rows, cols = -(-height // self.window_size), -(-width // self.window_size)
-        if self.shift:
-            kinds = index.new_zeros(rows, cols)
-            kinds[:, -1] += 1
-            kinds[-1, :] += 2
-            bias = bias + self.shift_masks[kinds.flatten().repeat(batch)]
-        return bias.expand(-1, batch * rows * cols, -1, -1).flatten(0, 1)
+        return bias.view(*index.shape, self.num_heads).permute(2, 0, 1)[:, None]
+
+    def masked(self, bias: Tensor, layout: WindowLayout, part: slice = slice(None)) -> Tensor:
+        """With a shift, also keep apart what only the shift joined.
+
+        Args:
+            bias: see :meth:`bias`.
+            layout: of all windows.
+            part: of the windows.
+
+        Returns:
+            (heads, windows, N, N); without a shift ``bias``, which serves any number of them.
+        """
+        if not self.shift:
+            return bias
+        kinds = self.relative_position_index.new_zeros(layout.rows, layout.cols)
+        kinds[:, -1] += 1
+        kinds[-1, :] += 2
+        return (
+            bias + self.shift_masks[kinds.flatten().repeat(layout.windows // kinds.numel())[part]]
+        )

@@ -7,16 +7,29 @@ token maps (B, H, W, C) in, token maps and semantic-prior maps out.
 import torch
 from torch import Tensor, nn
 
-from .window import from_windows, to_windows
+from ..prepared import Prepared
+from ..tracing import traced
+from .window import CHUNK_TOKENS, append_zero, gather_windows, scatter_windows, window_layout
+
+# Without gradients, the similarities of as many queries as fit are held at a time.
+SIMILARITY_BYTES = 64 * 2**20
 
 
 class SemanticAttention(nn.Module):
     """Attention whose queries and keys are class logits: tokens of a class look at each other.
 
     The queries are at the same time the prediction that the prior's loss supervises.
+
+    Args:
+        dim: channels C.
+        num_classes: K.
+        dropout: rate at the end.
+        folded: evaluate with products of the matrices instead of the matrices.
     """
 
-    def __init__(self, *, dim: int, num_classes: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self, *, dim: int, num_classes: int, dropout: float = 0.1, folded: bool = False
+    ) -> None:
         super().__init__()
         self.query = nn.Linear(dim, num_classes)
         self.key = nn.Linear(dim, num_classes)
@@ -25,20 +38,75 @@ class SemanticAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         # The paper's lambda. At 0 the model starts as the plain backbone.
         self.gamma = nn.Parameter(torch.zeros(1))
+        self.folded = folded
+        self._update: Prepared[tuple[Tensor, Tensor]] = Prepared()
+        self._similarity: Prepared[tuple[Tensor, Tensor]] = Prepared()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def train(self, mode: bool = True) -> "SemanticAttention":
+        self._update.clear()
+        self._similarity.clear()
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor, return_query: bool = True) -> tuple[Tensor, Tensor | None]:
         """Mask the features with their semantic similarity.
 
         Args:
             x: (groups, tokens, C); a group is a window or a whole map.
+            return_query: False = the query is not asked for, and may not even be computed.
 
         Returns:
-            The features (groups, tokens, C) and the semantic query (groups, tokens, K).
+            The features (groups, tokens, C), and the semantic query (groups, tokens, K) or None.
         """
-        query = self.query(x)
-        similarity = query @ self.key(x).transpose(-2, -1)  # no scaling, no heads
-        update = self.proj(similarity.softmax(dim=-1) @ self.value(x))
-        return self.gamma * self.dropout(update) + x, query
+        if self.folded and not (self.training or torch.is_grad_enabled() or traced()):
+            return self._evaluate(x, return_query)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        update = self.proj(_attend(query, key, value))
+        return self.gamma * self.dropout(update) + x, query if return_query else None
+
+    def _evaluate(self, x: Tensor, return_query: bool) -> tuple[Tensor, Tensor | None]:
+        """The same with fewer products.
+
+        The attention weights A of a token sum to 1, so gamma * proj(A value(x)) = A (x M) + b.
+        And query . key' = x N x' + n x' + something that is the same for all keys x', which a
+        softmax does not see; N is smaller than query and key where C < 2 K.
+        """
+        matrix, bias = self._update.get(
+            _fold_update, *self.value.parameters(), *self.proj.parameters(), self.gamma
+        )
+        query = None
+        if return_query or x.shape[-1] > self.key.out_features:
+            query, key = self.query(x), self.key(x)
+            update = _attend(query, key, x @ matrix)
+        else:
+            weight, offset = self._similarity.get(
+                _fold_similarity, self.query.weight, self.query.bias, self.key.weight
+            )
+            update = _attend(torch.addmm(offset, x.flatten(0, 1), weight).view_as(x), x, x @ matrix)
+        return update.add_(bias).add_(x), query if return_query else None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T) value, without scaling and without heads."""
+    if torch.is_grad_enabled():  # the similarities are kept for the gradient anyway
+        return (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+    # Each query has its own softmax, so they may be taken a part at a time.
+    bytes_of_one = query.shape[0] * query.shape[1] * query.element_size()
+    parts = query.split(max(1, SIMILARITY_BYTES // bytes_of_one), dim=1)
+    out = [(part @ key.transpose(-2, -1)).softmax(dim=-1) @ value for part in parts]
+    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+
+def _fold_update(
+    value: Tensor, value_bias: Tensor, proj: Tensor, proj_bias: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """M (C, C) and b (C,) of :meth:`SemanticAttention._evaluate`."""
+    return gamma * (proj @ value).T, gamma * (proj @ value_bias + proj_bias)
+
+
+def _fold_similarity(query: Tensor, query_bias: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """N (C, C) and n (C,) of :meth:`SemanticAttention._evaluate`."""
+    return query.T @ key, query_bias @ key
 
 
 class SemanticLayer(nn.Module):
@@ -50,6 +118,8 @@ class SemanticLayer(nn.Module):
         window_size: side of the (never shifted) windows in tokens; None = attend globally.
         num_blocks: chained attention blocks, at least 1; the last one's query is the prior.
         dropout: rate at the end of each block.
+        folded: see :class:`SemanticAttention`.
+        chunked: without gradients, take a few windows at a time through all blocks.
     """
 
     def __init__(
@@ -60,6 +130,8 @@ class SemanticLayer(nn.Module):
         window_size: int | None,
         num_blocks: int = 1,
         dropout: float = 0.1,
+        folded: bool = False,
+        chunked: bool = False,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
@@ -67,9 +139,10 @@ class SemanticLayer(nn.Module):
         if num_classes < 1:
             raise ValueError(f"A semantic layer needs at least one class, got {num_classes}")
         self.window_size = window_size
+        self.chunked = chunked
         self.norm = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(
-            SemanticAttention(dim=dim, num_classes=num_classes, dropout=dropout)
+            SemanticAttention(dim=dim, num_classes=num_classes, dropout=dropout, folded=folded)
             for _ in range(num_blocks)
         )
 
@@ -78,22 +151,36 @@ class SemanticLayer(nn.Module):
 
         Args:
             x: (B, H, W, C).
-            return_prior: False = the prior is not brought into the map's order.
+            return_prior: False = the prior is not asked for.
 
         Returns:
             Masked features (B, H, W, C), and prior logits (B, H, W, K) or None.
         """
         x = self.norm(x)
         batch, height, width, _ = x.shape
-        shape = (batch, height, width)
         size = self.window_size
-        # Padded tokens take part, as published.
-        groups = x.flatten(1, 2) if size is None else to_windows(x, size)
-        for block in self.blocks:
-            groups, prior = block(groups)
-        maps = [groups, prior] if return_prior else [groups]
         if size is None:
-            maps = [each.view(*shape, -1) for each in maps]
-        else:
-            maps = [from_windows(each, shape, size) for each in maps]
-        return maps[0], maps[1] if return_prior else None
+            features, prior = self._through_blocks(x.flatten(1, 2), return_prior)
+        else:  # padded tokens take part, as published
+            layout = window_layout(batch, height, width, size, 0, x.device)
+            windows = gather_windows(append_zero(x.flatten(0, 2)), layout)
+            features, prior = self._through_windows(windows, return_prior)
+            features = scatter_windows(features, layout)
+            prior = None if prior is None else scatter_windows(prior, layout)
+        features = features.view(batch, height, width, -1)
+        return features, None if prior is None else prior.view(batch, height, width, -1)
+
+    def _through_blocks(self, groups: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
+        prior = None
+        for block in self.blocks:
+            groups, prior = block(groups, return_prior)
+        return groups, prior
+
+    def _through_windows(self, windows: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
+        """Windows do not see each other, so any number of them may be taken at a time."""
+        if not self.chunked or self.training or torch.is_grad_enabled() or traced():
+            return self._through_blocks(windows, return_prior)
+        step = max(1, CHUNK_TOKENS // windows.shape[1])
+        parts = [self._through_blocks(part, return_prior) for part in windows.split(step)]
+        priors = [prior for _, prior in parts if prior is not None]
+        return torch.cat([part for part, _ in parts]), torch.cat(priors) if priors else None

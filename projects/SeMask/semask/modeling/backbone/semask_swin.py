@@ -12,6 +12,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from semask.fast_paths import fast_paths
+
 from .base import (
     ATTENTION_KINDS,
     SemSegBackbone,
@@ -61,6 +63,8 @@ class SeMaskSwin(SemSegBackbone):
         freeze_at: 0 = everything is trained, 1 = the patch embedding is frozen, 2 = also the
             first stage (Swin blocks, semantic layer, merging), and so on.
         activation_checkpoint: recompute the stage in the backward pass to save memory.
+        sdpa, chunked, folded: how the parts are computed, see :class:`SwinBlock` and
+            :class:`SemanticLayer`.
 
     Raises:
         ValueError: lists of different lengths, or a value out of its range.
@@ -89,6 +93,9 @@ class SeMaskSwin(SemSegBackbone):
         freeze_at: int = 0,
         activation_checkpoint: Sequence[bool] = (False, False, False, False),
         in_channels: int = 3,
+        sdpa: bool = False,
+        chunked: bool = False,
+        folded: bool = False,
     ) -> None:
         super().__init__()
         _check_stage_lists(
@@ -154,6 +161,8 @@ class SeMaskSwin(SemSegBackbone):
                     dropout=drop_rate,
                     attention_dropout=attn_drop_rate,
                     drop_path=drop_path_rates[first + block],
+                    sdpa=sdpa,
+                    chunked=chunked,
                 )
                 for block in range(depths[stage])
             ]
@@ -166,6 +175,8 @@ class SeMaskSwin(SemSegBackbone):
                     window_size=(semantic_window_size or window_size) if windowed else None,
                     num_blocks=semantic_blocks[stage],
                     dropout=semantic_dropout,
+                    folded=folded,
+                    chunked=chunked,
                 )
             self.stages.append(SwinStage(blocks, semantic_layer))
         self.merging = nn.ModuleList(PatchMerging(dim) for dim in dims[:-1])
@@ -198,6 +209,9 @@ class SeMaskSwin(SemSegBackbone):
             "freeze_at": swin.FREEZE_AT,
             "activation_checkpoint": swin.ACTIVATION_CHECKPOINT,
             "in_channels": input_shape.channels,
+            "sdpa": "sdpa" in fast_paths(cfg),
+            "chunked": "chunked" in fast_paths(cfg),
+            "folded": "folded" in fast_paths(cfg),
         }
 
     def init_weights(self) -> None:

@@ -1,9 +1,12 @@
 """The parts of a Swin transformer (arXiv 2103.14030). Token maps are (B, H, W, C)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tracing import traced
 from .attention import WindowAttention
+from .window import CHUNK_TOKENS
 
 
 class PatchEmbed(nn.Module):
@@ -75,7 +78,16 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each with a normalised input and a residual connection."""
+    """Window attention and MLP, each with a normalised input and a residual connection.
+
+    Args:
+        dim: channels C.
+        mlp_ratio: hidden width of the MLP, relative to C.
+        drop_path: rate of the stochastic depth.
+        chunked: without gradients, go through the map a few windows and a few tokens at a time.
+        num_heads, window_size, shift, attention_dropout, dropout, sdpa: see
+            :class:`WindowAttention`.
+    """
 
     def __init__(
         self,
@@ -88,8 +100,11 @@ class SwinBlock(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        sdpa: bool = False,
+        chunked: bool = False,
     ) -> None:
         super().__init__()
+        self.chunked = chunked
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
             dim=dim,
@@ -98,6 +113,7 @@ class SwinBlock(nn.Module):
             shift=shift,
             attention_dropout=attention_dropout,
             dropout=dropout,
+            sdpa=sdpa,
         )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim=dim, hidden_dim=int(dim * mlp_ratio), dropout=dropout)
@@ -105,5 +121,30 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
+        if self.chunked and not (self.training or torch.is_grad_enabled() or traced()):
+            return self._evaluate(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        """The same in parts: windows do not see each other, and behind them no two tokens do."""
+        attn = self.attn
+        layout = attn.layout(x)
+        tokens = attn.project(self.norm1(x))
+        attended = x.new_empty(len(layout.gather), x.shape[3])
+        bias = attn.bias().contiguous()
+        step = max(1, CHUNK_TOKENS // attn.window_size**2)
+        for start in range(0, layout.windows, step):
+            part = slice(start, min(start + step, layout.windows))
+            slots = slice(part.start * attn.window_size**2, part.stop * attn.window_size**2)
+            qkv = tokens.index_select(0, layout.gather[slots])
+            qkv = qkv.view(part.stop - part.start, -1, qkv.shape[1])
+            attended[slots] = attn.attend(qkv, attn.masked(bias, layout, part)).flatten(0, 1)
+        out = torch.empty_like(x)
+        pieces = (each.split(CHUNK_TOKENS) for each in (x.flatten(0, 2), layout.scatter))
+        for before, slots, after in zip(
+            *pieces, out.flatten(0, 2).split(CHUNK_TOKENS), strict=True
+        ):
+            torch.add(before, attn.proj(attended.index_select(0, slots)), out=after)
+            after += self.mlp(self.norm2(after))
+        return out

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Tokens that evaluation takes at a time, so that what it makes of them stays in a CPU's cache.
+CHUNK_TOKENS = 2048
+
 
 @dataclass(frozen=True)
 class WindowLayout:
@@ -19,14 +22,16 @@ class WindowLayout:
 
     Attributes:
         rows, cols: windows of one map.
-        gather: (B * rows * cols * size**2,) int64, the token of each slot of the windows; any one
-            for a slot of padding.
+        windows: of all maps.
+        gather: (windows * size**2,) int64, the token of each slot of the windows; B * H * W for
+            a slot of padding.
         scatter: (B * H * W,) int64, the slot of each token.
         padding: int64, the slots that hold no token; None where there are none.
     """
 
     rows: int
     cols: int
+    windows: int
     gather: Tensor
     scatter: Tensor
     padding: Tensor | None
@@ -58,16 +63,15 @@ def _make_layout(
     col = (torch.arange(width, device=device) - shift) % (cols * size)
     window = (maps * rows + row // size) * cols + col // size
     scatter = ((window * size + row % size) * size + col % size).flatten()
-    # Backwards: which token a slot holds, -1 for none.
+    # Backwards: which token a slot holds.
+    end = len(scatter)
     row = (torch.arange(rows * size, device=device)[:, None] + shift) % (rows * size)
     col = (torch.arange(cols * size, device=device) + shift) % (cols * size)
-    token = torch.where((row < height) & (col < width), (maps * height + row) * width + col, -1)
+    token = torch.where((row < height) & (col < width), (maps * height + row) * width + col, end)
     gather = token.view(batch, rows, size, cols, size).transpose(2, 3).flatten()
-    spare = len(gather) - len(scatter)
-    if not spare:
-        return WindowLayout(rows, cols, gather, scatter, None)
-    padding = gather.topk(spare, largest=False, sorted=False).indices  # the slots with -1
-    return WindowLayout(rows, cols, gather.clamp(min=0), scatter, padding)
+    spare = len(gather) - end
+    padding = gather.topk(spare, sorted=False).indices if spare else None
+    return WindowLayout(rows, cols, batch * rows * cols, gather, scatter, padding)
 
 
 @lru_cache(maxsize=64)
@@ -77,24 +81,24 @@ def _cached_layout(*shape_and_device: Any) -> WindowLayout:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows into slots. Each row is read once, so the gradient is a gather too, not a sum."""
+    """Each token is read once, so the gradient is a gather too, and no sum but the padding's."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, layout: WindowLayout) -> Tensor:
         ctx.layout = layout
-        return _gather(rows, fill, layout)
+        return tokens.index_select(0, layout.gather)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layout = ctx.layout
-        rows = grad.index_select(0, layout.scatter)
-        if layout.padding is None:
-            return rows, None, None
-        return rows, grad.index_select(0, layout.padding).sum(0), None
+        tokens = grad.new_empty(len(layout.scatter) + 1, grad.shape[1])
+        torch.index_select(grad, 0, layout.scatter, out=tokens[:-1])
+        tokens[-1] = 0 if layout.padding is None else grad.index_select(0, layout.padding).sum(0)
+        return tokens, None
 
 
 class _Scatter(torch.autograd.Function):
-    """Slots back into rows; those of padding are dropped, their gradient is 0."""
+    """Slots back into tokens; those of padding are dropped, their gradient is 0."""
 
     @staticmethod
     def forward(ctx: Any, slots: Tensor, layout: WindowLayout) -> Tensor:
@@ -103,55 +107,34 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gather(grad, grad.new_zeros(grad.shape[1]), ctx.layout), None
+        return append_zero(grad).index_select(0, ctx.layout.gather), None
 
 
-def _gather(rows: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-    slots = rows.index_select(0, layout.gather)
-    if layout.padding is not None:
-        slots[layout.padding] = fill.to(slots.dtype)
-    return slots
+def append_zero(tokens: Tensor) -> Tensor:
+    """(T, C) to (T + 1, C): the last one is what padding holds."""
+    return torch.cat([tokens, tokens.new_zeros(1, tokens.shape[1])])
 
 
-def to_windows(x: Tensor, size: int, shift: int = 0, *, fill: Tensor | None = None) -> Tensor:
+def gather_windows(tokens: Tensor, layout: WindowLayout) -> Tensor:
     """Cut maps into windows.
 
     Args:
-        x: (B, H, W, C); any H and W.
-        size, shift: of the windows, see :func:`window_layout`.
-        fill: (C,), what a token of the padding holds; None = zeros.
+        tokens: (B * H * W + 1, C), the maps' tokens in rows, then one for all of the padding.
+        layout: of the maps.
 
     Returns:
         (B * windows, size**2, C), the windows of a map in rows, the maps one after the other.
     """
-    batch, height, width, _ = x.shape
-    layout = window_layout(batch, height, width, size, shift, x.device)
-    rows = x.flatten(0, 2)
-    if fill is None:
-        fill = x.new_zeros(x.shape[3])
-    if torch.is_grad_enabled() and (x.requires_grad or fill.requires_grad):
-        slots = _Gather.apply(rows, fill, layout)
+    if torch.is_grad_enabled() and tokens.requires_grad:
+        slots = _Gather.apply(tokens, layout)
     else:
-        slots = _gather(rows, fill, layout)
-    return slots.view(-1, size * size, x.shape[3])
+        slots = tokens.index_select(0, layout.gather)
+    return slots.view(layout.windows, -1, tokens.shape[1])
 
 
-def from_windows(windows: Tensor, shape: tuple[int, int, int], size: int, shift: int = 0) -> Tensor:
-    """Inverse of :func:`to_windows`.
-
-    Args:
-        windows: (B * windows, size**2, C).
-        shape: (B, H, W) of the maps.
-        size, shift: as they were cut.
-
-    Returns:
-        (B, H, W, C).
-    """
-    batch, height, width = shape
-    layout = window_layout(batch, height, width, size, shift, windows.device)
+def scatter_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
+    """Inverse of :func:`gather_windows`: (B * windows, size**2, C) to (B * H * W, C)."""
     slots = windows.flatten(0, 1)
     if torch.is_grad_enabled() and slots.requires_grad:
-        rows = _Scatter.apply(slots, layout)
-    else:
-        rows = slots.index_select(0, layout.scatter)
-    return rows.view(*shape, -1)
+        return _Scatter.apply(slots, layout)
+    return slots.index_select(0, layout.scatter)
