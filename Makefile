@@ -16,11 +16,11 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train camvid test lint format lock clean
+.PHONY: help setup train camvid nuclei benchmark test lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
-	  while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## make the environment in .venv, with Detectron2, as the lock files say
 
@@ -30,6 +30,12 @@ train: $(READY) ## train and evaluate a small SeMask-FPN (CONFIG=..., ARGS="KEY 
 camvid: $(READY) ## SeMask, then plain Swin, on CamVid (found under DETECTRON2_DATASETS)
 	$(BIN)/python train_net.py --config-file configs/camvid/semask_camvid.yaml $(ARGS)
 	$(BIN)/python train_net.py --config-file configs/camvid/swin_camvid.yaml $(ARGS)
+
+nuclei: $(READY) ## Mask R-CNN with SeMask on cell nuclei (found under DETECTRON2_DATASETS)
+	$(BIN)/python train_net.py --config-file configs/nuclei/semask_mask_rcnn.yaml $(ARGS)
+
+benchmark: $(READY) ## time and memory against the plain form, some 15 minutes (ARGS=--help)
+	$(BIN)/python benchmarks/run.py --output output/benchmark $(ARGS)
 
 test: lint ## all static checks and all tests
 	$(BIN)/python -m pytest -q $(ARGS)

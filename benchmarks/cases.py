@@ -1,0 +1,166 @@
+"""What is measured: the rows of the table, each a list of cases."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+# The shipped configs of the models that are compared; any other name is a config, too.
+MODELS = {
+    "semask-t": "ade20k/semask_swin_tiny_fpn",
+    "semask-l": "ade20k/semask_swin_large_fpn",
+    "swin-t": "ade20k/swin_tiny_fpn",
+}
+SIDES = ("fast", "plain")
+LARGE = ("semask-l",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that both sides do.
+
+    Attributes:
+        model: a key of ``MODELS``, or a config.
+        kind: "inference" (to logits of the image's size) or "training" (a step with AdamW).
+        batch, height, width: of the input, in pixels.
+        classes: K; 0 = as the config says.
+        dtype: "float32", "tf32", "bfloat16" or "float16".
+        device: "cpu" or "cuda".
+        threads: of one operation on the CPU.
+        opts: further overrides of the config, KEY VALUE pairs.
+        apart: the sides run one after the other, as they do not fit into memory together.
+    """
+
+    model: str
+    kind: str
+    batch: int
+    height: int
+    width: int
+    classes: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    opts: tuple[str, ...] = ()
+    apart: bool = False
+
+    @property
+    def config(self) -> str:
+        """The config's name or path."""
+        return MODELS.get(self.model, self.model)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything in plain types, for JSON."""
+        return asdict(self)
+
+
+def case_of(fields: dict[str, Any]) -> Case:
+    """The case that ``as_dict`` and JSON made these fields of."""
+    return Case(**{**fields, "opts": tuple(fields["opts"])})
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far the rows go.
+
+    Attributes:
+        models: for the rows that compare models; the first one also serves the other rows.
+        size: side of the images, in pixels.
+        sizes, classes: of the rows that vary them.
+        inference_batches, training_batches: images at once.
+        training_batch: of the training step.
+        wide: (height, width) of the large image of the memory row.
+    """
+
+    models: tuple[str, ...] = ("semask-t", "semask-l", "swin-t")
+    size: int = 512
+    sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    classes: tuple[int, ...] = (19, 150, 1000)
+    inference_batches: tuple[int, ...] = (1, 8)
+    training_batches: tuple[int, ...] = (1, 2, 4)
+    training_batch: int = 2
+    wide: tuple[int, int] = (1024, 2048)
+
+
+def on_gpu(extent: Extent) -> Extent:
+    """The batches that fill a GPU."""
+    return replace(extent, training_batches=(4, 8, 16, 32), training_batch=16, wide=(2048, 4096))
+
+
+def quick(extent: Extent) -> Extent:
+    """About a minute on two cores: shows that everything runs, not how fast it is."""
+    return replace(
+        extent,
+        models=extent.models[:1],
+        size=256,
+        sizes=(128, 256),
+        classes=(19,),
+        inference_batches=(1,),
+        training_batches=(1,),
+        training_batch=1,
+        wide=(256, 512),
+    )
+
+
+def inference(base: Case, extent: Extent) -> list[Case]:
+    """Each model, one image and several."""
+    return [
+        replace(base, model=model, batch=batch)
+        for model in extent.models
+        for batch in extent.inference_batches
+        if batch == 1 or model not in LARGE or base.device != "cpu"
+    ]
+
+
+def training(base: Case, extent: Extent) -> list[Case]:
+    """A step of each model."""
+    return [
+        replace(
+            base,
+            model=model,
+            kind="training",
+            batch=extent.training_batch,
+            apart=model in LARGE,
+        )
+        for model in extent.models
+    ]
+
+
+def memory(base: Case, extent: Extent) -> list[Case]:
+    """Of inference and of a training step, and of a large image."""
+    cases = [
+        case
+        for case in (*inference(base, extent), *training(base, extent))
+        if case.kind == "training" or case.batch == 1
+    ]
+    height, width = extent.wide
+    return [*cases, replace(base, height=height, width=width)]
+
+
+def size(base: Case, extent: Extent) -> list[Case]:
+    """Inference of square images of several sizes."""
+    return [replace(base, height=side, width=side) for side in extent.sizes]
+
+
+def classes(base: Case, extent: Extent) -> list[Case]:
+    """Inference and training with several numbers of classes."""
+    return [
+        replace(base, kind=kind, classes=number)
+        for kind in ("inference", "training")
+        for number in extent.classes
+    ]
+
+
+def batch(base: Case, extent: Extent) -> list[Case]:
+    """Training steps on several numbers of images."""
+    return [replace(base, kind="training", batch=number) for number in extent.training_batches]
+
+
+# Rows whose cases are models at work; the others are in startup.py and data.py.
+MODEL_ROWS: dict[str, Callable[[Case, Extent], Sequence[Case]]] = {
+    "inference": inference,
+    "training": training,
+    "memory": memory,
+    "size": size,
+    "classes": classes,
+    "batch": batch,
+}
+ROWS = (*MODEL_ROWS, "data", "startup")

@@ -1,0 +1,98 @@
+"""The other end of a worker."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class WorkerError(RuntimeError):
+    """A worker could not do what it was asked for; the message says why."""
+
+
+class Worker:
+    """A process that does one job; a context manager, which ends it."""
+
+    def __init__(self, threads: int, job: dict[str, Any] | None = None) -> None:
+        """
+        Args:
+            threads: that its libraries may use.
+            job: see ``benchmarks.worker``; prepared before this returns.
+
+        Raises:
+            WorkerError: the job cannot be prepared.
+        """
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables = {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker"],
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if job is not None:
+            try:
+                self.ask(job)
+            except WorkerError:
+                self.close()
+                raise
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message and wait for the answer.
+
+        Raises:
+            WorkerError: the worker has failed, or has ended.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(message) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            raise WorkerError(f"the process ended with status {status} (out of memory?)")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def turn(self) -> dict[str, Any]:
+        """Run the job once."""
+        return self.ask({})
+
+    def close(self) -> None:
+        """End the process."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,180 @@
+"""What the two sides of a case run: the project's model and the plain one, as a user calls them."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cases import Case
+
+ROOT = Path(__file__).resolve().parents[1]
+UNIT_SIDE = 2048
+UNIT_OPERATIONS = 2 * UNIT_SIDE**3
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Step = Callable[[], None]
+
+
+def import_project() -> None:
+    """Make ``semask`` and the plain model importable, wherever the program is started."""
+    for folder in (ROOT / "tests", ROOT / "projects" / "SeMask"):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    import semask  # noqa: F401  (before Detectron2)
+
+
+def set_number_format(case: Case) -> None:
+    """float32 is float32: TensorFloat32 only where it is asked for."""
+    torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
+    torch.backends.cudnn.allow_tf32 = case.dtype == "tf32"
+    torch.backends.cudnn.benchmark = True
+
+
+def autocast(case: Case) -> contextlib.AbstractContextManager[Any]:
+    """The number format of a forward pass."""
+    if case.dtype not in HALF:
+        return contextlib.nullcontext()
+    return torch.autocast(case.device, dtype=HALF[case.dtype])
+
+
+def load_case_config(case: Case) -> Any:
+    """The config of the case's model."""
+    from semask import config_path, load_config
+
+    # On one device, synchronised BatchNorm is BatchNorm.
+    opts = ["MODEL.DEVICE", case.device, "MODEL.SEM_SEG_HEAD.NORM", "BN"]
+    if case.classes:
+        opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(case.classes)]
+    return load_config(config_path(case.config), [*opts, *case.opts])
+
+
+def build(case: Case, side: str, cfg: Any) -> nn.Module:
+    """The model of one side, as it is initialised."""
+    if side == "fast":
+        from detectron2.modeling import build_model
+
+        return build_model(cfg)
+    from plain import plain_model
+
+    return plain_model(cfg)
+
+
+def inputs(case: Case, classes: int) -> list[dict[str, Any]]:
+    """Images as a data loader gives them, with labels in blocks, a tenth of them ignored."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for _ in range(case.batch):
+        shape = (3, case.height, case.width)
+        image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        rows, columns = -(-case.height // 32), -(-case.width // 32)
+        label = torch.randint(0, min(classes, 255), (rows, columns), generator=generator)
+        label = label.repeat_interleave(32, 0).repeat_interleave(32, 1)
+        label = label[: case.height, : case.width].clone()
+        label[: case.height // 10] = 255
+        samples.append(
+            {"image": image, "sem_seg": label, "height": case.height, "width": case.width}
+        )
+    return samples
+
+
+def prepare(case: Case, side: str) -> Step:
+    """Build the model of a side; what is returned runs it once.
+
+    Args:
+        case: what to run.
+        side: "fast" or "plain".
+    """
+    import_project()
+    set_number_format(case)
+    cfg = load_case_config(case)
+    torch.manual_seed(0)
+    model = build(case, side, cfg)
+    samples = inputs(case, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    if case.kind == "inference":
+        return _inference(case, model.eval(), samples)
+    return _training(case, side, cfg, model.train(), samples)
+
+
+def _inference(case: Case, model: nn.Module, samples: list[dict[str, Any]]) -> Step:
+    def step() -> None:
+        with torch.inference_mode(), autocast(case):
+            model(samples)
+
+    return step
+
+
+def _training(
+    case: Case, side: str, cfg: Any, model: nn.Module, samples: list[dict[str, Any]]
+) -> Step:
+    if side == "fast":
+        from semask.solver import build_optimizer
+
+        optimizer = build_optimizer(cfg, model)
+    else:
+        solver = cfg.SOLVER
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY
+        )
+    scaler = torch.amp.GradScaler(case.device, enabled=case.dtype == "float16")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(case):
+            losses = model(samples)
+        scaler.scale(sum(losses.values())).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def prepare_unit(case: Case) -> Step:
+    """The product of two 2048 x 2048 matrices, in the case's number format."""
+    set_number_format(case)
+    dtype = HALF.get(case.dtype, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    shape = (UNIT_SIDE, UNIT_SIDE)
+    left, right = (torch.randn(shape, generator=generator).to(case.device, dtype) for _ in range(2))
+    result: Tensor = torch.empty_like(left)
+
+    def step() -> None:
+        torch.mm(left, right, out=result)
+
+    return step
+
+
+def seconds_of(step: Step, device: str, times: int = 1) -> float:
+    """Of one run, the mean of ``times`` in a row; waits for the device before and after."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def operations(case: Case) -> int:
+    """Of the matrix products and convolutions of the plain model, two per multiply-add.
+
+    A training step counts as three inferences: the backward pass has two products for each.
+    """
+    import_project()
+    from plain import PlainSegmentor, plain_arguments
+
+    arguments = plain_arguments(load_case_config(case))
+    with torch.device("meta"):
+        model = PlainSegmentor(**arguments).eval()
+        image = torch.zeros(3, case.height, case.width)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model([{"image": image, "height": case.height, "width": case.width}])
+    passes = 3 if case.kind == "training" else 1
+    return counter.get_total_flops() * case.batch * passes

@@ -1,0 +1,247 @@
+"""The benchmark tool on tiny models: that it measures what it says, not how fast anything is."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import cases, figure, run, table
+from benchmarks.cases import Case, Extent
+from benchmarks.data import build_mapper, write_samples
+from benchmarks.measure import UNIT_OPERATIONS, spread
+from benchmarks.process import Worker, WorkerError
+from benchmarks.sides import UNIT_OPERATIONS as UNIT_OPERATIONS_OF_SIDES
+from benchmarks.sides import load_case_config, operations, prepare, prepare_unit, seconds_of
+from benchmarks.worker import Server
+
+TINY = [
+    *("MODEL.SWIN.EMBED_DIM", "8"),
+    *("MODEL.SWIN.DEPTHS", "[1,2,1,1]"),
+    *("MODEL.SWIN.NUM_HEADS", "[1,1,1,1]"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "8"),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nothing here is large enough to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(**fields: Any) -> Case:
+    settings = {"model": "semask-t", "kind": "inference", "batch": 1, "height": 40, "width": 56}
+    return Case(**{**settings, "opts": tuple(TINY), **fields})
+
+
+@pytest.mark.parametrize(
+    ("model", "gflop"), [("semask-t", 83.08), ("swin-t", 76.73)]
+)  # arXiv 2112.12782 and 2103.14030, by their configurations
+def test_operations_are_those_of_the_papers(model: str, gflop: float) -> None:
+    case = Case(model, "inference", 2, 512, 512)
+    assert operations(case) / 1e9 == pytest.approx(2 * gflop, abs=0.02)
+
+
+def test_a_training_step_counts_as_three_inferences() -> None:
+    inference = operations(tiny())
+    assert operations(tiny(kind="training", batch=2)) == 6 * inference
+    assert UNIT_OPERATIONS == UNIT_OPERATIONS_OF_SIDES == 2 * 2048**3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["inference", "training"])
+@pytest.mark.parametrize("side", cases.SIDES)
+def test_sides_run(side: str, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[torch.nn.Module] = []
+    monkeypatch.setattr("benchmarks.sides.build", _remembering(built))
+    step = prepare(tiny(kind=kind, dtype=dtype, batch=2, classes=7), side)
+    before = [parameter.detach().clone() for parameter in built[0].parameters()]
+    assert seconds_of(step, "cpu", times=2) > 0
+    after = list(built[0].parameters())
+    assert all(parameter.isfinite().all() for parameter in after)
+    changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert any(changed) == (kind == "training")
+    assert built[0].training == (kind == "training")
+
+
+def _remembering(built: list[torch.nn.Module]) -> Any:
+    from benchmarks.sides import build
+
+    def remember(case: Case, side: str, cfg: Any) -> torch.nn.Module:
+        built.append(build(case, side, cfg))
+        return built[-1]
+
+    return remember
+
+
+def test_the_unit_is_a_matrix_product() -> None:
+    step = prepare_unit(Case("swin-t", "inference", 1, 32, 32))
+    assert seconds_of(step, "cpu") > 0
+
+
+def test_both_data_pipelines_give_the_same(tmp_path: Path) -> None:
+    records = write_samples(tmp_path)[:2]
+    cfg = load_case_config(tiny())
+    mappers = [build_mapper(cfg, side) for side in cases.SIDES]
+    for seed, record in enumerate(records):
+        samples = []
+        for mapper in mappers:
+            np.random.seed(seed)
+            samples.append(mapper(record))
+        for key in ("image", "sem_seg"):
+            assert torch.equal(samples[0][key], samples[1][key])
+
+
+def test_images_of_a_folder_get_labels_of_their_size(tmp_path: Path) -> None:
+    generated = write_samples(tmp_path)
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    records = write_samples(folder, [Path(generated[0]["file_name"])])
+    assert records[0]["file_name"] == generated[0]["file_name"]
+    assert Path(records[0]["sem_seg_file_name"]).parent == folder
+
+
+def test_rows_cover_what_they_compare() -> None:
+    extent = Extent()
+    base = Case("semask-t", "inference", 1, 512, 512)
+    found = {name: row(base, extent) for name, row in cases.MODEL_ROWS.items()}
+    assert {case.model for case in found["inference"]} == set(cases.MODELS)
+    assert {(case.kind, case.batch) for case in found["training"]} == {("training", 2)}
+    assert [case.height for case in found["size"]] == [256, 512, 1024, 2048]
+    assert {case.classes for case in found["classes"]} == {19, 150, 1000}
+    on_gpu = cases.on_gpu(extent)
+    gpu_base = Case("semask-t", "inference", 1, 512, 512, device="cuda")
+    assert cases.training(gpu_base, on_gpu)[0].batch == 16
+    assert len(cases.inference(gpu_base, on_gpu)) == 6
+
+
+def test_overrides_stand_at_the_end() -> None:
+    args = run.parse(["--rows", "size", "--sizes", "32", "64", "MODEL.FAST_PATHS", "none"])
+    assert args.rows == ["size"]
+    assert args.opts == ["MODEL.FAST_PATHS", "none"]
+    assert run.extent_of(args).sizes == (32, 64)
+
+
+@pytest.mark.parametrize("argv", [["--rows", "speed"], ["--repeats", "0"], ["MODEL.DEVICE"]])
+def test_mistakes_in_the_arguments_end_with_status_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.parse(argv)
+    assert ended.value.code == 2
+
+
+def test_a_failed_side_is_shown() -> None:
+    good = {
+        "seconds": spread([2.0]),
+        "units": spread([4.0]),
+        "peak_bytes": 2**30,
+        "share_of_peak": 0.5,
+        "images_per_second": 0.5,
+    }
+    result = {**tiny().as_dict(), "arithmetic_units": 2.0, "fast": good, "plain": {"error": "oom"}}
+    report = {
+        "date": "2000-01-01",
+        "machine": dict.fromkeys(
+            ("processor", "cores", "instruction_set", "system", "python", "torch"), "x"
+        ),
+        "settings": {"threads": 1, "dtype": "float32", "load_before": 3.0},
+        "unit": {"seconds": spread([0.5]), "gflops": 34.0},
+        "rows": {"inference": [result]},
+    }
+    text = table.render(report)
+    assert "failed" in text
+    assert "Other programs were at work (load 3.0" in text
+    assert "50%" in text
+    assert run.failures(report) == ["semask-t, inference: oom"]
+    assert not figure.draw(report, Path("unused.svg"))
+
+
+class InThisProcess(Worker):
+    """A worker that is no process of its own."""
+
+    def __init__(self, threads: int, job: dict[str, Any] | None = None) -> None:
+        self._server = Server()
+        if job is not None:
+            self.ask(job)
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        answer = json.loads(json.dumps(self._server.answer(json.loads(json.dumps(message)))))
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting processes is most of the tool's time where the models are tiny."""
+    for module in ("run", "measure", "data"):
+        monkeypatch.setattr(f"benchmarks.{module}.Worker", InThisProcess)
+    monkeypatch.setattr("benchmarks.sides.UNIT_SIDE", 64)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_tool_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = run.main(
+        [
+            *("--models", "semask-t", "swin-t", "--repeats", "1", "--seconds", "0"),
+            *("--threads", "1", "--size", "48", "--sizes", "48", "56", "--classes", "3"),
+            *("--inference-batches", "1", "2", "--training-batch", "2", "--training-batches", "1"),
+            *("--wide", "48", "64", "--output", str(tmp_path)),
+            *("--figure", str(tmp_path / "picture.svg"), *TINY),
+        ]
+    )
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    assert set(report["rows"]) == set(cases.ROWS)
+    assert {row: len(report["rows"][row]) for row in cases.MODEL_ROWS} == {
+        "inference": 4,
+        "training": 2,
+        "memory": 5,
+        "size": 2,
+        "classes": 2,
+        "batch": 1,
+    }
+    for row in cases.MODEL_ROWS:
+        for result in report["rows"][row]:
+            for side in cases.SIDES:
+                assert result[side]["peak_bytes"] > 0
+                assert len(result[side]["units"]["all"]) == 1
+            fast, plain = result["fast"]["units"]["median"], result["plain"]["units"]["median"]
+            assert result["speedup"]["median"] == pytest.approx(plain / fast)
+            share = result["arithmetic_units"] / fast
+            assert result["fast"]["share_of_peak"] == pytest.approx(share)
+    assert report["machine"]["torch"] == torch.__version__
+    assert report["unit"]["gflops"] > 0
+    for title in (*table.TITLES.values(), "data pipeline", "Start-up", "consumes"):
+        assert title in printed.out
+    assert "<svg" in (tmp_path / "picture.svg").read_text()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_case_that_cannot_run_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--rows", "inference", "--repeats", "1", "--size", "48", "--threads", "1"]
+    arguments += ["--inference-batches", "1", "--models", "swin-t", "no/such/config", *TINY]
+    assert run.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "failed: no/such/config, inference: ConfigError" in printed.err
+    assert "| swin-t" in printed.out
+
+
+def test_a_worker_is_a_process_that_answers_and_ends() -> None:
+    with Worker(1) as worker:
+        assert worker.ask({"machine": "cpu"})["device"] == "cpu"
+        with pytest.raises(WorkerError, match="a turn before any job"):
+            worker.turn()
+        worker._process.kill()
+        with pytest.raises(WorkerError, match="the process ended with status"):
+            worker.turn()
+    with pytest.raises(WorkerError, match="no_such_job"):
+        Worker(1, {"job": "model", "case": {"no_such_job": 1, "opts": []}})
