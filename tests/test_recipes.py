@@ -198,6 +198,7 @@ def test_input(case: tuple[CfgNode, str, Recipe]) -> None:
 def test_evaluation(case: tuple[CfgNode, str, Recipe]) -> None:
     cfg, _, _ = case
     assert cfg.MODEL.META_ARCHITECTURE == "SeMaskSegmentor"
+    assert cfg.MODEL.EXPECTS_WEIGHTS
     assert cfg.TEST.PROTOCOL == "whole"
     assert list(CHOICE) == cfg.TEST.MULTI_SCALE_FACTORS
     assert cfg.TEST.MULTI_SCALE_FLIP

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -29,6 +29,7 @@ from semask.data.reading import (
     read_image,
     read_label,
 )
+from semask.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,12 @@ NO_LABELS = "nothing labelled"
 
 Record = dict[str, Any]
 Progress = Callable[..., Iterable[PairReport]]
+
+
+class HasProblems(Protocol):
+    """A report that problems are added to."""
+
+    problems: list[Problem]
 
 
 def list_dataset(name: str) -> list[Record]:
@@ -136,8 +143,9 @@ def quick_check(
     problems.sort(key=lambda problem: problem.kind == UNREADABLE)
     concerned = sum(bool(report.problems) for report in reports)
     raise DataError(
-        f"{problems[0].message} In dataset '{name}', {concerned} of the {len(reports)} images "
-        "looked at cannot be used; projects/SeMask/tools/check_dataset.py looks at all."
+        f"{problems[0].message} In dataset '{name}', {concerned} of the "
+        f"{counted(len(reports), 'image')} looked at cannot be used; "
+        "projects/SeMask/tools/check_dataset.py looks at all."
     )
 
 
@@ -152,17 +160,17 @@ def examine_pair(record: Record, num_classes: int, ignore: int) -> PairReport:
     report = PairReport()
     image_path, label_path = record["file_name"], record.get("sem_seg_file_name")
     image = label = None
-    with _noted(report, BAD_IMAGE):
+    with noted(report, BAD_IMAGE):
         image = read_image(image_path)
-        report.size, report.mode = (image.shape[1], image.shape[0]), _mode(image_path)
-    with _noted(report, BAD_LABEL):
+        report.size, report.mode = (image.shape[1], image.shape[0]), image_mode(image_path)
+    with noted(report, BAD_LABEL):
         if label_path is None:
             raise DataError(f"Image '{image_path}' has no label map ('sem_seg_file_name').")
         label = read_label(label_path, record.get("label_map"))
         report.counts = np.bincount(label.ravel(), minlength=256)
         check_label_values(label, num_classes, ignore, label_path)
     if image is not None and label is not None:
-        with _noted(report, BAD_SIZE):
+        with noted(report, BAD_SIZE):
             check_same_size(image, label, image_path, record["sem_seg_file_name"])
     return report
 
@@ -176,28 +184,50 @@ def evenly_spaced(records: Sequence[Record], number: int) -> list[Record]:
 
 
 @contextlib.contextmanager
-def _noted(report: PairReport, kind: str) -> Iterator[None]:
+def noted(report: HasProblems, kind: str) -> Iterator[None]:
     """What is wrong in the ``with`` block becomes a problem of that kind, or is unreadable."""
     try:
         yield
     except UnreadableError as error:
-        report.problems.append(Problem(UNREADABLE, str(error)))
+        report.problems.append(Problem(UNREADABLE, str(error), error.advice))
     except DataError as error:
-        report.problems.append(Problem(kind, str(error)))
+        report.problems.append(Problem(kind, str(error), error.advice))
 
 
-def _mode(path: str) -> str:
+def image_mode(path: str) -> str:
+    """How an image file stores pixels, as Pillow calls it."""
     with PathManager.open(path, "rb") as file, Image.open(file) as image:
         return image.mode
 
 
-def _classes_and_ignore(name: str) -> tuple[list[str], int]:
+def registered_metadata(name: str) -> Any:
+    """What is known of a dataset.
+
+    Raises:
+        ConfigError: there is no such dataset.
+    """
     registered = DatasetCatalog.list()
     if name not in registered:
-        near = difflib.get_close_matches(name, registered, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"There is no dataset '{name}'.{hint}")
-    metadata = MetadataCatalog.get(name)
+        raise ConfigError(f"There is no dataset '{name}'. {_similar(name, registered)}")
+    return MetadataCatalog.get(name)
+
+
+def _similar(name: str, registered: Sequence[str]) -> str:
+    """What somebody may have meant by a name that is not registered."""
+    if near := difflib.get_close_matches(name, registered, n=1):
+        return f"Did you mean '{near[0]}'?"
+    if alike := sorted(other for other in registered if other.startswith(name.split("_")[0])):
+        return f"With a name like that there are {', '.join(alike)}."
+    beginnings = sorted({other.split("_")[0] for other in registered})
+    return (
+        f"Known ones begin with {', '.join(beginnings)}; an own one has to be described in the "
+        "config (DATASETS.FOLDERS, see configs/own_dataset) or registered in Python "
+        "(semask.data.register_folder)."
+    )
+
+
+def _classes_and_ignore(name: str) -> tuple[list[str], int]:
+    metadata = registered_metadata(name)
     classes = metadata.get("stuff_classes")
     if not classes:
         raise ConfigError(f"Dataset '{name}' has no class names: its metadata need stuff_classes.")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from semask.wording import counted
+
 # So many problems of a kind, or absent classes, are listed in the text.
 SHOWN = 10
 
@@ -19,10 +21,17 @@ class Problem:
     Attributes:
         kind: a few words, such as "unreadable".
         message: what is wrong, with the names of the files, and what to do.
+        advice: the end of the message where it is the same for many files; or "".
     """
 
     kind: str
     message: str
+    advice: str = ""
+
+    @property
+    def fact(self) -> str:
+        """The message without the advice."""
+        return self.message.removesuffix(self.advice).rstrip()
 
 
 @dataclass
@@ -117,25 +126,14 @@ class DatasetReport:
 
     def text(self) -> str:
         """The report for people: several lines, without a final line break."""
-        first = f"Dataset '{self.name}': {self.pairs} images with label maps"
+        first = f"Dataset '{self.name}': {counted(self.pairs, 'image')} with label maps"
         if self.examined != self.pairs:
             first += f", of which {self.examined} have been looked at"
-        parts = [[first], self._problem_lines()]
+        parts = [[first], problem_lines(self.problems)]
         if self.examined:
-            parts = [[first, *self._image_lines()], [self._class_table()], self._notes(), parts[1]]
+            first_lines = [first, *image_lines(self.modes, self.sizes)]
+            parts = [first_lines, [self._class_table()], self._notes(), parts[1]]
         return "\n\n".join("\n".join(part) for part in parts if part)
-
-    def _image_lines(self) -> list[str]:
-        if not self.sizes:
-            return []
-        modes = ", ".join(f"{count} {mode}" for mode, count in self.modes.most_common())
-        widths, heights = zip(*self.sizes, strict=True)
-        (width, height), number = self.sizes.most_common(1)[0]
-        return [
-            f"Modes: {modes}",
-            f"Sizes: {len(self.sizes)} different, widths {min(widths)} to {max(widths)}, heights "
-            f"{min(heights)} to {max(heights)}; most often {width}x{height} ({number} images)",
-        ]
 
     def _class_table(self) -> str:
         total = max(1, int(self.pixels.sum()) + self.ignored_pixels)
@@ -163,19 +161,45 @@ class DatasetReport:
                 f"{', '.join(absent[:SHOWN])}{more}."
             )
         if self.unlabelled:
-            lines.append(f"Note: {self.unlabelled} images have no labelled pixel.")
+            lines.append(f"Note: {counted(self.unlabelled, 'image')} without a labelled pixel.")
         return lines
 
-    def _problem_lines(self) -> list[str]:
-        if not self.problems:
-            return ["No problems."]
-        lines = [f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}:"]
-        by_kind: dict[str, list[str]] = {}
-        for problem in self.problems:
-            by_kind.setdefault(problem.kind, []).append(problem.message)
-        for kind, messages in by_kind.items():
-            lines.append(f"  {kind} ({len(messages)}):")
-            lines += [f"    {message}" for message in messages[:SHOWN]]
-            if len(messages) > SHOWN:
-                lines.append(f"    ... and {len(messages) - SHOWN} more")
-        return lines
+
+def image_lines(modes: Counter[str], sizes: Counter[tuple[int, int]]) -> list[str]:
+    """How many images store pixels in which way, and how large they are.
+
+    Args:
+        modes: number of images by the way that they store pixels.
+        sizes: number of images of each (width, height).
+    """
+    if not sizes:
+        return []
+    shown = ", ".join(f"{count} {mode}" for mode, count in modes.most_common())
+    widths, heights = zip(*sizes, strict=True)
+    (width, height), number = sizes.most_common(1)[0]
+    most = f"{width}x{height} ({counted(number, 'image')})"
+    return [
+        f"Modes: {shown}",
+        f"Sizes: {len(sizes)} different, widths {min(widths)} to {max(widths)}, heights "
+        f"{min(heights)} to {max(heights)}; most often {most}",
+    ]
+
+
+def problem_lines(problems: Sequence[Problem]) -> list[str]:
+    """Everything that is wrong, by its kind, the first of each in words; the same advice once."""
+    if not problems:
+        return ["No problems."]
+    lines = [f"{counted(len(problems), 'problem')}:"]
+    by_kind: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_kind.setdefault(problem.kind, []).append(problem)
+    for kind, listed in by_kind.items():
+        lines.append(f"  {kind} ({len(listed)}):")
+        for problem in listed[:SHOWN]:
+            lines.append(f"    {problem.message if len(listed) == 1 else problem.fact}")
+        if len(listed) > SHOWN:
+            lines.append(f"    ... and {len(listed) - SHOWN} more")
+        if len(listed) > 1:
+            advice = dict.fromkeys(problem.advice for problem in listed[:SHOWN] if problem.advice)
+            lines += [f"    {text}" for text in advice]
+    return lines

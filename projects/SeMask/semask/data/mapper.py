@@ -1,7 +1,6 @@
 """From a dataset dict to what a semantic segmentation model takes."""
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from detectron2.data import transforms as T
 from torch.utils.data import get_worker_info
 
 from semask.config import ConfigError
+from semask.data.arrays import contiguous, planes
 from semask.data.augmentation import PadToSize, RandomCropWithCategoryLimit, ResizeByScale
 from semask.data.photometric import PhotometricDistortion
 from semask.data.reading import (
@@ -22,8 +22,6 @@ from semask.data.reading import (
     read_image,
     read_label,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
@@ -128,8 +126,6 @@ class SemSegMapper:
         self.ignore_value = ignore_value
         self.image_format = image_format
         self.test_scales = list(test_scales)
-        mode = "training" if is_train else "evaluation"
-        logger.info("Augmentations in %s: %s", mode, list(augmentations))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -179,7 +175,7 @@ class SemSegMapper:
         output: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
         output["image"] = self._tensor(inputs.image)
         if sem_seg is not None:
-            output["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
+            output["sem_seg"] = torch.from_numpy(contiguous(inputs.sem_seg).astype(np.int64))
         if self.test_scales:
             resized = (scale.get_transform(image).apply_image(image) for scale in self.test_scales)
             output["images"] = [self._tensor(pixels) for pixels in resized]
@@ -187,8 +183,8 @@ class SemSegMapper:
 
     def _tensor(self, image: np.ndarray) -> torch.Tensor:
         """(H, W, 3) RGB pixels to a (3, H, W) tensor in the model's channel order."""
-        image = image if self.image_format == "RGB" else image[:, :, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        rgb = planes(image)
+        return torch.from_numpy(rgb if self.image_format == "RGB" else rgb[::-1].copy())
 
     def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         """The image, and in training its label map, both found sound."""

@@ -9,7 +9,10 @@ import numpy as np
 from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
+from semask.data.arrays import contiguous
+
 _LEVELS = np.arange(256)
+_HUE, _SATURATION = 0, 1
 
 
 class PhotometricTransform(Transform):
@@ -42,17 +45,19 @@ class PhotometricTransform(Transform):
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB to the same; ``img`` itself is not written to."""
-        img = np.ascontiguousarray(img)  # OpenCV takes no mirrored views.
-        if self.brightness is not None:
-            img = cv2.LUT(img, _linear_table(offset=self.brightness))
-        if self.contrast is not None and self.contrast_first:
-            img = cv2.LUT(img, _linear_table(factor=self.contrast))
+        img = contiguous(img)  # OpenCV takes no mirrored views.
+        first = None if self.brightness is None else _linear_table(offset=self.brightness)
+        contrast = None if self.contrast is None else _linear_table(factor=self.contrast)
+        if contrast is not None and self.contrast_first:
+            first = contrast if first is None else contrast[first]  # one table for both steps
+        if first is not None:
+            img = cv2.LUT(img, first)
         if self.saturation is not None:
-            img = _through_hsv(img, saturation=_linear_table(factor=self.saturation))
+            img = _through_hsv(img, _SATURATION, _linear_table(factor=self.saturation))
         if self.hue is not None:
-            img = _through_hsv(img, hue=((_LEVELS + self.hue) % 180).astype(np.uint8))
-        if self.contrast is not None and not self.contrast_first:
-            img = cv2.LUT(img, _linear_table(factor=self.contrast))
+            img = _through_hsv(img, _HUE, ((_LEVELS + self.hue) % 180).astype(np.uint8))
+        if contrast is not None and not self.contrast_first:
+            img = cv2.LUT(img, contrast)
         return img
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
@@ -106,11 +111,8 @@ def _linear_table(factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _through_hsv(
-    image: np.ndarray, hue: np.ndarray | None = None, saturation: np.ndarray | None = None
-) -> np.ndarray:
-    """Apply tables to the hue and the saturation of an RGB image."""
-    identity = _LEVELS.astype(np.uint8)
-    tables = (identity if hue is None else hue, identity if saturation is None else saturation)
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), np.dstack((*tables, identity)))
+def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Apply a table to the hue or the saturation of an RGB image."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

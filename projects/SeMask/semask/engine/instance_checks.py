@@ -1,17 +1,17 @@
 """What can be wrong with a detector's datasets, found before a run."""
 
-import difflib
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from semask.config import ConfigError
 from semask.data.annotations import list_problems
 from semask.data.build import build_mapper
-from semask.data.check import evenly_spaced, list_dataset
+from semask.data.check import evenly_spaced, list_dataset, registered_metadata
 from semask.data.reading import DataError
 from semask.data.unreadable import ReadableDataset
+from semask.evaluation.instance_evaluators import evaluates_panoptic
 from semask.modeling.backbone.semask_fpn import detector_classes
 from semask.modeling.prior_supervision import PriorLoss
 
@@ -22,15 +22,11 @@ def check_instance_metadata(cfg: CfgNode, name: str) -> None:
     """Hold a dataset's name and classes against the config of a detector.
 
     Raises:
-        ConfigError: the dataset is not registered, or it has other classes than the model.
+        ConfigError: the dataset is not registered, it has other classes than the model, or it
+            cannot be evaluated.
         DataError: it has to be listed for the names of its categories, and cannot be.
     """
-    registered = DatasetCatalog.list()
-    if name not in registered:
-        near = difflib.get_close_matches(name, registered, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"DATASETS names '{name}', but no such dataset is registered.{hint}")
-    metadata = MetadataCatalog.get(name)
+    metadata = registered_metadata(name)
     if not metadata.get("thing_classes"):
         list_dataset(name)  # which reads the names of the categories
     categories = metadata.get("thing_classes")
@@ -44,6 +40,8 @@ def check_instance_metadata(cfg: CfgNode, name: str) -> None:
             f"MODEL.{key}.NUM_CLASSES is {expected}. Set it to {len(categories)}."
         )
     _check_prior_classes(cfg, name)
+    if name in cfg.DATASETS.TEST:
+        evaluates_panoptic(cfg, name)  # which refuses what cannot be evaluated
 
 
 def _check_prior_classes(cfg: CfgNode, name: str) -> None:

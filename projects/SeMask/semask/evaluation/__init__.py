@@ -14,6 +14,7 @@ from .image_scores import ImageScores
 from .palette import class_colors
 from .panels import render_panels, save_picture, write_panels
 from .parts import EvaluatedImage, EvaluationPart, PartResult
+from .predicting import for_evaluators
 from .prediction_files import PredictionFiles
 from .report import report_parts, write_report
 from .sem_seg_evaluator import SemSegConfusionEvaluator
@@ -37,6 +38,7 @@ __all__ = [
     "class_table",
     "compose_panels",
     "confusion_matrix",
+    "for_evaluators",
     "inference_folder",
     "mean_iou_of_labelled_classes",
     "metrics_from_confusion",

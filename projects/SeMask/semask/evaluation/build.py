@@ -7,10 +7,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
+from semask.data.instance_mapper import InstanceMapper
 from semask.data.mapper import SemSegMapper
 
 from .boundary import BoundaryIoU
 from .instance_evaluators import build_instance_evaluator
+from .instance_report import write_instance_report
 from .palette import class_colors
 from .parts import EvaluationPart
 from .prediction_files import PredictionFiles
@@ -61,11 +63,18 @@ def write_reports(cfg: CfgNode, model: nn.Module) -> list[str]:
         model: the evaluated model, possibly wrapped for distributed training.
 
     Returns:
-        The paths of the pages; none where ``TEST.REPORT`` is off, or for detectors.
+        The paths of the pages; none where ``TEST.REPORT`` is off.
     """
-    if not cfg.TEST.REPORT or cfg.INPUT.MAPPER != "sem_seg":
+    if not cfg.TEST.REPORT:
         return []
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    if cfg.INPUT.MAPPER == "instances":
+        facts = [("Model", cfg.MODEL.META_ARCHITECTURE), ("Parameters", f"{parameters:,}")]
+        to_inputs = InstanceMapper(cfg, is_train=False)
+        return [
+            write_instance_report(model, name, to_inputs, inference_folder(cfg, name), facts=facts)
+            for name in cfg.DATASETS.TEST
+        ]
     facts = [
         ("Model", f"{cfg.MODEL.BACKBONE.NAME} + {cfg.MODEL.SEM_SEG_HEAD.NAME}"),
         ("Parameters", f"{parameters:,}"),

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .parts import EvaluatedImage, EvaluationPart, PartResult
 
@@ -14,8 +13,6 @@ NUM_BINS = 20
 # Confidences are rounded to a multiple of this and added up as integers, so that the sum does not
 # depend on the order of the images or the number of processes.
 _STEPS = 2**20
-# Rows of an image that are worked on at once; the probabilities of all would double the memory.
-_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -71,28 +68,10 @@ class CalibrationCurve:
         return np.divide(values, self.pixels, out=empty, where=self.pixels > 0)
 
 
-def confidence(scores: Tensor) -> Tensor:
-    """Probability of the most probable class.
-
-    Args:
-        scores: (K, H, W) logits, or probabilities, which are recognised by being at least 0 and
-            adding up to 1 and taken as they are.
-
-    Returns:
-        (H, W) float32.
-    """
-    first = scores[:, 0].float()
-    given = bool((first >= 0).all() and ((first.sum(dim=0) - 1).abs() < 1e-3).all())
-    strips = []
-    for strip in scores.split(_ROWS, dim=1):
-        strip = strip.float()
-        highest = strip.amax(dim=0)
-        strips.append(highest if given else 1 / (strip - highest).exp_().sum(dim=0))
-    return torch.cat(strips)
-
-
 class Calibration(EvaluationPart):
     """The calibration curve over all labelled pixels of a set, in constant memory."""
+
+    needs_confidence = True
 
     def __init__(self, num_bins: int = NUM_BINS) -> None:
         self._num_bins = num_bins
@@ -104,9 +83,10 @@ class Calibration(EvaluationPart):
 
     def process(self, image: EvaluatedImage) -> None:
         """Count the labelled pixels of one image."""
+        assert image.confidence is not None  # as it is needed
         valid = image.label != image.ignore_label
         correct = (image.prediction == image.label)[valid].long()
-        steps = (confidence(image.scores)[valid] * _STEPS).round().long().clamp(1, _STEPS)
+        steps = (image.confidence[valid] * _STEPS).round().long().clamp(1, _STEPS)
         bins = (steps * self._num_bins - 1) // _STEPS
         self._counts = self._counts.to(bins.device)
         for row, values in enumerate((torch.ones_like(steps), correct, steps)):

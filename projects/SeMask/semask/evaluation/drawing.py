@@ -97,7 +97,7 @@ def compose_panels(
     rows = [_maps(panel, colors, ignore_label) for panel in panels]
     number = max(len(row) for row in rows)
     column = max(picture.width for row in rows for picture in row)
-    column = max(column, *(_text_width(title, TITLE_SIZE) for title in TITLES[:number]))
+    column = max(column, *(text_width(title, TITLE_SIZE) for title in TITLES[:number]))
     width = 2 * MARGIN + number * column + (number - 1) * GAP
     legend = _legend(panels, colors, ignore_label, class_names, width - 2 * MARGIN)
 
@@ -113,15 +113,15 @@ def compose_panels(
 
     lefts = [MARGIN + index * (column + GAP) for index in range(number)]
     for left, title in zip(lefts, TITLES, strict=False):
-        centred = left + (column - _text_width(title, TITLE_SIZE)) // 2
-        _write(draw, (centred, MARGIN - 4), title, TITLE_SIZE, _INK)
+        centred = left + (column - text_width(title, TITLE_SIZE)) // 2
+        write_text(draw, (centred, MARGIN - 4), title, TITLE_SIZE, _INK)
     top = MARGIN + title_height
     for row, panel, row_height in zip(rows, panels, heights, strict=True):
         indent = (column - row[0].width) // 2
         for left, picture in zip(lefts, row, strict=False):
             canvas.paste(picture, (left + indent, top))
         below = (MARGIN + indent, top + row[0].height + 3)
-        _write(draw, below, panel.caption, TEXT_SIZE, _FAINT)
+        write_text(draw, below, panel.caption, TEXT_SIZE, _FAINT)
         top += row_height + GAP
     if legend is not None:
         canvas.paste(legend, (MARGIN, height - MARGIN - legend.height))
@@ -190,7 +190,7 @@ def _legend(
     ]
     if any((panel.label == ignore_label).any() for panel in panels):
         entries.append(("ignored", hatching(swatch)))
-    pitch = SWATCH + 6 + max(_text_width(name, TEXT_SIZE) for name, _ in entries) + 2 * GAP
+    pitch = SWATCH + 6 + max(text_width(name, TEXT_SIZE) for name, _ in entries) + 2 * GAP
     per_line = max(1, (width + 2 * GAP) // pitch)
     line_height = SWATCH + GAP
     lines = -(-len(entries) // per_line)
@@ -199,7 +199,7 @@ def _legend(
     for index, (name, square) in enumerate(entries):
         left, top = index % per_line * pitch, index // per_line * line_height
         canvas.paste(square, (left, top))
-        _write(draw, (left + SWATCH + 6, top - 1), name, TEXT_SIZE, _INK)
+        write_text(draw, (left + SWATCH + 6, top - 1), name, TEXT_SIZE, _INK)
     return canvas
 
 
@@ -229,15 +229,17 @@ def _printable(text: str, size: int) -> str:
     return text.encode("latin-1", "replace").decode("latin-1")
 
 
-def _text_width(text: str, size: int) -> int:
+def text_width(text: str, size: int) -> int:
+    """Of one line, in pixels."""
     return int(np.ceil(_font(size).getbbox(_printable(text, size))[2]))
 
 
-def _write(
+def write_text(
     draw: ImageDraw.ImageDraw,
     position: tuple[int, int],
     text: str,
     size: int,
     color: tuple[int, int, int],
 ) -> None:
+    """One line of text, its upper left corner at ``position`` (x, y)."""
     draw.text(position, _printable(text, size), font=_font(size), fill=color)

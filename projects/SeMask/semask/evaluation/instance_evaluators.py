@@ -19,6 +19,8 @@ from pycocotools.coco import COCO
 from semask.config import ConfigError
 from semask.data.annotations import inspect
 
+from .instance_results import RecordedEvaluation
+
 # Values of "evaluator_type" in a dataset's metadata.
 INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
 
@@ -36,12 +38,7 @@ def build_instance_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> Da
     Raises:
         ConfigError: there is no evaluator for the dataset, or a package for it is missing.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", INSTANCES)
-    if kind not in (INSTANCES, PANOPTIC):
-        raise ConfigError(
-            f"Dataset '{dataset_name}' has the evaluator_type '{kind}'; instances are evaluated "
-            f"on datasets of the types {INSTANCES} and {PANOPTIC}."
-        )
+    panoptic = evaluates_panoptic(cfg, dataset_name)
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     tasks = ("bbox", "segm") if predicts_masks(cfg) else ("bbox",)
     # The compiled evaluation is not everywhere, and only the official one is for publications.
@@ -49,16 +46,40 @@ def build_instance_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> Da
         dataset_name, tasks, output_dir=folder, max_dets_per_image=limit, use_fast_impl=False
     )
     mend_ground_truth(instances._coco_api, masks="segm" in tasks)
+    evaluator: DatasetEvaluator = instances
+    if panoptic:
+        stuff = SemSegEvaluator(dataset_name, output_dir=folder)
+        segments = COCOPanopticEvaluator(dataset_name, folder)
+        evaluator = DatasetEvaluators([stuff, instances, segments])
+    return RecordedEvaluation(
+        evaluator,
+        instances,
+        dataset_name=dataset_name,
+        folder=folder,
+        masks="segm" in tasks,
+    )
+
+
+def evaluates_panoptic(cfg: CfgNode, dataset_name: str) -> bool:
+    """Whether panoptic maps are evaluated, beside the instances.
+
+    Raises:
+        ConfigError: there is no evaluator for the dataset, or a package for it is missing.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", INSTANCES)
+    if kind not in (INSTANCES, PANOPTIC):
+        raise ConfigError(
+            f"Dataset '{dataset_name}' has the evaluator_type '{kind}'; instances are evaluated "
+            f"on datasets of the types {INSTANCES} and {PANOPTIC}."
+        )
     if kind == INSTANCES or "PanopticFPN" not in cfg.MODEL.META_ARCHITECTURE:
-        return instances
+        return False
     if importlib.util.find_spec("panopticapi") is None:
         raise ConfigError(
             f"Dataset '{dataset_name}' is evaluated with the package panopticapi, which is not "
             "installed: pip install git+https://github.com/cocodataset/panopticapi.git"
         )
-    panoptic = COCOPanopticEvaluator(dataset_name, folder)
-    stuff = SemSegEvaluator(dataset_name, output_dir=folder)
-    return DatasetEvaluators([stuff, instances, panoptic])
+    return True
 
 
 def mend_ground_truth(truth: COCO, *, masks: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from semask.modeling import Scores
+
 
 @dataclass(frozen=True)
 class EvaluatedImage:
@@ -17,19 +19,21 @@ class EvaluatedImage:
 
     Attributes:
         record: the dataset dict with its "file_name".
-        scores: (K, H, W) logits or probabilities.
+        scores: of all classes, in stripes or in full; every use computes them anew.
         prediction: (H, W) int64, the class with the highest score.
         label: (H, W) uint8, a class or ``ignore_label``.
         ignore_label: label value of pixels that do not count.
         matrix: (K, K + 1) int64, the image's own confusion matrix.
+        confidence: (H, W) float32, the probability of ``prediction``; None where no part needs it.
     """
 
     record: Mapping[str, Any]
-    scores: Tensor
+    scores: Scores
     prediction: Tensor
     label: Tensor
     ignore_label: int
     matrix: Tensor
+    confidence: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,13 @@ class PartResult:
 
 
 class EvaluationPart(ABC):
-    """Sees every image once; what it keeps must not grow with the images' pixels."""
+    """Sees every image once; what it keeps must not grow with the images' pixels.
+
+    Attributes:
+        needs_confidence: whether it reads ``EvaluatedImage.confidence``.
+    """
+
+    needs_confidence = False
 
     @abstractmethod
     def reset(self) -> None:

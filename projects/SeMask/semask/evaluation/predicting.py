@@ -1,4 +1,4 @@
-"""Running a model on single images, for pictures."""
+"""Running a model for evaluators and for pictures, without scores that nobody reads."""
 
 import contextlib
 import inspect
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from semask.modeling import Scores, SeMaskSegmentor
 
 # From a dataset dict, which it may change, to a model's input.
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
@@ -37,24 +39,72 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def predict(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> dict[str, Any]:
     """A model's answer for one image, with its semantic-prior maps if it offers them.
 
     Args:
-        model: called as ``model.inference([inputs], return_priors=True)`` where that exists,
-            else as a stock Detectron2 model, ``model([inputs])``.
+        model: called as ``model.scores([inputs], return_priors=...)`` if it is a
+            ``SeMaskSegmentor``; else as ``model.inference([inputs], return_priors=True)`` where
+            that exists, and as a stock Detectron2 model, ``model([inputs])``, where it does not.
         inputs: what the mapper made of a dataset dict.
+        priors: False = the maps are not needed.
 
     Returns:
-        "sem_seg" (K, H, W), and perhaps "prior" (K, H, W) and "priors" {"prior2": (K, h, w), ...}.
+        "sem_seg", ``Scores``, and perhaps "prior", ``Scores``, and "priors", tensors
+        {"prior2": (K, h, w), ...}.
     """
+    if isinstance(model, SeMaskSegmentor):
+        return model.scores([inputs], return_priors=priors)[0]
     inference = getattr(model, "inference", None)
     # Stock models may have an ``inference`` of other arguments.
     if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
-        return inference([inputs], return_priors=True)[0]
-    return model([inputs])[0]
+        output = inference([inputs], return_priors=priors)[0]
+    else:
+        output = model([inputs])[0]
+    scores = {key: Scores.of(output[key]) for key in ("sem_seg", "prior") if key in output}
+    return {**output, **scores}
 
 
-def class_map(scores: torch.Tensor) -> np.ndarray:
-    """(K, H, W) scores to (H, W) classes."""
-    return scores.argmax(dim=0).cpu().numpy()
+def class_map(scores: Scores | torch.Tensor) -> np.ndarray:
+    """Scores of K classes, as such or as (K, H, W), to (H, W) classes."""
+    labels = scores.labels() if isinstance(scores, Scores) else scores.argmax(dim=0)
+    return labels.cpu().numpy()
+
+
+class ForEvaluators(nn.Module):
+    """A model whose answers are computed as far as an evaluator asks for them.
+
+    They have "scores", see ``Scores``, for evaluators that can use them, and "sem_seg", all
+    scores in one tensor, is only made when it is read.
+    """
+
+    def __init__(self, model: SeMaskSegmentor) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_Answer"]:
+        """An answer for each image."""
+        return [_Answer(scores=output["sem_seg"]) for output in self.model.scores(batched_inputs)]
+
+
+class _Answer(dict[str, Any]):
+    """{"scores": Scores}, and "sem_seg" on demand."""
+
+    def __missing__(self, key: str) -> torch.Tensor:
+        if key != "sem_seg":
+            raise KeyError(key)
+        return self["scores"].full()
+
+
+def for_evaluators(model: nn.Module) -> nn.Module:
+    """The form of a model that ``inference_on_dataset`` takes, without scores that nobody reads.
+
+    Args:
+        model: of any kind, possibly wrapped in ``DistributedDataParallel``.
+
+    Returns:
+        The model itself where it is no ``SeMaskSegmentor``.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return ForEvaluators(inner) if isinstance(inner, SeMaskSegmentor) else model

@@ -120,8 +120,13 @@ def reliability_chart(curve: CalibrationCurve) -> str:
     return _svg(left + side + 14, strip_base + 8, title, "".join(parts), max_width=520)
 
 
-def spread_chart(counts: np.ndarray) -> str:
-    """How many images have which mIoU."""
+def spread_chart(counts: np.ndarray, score: str = "mIoU") -> str:
+    """How many images have which score.
+
+    Args:
+        counts: number of images in each of equal ranges from 0 to 100 percent.
+        score: what it is called.
+    """
     left, top, width, height = 46, 12, 620, 120
     highest = max(int(counts.max()), 1)
     step = width / len(counts)
@@ -131,19 +136,21 @@ def spread_chart(counts: np.ndarray) -> str:
         _text(left - 8, top + 8, str(highest), anchor="end"),
         _text(left - 8, base, "0", anchor="end"),
         _text(16, top + height / 2, "images", anchor="middle", turn=-90),
-        _text(left + width / 2, base + 34, "mIoU of the image, percent", anchor="middle"),
+        _text(left + width / 2, base + 34, f"{score} of the image, percent", anchor="middle"),
     ]
     for index, count in enumerate(counts):
         low, high = 100 * index / len(counts), 100 * (index + 1) / len(counts)
         size = height * count / highest
         parts.append(
-            f"<g><title>mIoU {low:.0f} to {high:.0f} percent: {count} images</title>"
+            f"<g><title>{score} {low:.0f} to {high:.0f} percent: {count} images</title>"
             + _bar(left + index * step + 1, base - size, step - 2, size, BLUE)
             + "</g>"
         )
     for tick in range(0, 101, 20):
         parts.append(_text(left + width * tick / 100, base + 16, str(tick), anchor="middle"))
-    return _svg(left + width + 16, base + 42, "Images by their mIoU", "".join(parts), max_width=700)
+    return _svg(
+        left + width + 16, base + 42, f"Images by their {score}", "".join(parts), max_width=700
+    )
 
 
 def _named_matrix(shares: np.ndarray, names: Sequence[str]) -> str:

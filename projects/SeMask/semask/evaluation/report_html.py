@@ -1,9 +1,6 @@
-"""The evaluation report as one page of HTML that needs nothing from outside itself.
+"""The report of an evaluation of semantic segmentation, as HTML."""
 
-The page is well-formed XML too, has no script, and forbids the browser any network access.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -21,8 +18,8 @@ from .report_charts import (
     shortened,
     spread_chart,
 )
-from .report_pictures import Picture, ShownImage
-from .report_style import STYLE
+from .report_page import figures, header, in_percent, page, section
+from .report_pictures import ShownImage
 
 # More classes than this are listed in two tables side by side.
 _ONE_TABLE = 24
@@ -61,44 +58,23 @@ class ReportData:
 
 def render_page(data: ReportData) -> str:
     """The whole page."""
-    title = escape(f"{data.title} · segmentation report")
     sections = [_head(data), _classes(data), _confusions(data), _images(data), _calibration(data)]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"/>\n"
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page(f"{data.title} · segmentation report", sections)
 
 
 def _head(data: ReportData) -> str:
-    facts = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in data.facts
-    )
     tiles = [
-        ("mIoU", _percent(data.metrics["mIoU"]), "mean IoU of the classes"),
-        ("pACC", _percent(data.metrics["pACC"]), "pixels that are right"),
-        ("mACC", _percent(data.metrics["mACC"]), "mean accuracy of the classes"),
-        ("fwIoU", _percent(data.metrics["fwIoU"]), "IoU weighted by frequency"),
+        ("mIoU", in_percent(data.metrics["mIoU"]), "mean IoU of the classes"),
+        ("pACC", in_percent(data.metrics["pACC"]), "pixels that are right"),
+        ("mACC", in_percent(data.metrics["mACC"]), "mean accuracy of the classes"),
+        ("fwIoU", in_percent(data.metrics["fwIoU"]), "IoU weighted by frequency"),
     ]
     if "mBoundaryIoU" in data.metrics:
-        boundary = _percent(data.metrics["mBoundaryIoU"])
+        boundary = in_percent(data.metrics["mBoundaryIoU"])
         tiles.append(("mBoundaryIoU", boundary, "mean IoU near contours"))
     error = 100 * data.curve.expected_calibration_error
-    tiles.append(("ECE", _percent(error), "expected calibration error"))
-    shown = "".join(
-        f'<div class="tile"><div class="name">{name}</div>'
-        f'<div class="value">{value}<small> %</small></div>'
-        f'<div class="note">{note}</div></div>'
-        for name, value, note in tiles
-    )
-    return (
-        f"<header>\n<p>Segmentation report</p>\n<h1>{escape(data.title)}</h1>\n"
-        f'<dl class="facts">{facts}</dl>\n</header>\n<div class="tiles">{shown}</div>'
-    )
+    tiles.append(("ECE", in_percent(error), "expected calibration error"))
+    return header("Segmentation report", data.title, data.facts, tiles)
 
 
 def _classes(data: ReportData) -> str:
@@ -118,12 +94,12 @@ def _classes(data: ReportData) -> str:
         number = f'<span class="index">{index}</span>' if numbered else ""
         boundary = ""
         if has_boundary:
-            boundary = f"<td>{_percent(data.metrics[f'BoundaryIoU-{name}'])}</td>"
+            boundary = f"<td>{in_percent(data.metrics[f'BoundaryIoU-{name}'])}</td>"
         rows.append(
             f'<tr><th scope="row">{number}{_named(data, index)}</th>'
             f'<td class="track"><div><b style="width:{width:.2f}%"></b>{mark}</div></td>'
-            f"<td><strong>{_percent(100 * iou[index])}</strong></td>{boundary}"
-            f"<td>{_percent(100 * accuracy[index])}</td><td>{percent(share[index])}</td></tr>"
+            f"<td><strong>{in_percent(100 * iou[index])}</strong></td>{boundary}"
+            f"<td>{in_percent(100 * accuracy[index])}</td><td>{percent(share[index])}</td></tr>"
         )
     boundary = "<th>Boundary IoU</th>" if has_boundary else ""
     head = (
@@ -142,12 +118,12 @@ def _classes(data: ReportData) -> str:
     if (absent := int((counts.union == 0).sum())) > 0:
         notes.append(f"Classes without any pixel in ground truth and prediction: {absent}.")
     if ((counts.labelled == 0) & (counts.predicted > 0)).any():
-        other = _percent(mean_iou_of_labelled_classes(data.matrix))
+        other = in_percent(mean_iou_of_labelled_classes(data.matrix))
         notes.append(
             "Classes that are predicted but absent from the ground truth count in mIoU with 0; "
             f"over the classes of the ground truth alone the mean is {other} %."
         )
-    return _section("Classes", " ".join(notes), f'<div class="columns">{tables}</div>')
+    return section("Classes", " ".join(notes), f'<div class="columns">{tables}</div>')
 
 
 def _confusions(data: ReportData) -> str:
@@ -186,7 +162,7 @@ def _confusions(data: ReportData) -> str:
     # Names without numbers need the page's width to be read.
     kind = "stack" if NUMBERED_CLASSES < len(shares) <= NAMED_CLASSES else "columns"
     content = f'<div class="{kind}"><div>{chart}</div><div>{table}</div></div>'
-    return _section("Confusions", note, content)
+    return section("Confusions", note, content)
 
 
 def _images(data: ReportData) -> str:
@@ -208,7 +184,7 @@ def _images(data: ReportData) -> str:
         for title, images in (("Worst", data.worst), ("Best", data.best))
         if images
     )
-    return _section("Images", note, f"{spread_chart(data.spread)}{groups}")
+    return section("Images", note, f"{spread_chart(data.spread)}{groups}")
 
 
 def _card(image: ShownImage, data: ReportData) -> str:
@@ -218,24 +194,14 @@ def _card(image: ShownImage, data: ReportData) -> str:
     )
     if (more := len(image.classes) - _MOST_LEGEND_ENTRIES) > 0:
         legend += f"<span>and {more} more</span>"
-    priors = _figures(image.priors, ratio, "priors") if image.priors else ""
+    priors = figures(image.priors, ratio, "priors") if image.priors else ""
     return (
         f'<article><h4>{escape(image.name)} <span class="scores">'
-        f"mIoU {_percent(image.scores['mIoU'])} % · pixel accuracy "
-        f"{_percent(image.scores['pACC'])} %</span></h4>"
-        f'{_figures(image.pictures, ratio, "pictures")}{priors}<p class="legend">{legend}</p>'
+        f"mIoU {in_percent(image.scores['mIoU'])} % · pixel accuracy "
+        f"{in_percent(image.scores['pACC'])} %</span></h4>"
+        f'{figures(image.pictures, ratio, "pictures")}{priors}<p class="legend">{legend}</p>'
         "</article>"
     )
-
-
-def _figures(pictures: Iterable[Picture], ratio: str, kind: str) -> str:
-    figures = "".join(
-        f"<figure><figcaption>{escape(picture.title)}</figcaption>"
-        f'<img class="{"map" if picture.is_map else "photo"}" style="aspect-ratio:{ratio}" '
-        f'src="{picture.uri}" alt="{escape(picture.alt)}"/></figure>'
-        for picture in pictures
-    )
-    return f'<div class="{kind}">{figures}</div>'
 
 
 def _calibration(data: ReportData) -> str:
@@ -274,13 +240,9 @@ def _calibration(data: ReportData) -> str:
         f"<th>Mean confidence</th><th>Accuracy</th></tr></thead><tbody>{rows}</tbody></table>"
     )
     chart = reliability_chart(curve)
-    return _section(
+    return section(
         "Calibration", note, f'<div class="columns"><div>{chart}</div><div>{table}</div></div>'
     )
-
-
-def _section(title: str, note: str, content: str) -> str:
-    return f'<section>\n<h2>{title}</h2>\n<p class="note">{escape(note)}</p>\n{content}\n</section>'
 
 
 def _named(data: ReportData, index: int) -> str:
@@ -291,7 +253,3 @@ def _named(data: ReportData, index: int) -> str:
         f'<span title="{escape(name)}"><span class="swatch" '
         f'style="background:rgb({red},{green},{blue})"></span>{escape(shortened(name))}</span>'
     )
-
-
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.2f}"

@@ -97,23 +97,23 @@ def show_image(
         )
     valid = label != ignore_label
     truth = np.where(valid, label.astype(np.int64), -1)
-    size = _fitting(image.shape[1], image.shape[0])
+    size = fitting(image.shape[1], image.shape[0])
 
     def class_picture(title: str, classes: np.ndarray, note: str = "") -> Picture:
-        shown = painted(classes, colors, _fitting(classes.shape[1], classes.shape[0]))
+        shown = painted(classes, colors, fitting(classes.shape[1], classes.shape[0]))
         alt = f"{title}: {_summary(classes, class_names)}"
-        return Picture(f"{title}{note}", alt, _uri(shown, "PNG"))
+        return Picture(f"{title}{note}", alt, data_uri(shown, "PNG"))
 
     wrong = valid & (prediction != label)
     share = wrong.sum() / max(valid.sum(), 1)
     pictures = (
-        Picture("Image", "The photograph", _uri(resized(image, size), "JPEG"), is_map=False),
+        Picture("Image", "The photograph", data_uri(resized(image, size), "JPEG"), is_map=False),
         class_picture("Ground truth", truth),
         class_picture("Prediction", prediction),
         Picture(
             "Errors",
             f"Wrong pixels in orange: {100 * share:.1f} % of those that count",
-            _uri(_error_map(image, wrong, valid, size), "JPEG"),
+            data_uri(_error_map(image, wrong, valid, size), "JPEG"),
             is_map=False,
         ),
     )
@@ -121,10 +121,10 @@ def show_image(
     for name, maps in output.get("priors", {}).items():
         classes = class_map(maps)
         title = f"Prior, stride {stage_stride(int(name.removeprefix('prior')) - 2)}"
-        priors.append(class_picture(title, classes, _agreement(classes, truth)))
+        priors.append(class_picture(title, classes, agreement(classes, truth)))
     if priors and "prior" in output:
         classes = class_map(output["prior"])
-        priors.append(class_picture("Priors summed", classes, _agreement(classes, truth)))
+        priors.append(class_picture("Priors summed", classes, agreement(classes, truth)))
 
     pixels = np.bincount(
         np.concatenate([truth[valid], prediction.ravel()]), minlength=len(class_names)
@@ -140,7 +140,8 @@ def show_image(
     )
 
 
-def _fitting(width: int, height: int) -> tuple[int, int]:
+def fitting(width: int, height: int) -> tuple[int, int]:
+    """The (width, height) that a picture of this size is shown in."""
     scale = min(1.0, BOX[0] / width, BOX[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -159,7 +160,7 @@ def _error_map(
     return picture
 
 
-def _agreement(classes: np.ndarray, truth: np.ndarray) -> str:
+def agreement(classes: np.ndarray, truth: np.ndarray) -> str:
     """How often a map of any size is right, each of its cells standing for its pixels."""
     rows = np.arange(truth.shape[0]) * classes.shape[0] // truth.shape[0]
     columns = np.arange(truth.shape[1]) * classes.shape[1] // truth.shape[1]
@@ -182,7 +183,8 @@ def _summary(classes: np.ndarray, names: Sequence[str], shown: int = 4) -> str:
     return ", ".join(parts) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _uri(picture: Image.Image, kind: str) -> str:
+def data_uri(picture: Image.Image, kind: str) -> str:
+    """A picture as "data:image/...", of the kind "PNG" or "JPEG"."""
     buffer = io.BytesIO()
     if kind == "PNG":
         _with_palette(picture).save(buffer, format="PNG", optimize=True)

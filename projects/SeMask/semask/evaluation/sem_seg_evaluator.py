@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from semask.config import ConfigError
 from semask.data.reading import DataError, check_label_values, read_label
 from semask.files import replacing
+from semask.modeling import Scores
 
 from .confusion import confusion_matrix, mean_iou_of_labelled_classes, metrics_from_confusion
 from .parts import EvaluatedImage, EvaluationPart
@@ -102,7 +103,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
         Args:
             inputs: dataset dicts as the model got them.
-            outputs: for each, {"sem_seg": (K, H, W) logits or probabilities} of the label's size.
+            outputs: for each, {"scores": Scores} or {"sem_seg": (K, H, W) logits or
+                probabilities}, of the label's size.
 
         Raises:
             DataError: a label map is missing or damaged, of another size than the prediction, or
@@ -110,7 +112,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             ConfigError: the model has another number of classes than the dataset.
         """
         for dataset_dict, output in zip(inputs, outputs, strict=True):
-            image = self._evaluated(dataset_dict, output["sem_seg"])
+            image = self._evaluated(dataset_dict, self._scores(output))
             self._matrix = self._matrix.to(image.matrix.device)
             self._matrix += image.matrix
             for part in self._parts:
@@ -149,33 +151,47 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             self._write(self._output_dir, matrix, metrics, document)
         return OrderedDict(sem_seg=metrics)
 
-    def _evaluated(self, dataset_dict: Mapping[str, Any], scores: torch.Tensor) -> EvaluatedImage:
-        """One image with its label map, its prediction and the confusion matrix of the two."""
+    def _scores(self, output: Mapping[str, Any]) -> Scores:
+        """A model's answer, of as many classes as the dataset has."""
         classes = len(self._class_names)
-        if scores.dim() != 3:
+        if "scores" in output:
+            scores: Scores = output["scores"]
+        elif output["sem_seg"].dim() == 3:
+            scores = Scores.of(output["sem_seg"])
+        else:
             raise ConfigError(
                 "A semantic segmentation model returns (K, H, W) class scores as 'sem_seg'; this "
-                f"one returns {tuple(scores.shape)}."
+                f"one returns {tuple(output['sem_seg'].shape)}."
             )
-        if scores.shape[0] != classes:
-            raise ConfigError(_class_count_message(self._dataset_name, classes, scores.shape[0]))
+        if scores.num_classes != classes:
+            raise ConfigError(_class_count_message(self._dataset_name, classes, scores.num_classes))
+        return scores
+
+    def _evaluated(self, dataset_dict: Mapping[str, Any], scores: Scores) -> EvaluatedImage:
+        """One image with its label map, its prediction and the confusion matrix of the two."""
+        classes = len(self._class_names)
         record = self._record(dataset_dict)
         path = record["sem_seg_file_name"]
         label = read_label(path, label_map=record.get("label_map"))
-        if label.shape != scores.shape[1:]:
+        if label.shape != scores.size:
             raise DataError(
                 f"Label map '{path}' is {label.shape[1]}x{label.shape[0]} pixels (width x height) "
                 f"but the prediction for '{dataset_dict.get('file_name')}' is "
-                f"{scores.shape[2]}x{scores.shape[1]}: image and label map have to be of the same "
+                f"{scores.size[1]}x{scores.size[0]}: image and label map have to be of the same "
                 "size."
             )
         check_label_values(label, classes, self._ignore_label, path)
         truth = torch.from_numpy(label).to(scores.device)
-        prediction = scores.argmax(dim=0)
+        confidence: torch.Tensor | None = None
+        if any(part.needs_confidence for part in self._parts):
+            prediction, confidence = scores.labels_and_confidence()
+        else:
+            prediction = scores.labels()
         return EvaluatedImage(
             record={**dataset_dict, **record},
             scores=scores,
             prediction=prediction,
+            confidence=confidence,
             label=truth,
             ignore_label=self._ignore_label,
             matrix=confusion_matrix(prediction, truth, classes, self._ignore_label),

@@ -15,31 +15,30 @@ from torch import Tensor
 
 from semask.config import ConfigError
 
-from .resize import resize
+from .scores import Scores
+from .stripes import MapRows, Rows, resized
 
 # An image (3, H, W), 0..255, to class logits (1, K, h, w) of a lower resolution.
 Network = Callable[[Tensor], Tensor]
 
 
 class TestProtocol(ABC):
-    """From what the data mapper returns for an image to a score of each class at each pixel."""
+    """From what the data mapper returns for an image to a score of each class at each pixel.
 
-    #: whether the scores are probabilities; otherwise they are logits
-    gives_probabilities = False
+    The network runs at once. Its logits are kept as they are, at the low resolution, and are
+    resized to the input's and the original size when the scores are asked for.
+    """
 
     @abstractmethod
     def __call__(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Tensor:
+    ) -> Scores:
         """Scores of one image.
 
         Args:
             network: the model.
             inputs: "image", (3, H, W), and for ``MultiScale`` "images".
-            size: height and width of the result, those of the original image.
-
-        Returns:
-            (K, *size).
+            size: height and width of the scores, those of the original image.
         """
 
 
@@ -48,19 +47,16 @@ class WholeImage(TestProtocol):
 
     def __call__(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Tensor:
+    ) -> Scores:
         image = inputs["image"]
-        return resize(resize(network(image), image.shape[-2:]), size)[0]
+        return Scores(resized(MapRows(network(image)[0]), image.shape[-2:], size))
 
 
 class MultiScale(TestProtocol):
     """The mean of the class probabilities over several sizes of the image, and their mirrors.
 
     ``inputs["images"]`` are the sizes, each made from the original image by the data mapper.
-    Only one running sum is kept, whatever the number of sizes.
     """
-
-    gives_probabilities = True
 
     def __init__(self, *, flip: bool = True) -> None:
         """
@@ -71,33 +67,45 @@ class MultiScale(TestProtocol):
 
     def __call__(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Tensor:
+    ) -> Scores:
         images = inputs.get("images")
         if not images:
             raise ConfigError(
                 "TEST.PROTOCOL 'multi_scale' needs the image at each factor, as 'images' in the "
                 "model's input: use semask.data.SemSegMapper with the same config."
             )
-        views = list(product(images, (False, True) if self.flip else (False,)))
-        total = _probabilities(network, *views[0], size)
-        for image, mirrored in views[1:]:
-            total += _probabilities(network, image, mirrored, size)
-        return total.div_(len(views))
+        views = []
+        for image, mirrored in product(images, (False, True) if self.flip else (False,)):
+            logits = network(image.flip(-1) if mirrored else image)[0]
+            views.append((resized(MapRows(logits), image.shape[-2:], size), mirrored))
+        return Scores(_MeanProbabilities(views), are_probabilities=True)
 
 
-def _probabilities(
-    network: Network, image: Tensor, mirrored: bool, size: tuple[int, int]
-) -> Tensor:
-    logits = network(image.flip(-1) if mirrored else image)
-    scores = resize(resize(logits, image.shape[-2:]), size)[0].softmax(dim=0)
-    return scores.flip(-1) if mirrored else scores
+class _MeanProbabilities(Rows):
+    """Of the logits of several views; those of mirrored ones are turned back."""
+
+    def __init__(self, views: Sequence[tuple[Rows, bool]]) -> None:
+        first = views[0][0]
+        self.size, self.num_classes, self.device = first.size, first.num_classes, first.device
+        self.dtype = torch.promote_types(first.dtype, torch.float32)
+        self._views = views
+
+    def down(self, rows: slice) -> Tensor:
+        """See :class:`Rows`."""
+        total: Tensor | None = None
+        for view, mirrored in self._views:
+            scores = view[rows].softmax(dim=-1)
+            scores = scores.flip(1) if mirrored else scores
+            total = scores if total is None else total.add_(scores)
+        assert total is not None  # __init__ has seen the first
+        return total.div_(len(self._views))
 
 
 class SlidingWindow(TestProtocol):
     """Overlapping windows, one at a time; where they overlap, the mean of their logits.
 
-    The sum of the logits is the only tensor of the image's size that is kept, so an image of any
-    size fits as far as one window does. Averaged at the input's size, then resized.
+    An image of any size fits as far as one window does. Averaged at the input's size, then
+    resized.
     """
 
     def __init__(self, *, crop: Sequence[int], stride: Sequence[int]) -> None:
@@ -125,26 +133,41 @@ class SlidingWindow(TestProtocol):
 
     def __call__(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Tensor:
+    ) -> Scores:
         image = inputs["image"]
         height, width = image.shape[-2:]
         tops = window_starts(height, self.crop[0], self.stride[0])
         lefts = window_starts(width, self.crop[1], self.stride[1])
-        total: Tensor | None = None
+        windows = []
         for top, left in product(tops, lefts):
-            rows, columns = slice(top, top + self.crop[0]), slice(left, left + self.crop[1])
-            window = image[:, rows, columns]
-            logits = resize(network(window), window.shape[-2:])[0]
-            if total is None:  # now the number of classes and the device are known
-                dtype = torch.promote_types(logits.dtype, torch.float32)
-                total = logits.new_zeros((len(logits), height, width), dtype=dtype)
-            total[:, rows, columns] += logits
-        assert total is not None  # there is at least one window
-        windows = torch.outer(
-            _coverage(tops, self.crop[0], height), _coverage(lefts, self.crop[1], width)
-        )
-        total /= windows.to(total)
-        return resize(total[None], size)[0]
+            window = image[:, top : top + self.crop[0], left : left + self.crop[1]]
+            logits = MapRows(network(window)[0])
+            windows.append((top, left, resized(logits, window.shape[-2:])))
+        return Scores(resized(_MeanLogits(windows, (height, width)), size))
+
+
+class _MeanLogits(Rows):
+    """Of windows of an image, each with its first row and column, that cover it together."""
+
+    def __init__(self, windows: Sequence[tuple[int, int, Rows]], size: tuple[int, int]) -> None:
+        first = windows[0][2]
+        self.size, self.num_classes, self.device = size, first.num_classes, first.device
+        self.dtype = torch.promote_types(first.dtype, torch.float32)
+        self._windows = windows
+
+    def down(self, rows: slice) -> Tensor:
+        """See :class:`Rows`."""
+        shape = (rows.stop - rows.start, self.size[1])
+        total = torch.zeros(*shape, self.num_classes, dtype=self.dtype, device=self.device)
+        count = torch.zeros(*shape, 1, dtype=self.dtype, device=self.device)
+        for top, left, window in self._windows:
+            height, width = window.size
+            start, stop = max(rows.start, top), min(rows.stop, top + height)
+            if start < stop:
+                here = slice(start - rows.start, stop - rows.start), slice(left, left + width)
+                total[here] += window[start - top : stop - top]
+                count[here] += 1
+        return total.div_(count)
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
@@ -156,14 +179,6 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
     """
     last = max(length - crop, 0)
     return [*range(0, last, stride), last]
-
-
-def _coverage(starts: Sequence[int], crop: int, length: int) -> Tensor:
-    """By how many windows each position of one side is covered."""
-    counts = torch.zeros(length)
-    for start in starts:
-        counts[start : start + crop] += 1
-    return counts
 
 
 def build_test_protocol(cfg: CfgNode) -> TestProtocol:

@@ -13,7 +13,8 @@ from semask.kept_memory import keep_freed_memory
 from .backbone.base import SemSegBackbone
 from .heads.semask_fpn import SeMaskFPNHead
 from .protocol import TestProtocol, WholeImage, build_test_protocol
-from .resize import resize
+from .scores import Scores
+from .stripes import MapRows, resized
 
 
 @META_ARCH_REGISTRY.register()
@@ -89,6 +90,23 @@ class SeMaskSegmentor(SemanticSegmentor):
             that size, where the model has a prior head, and "priors", the stages' own maps,
             {"prior2": (K, h, w), ...}; both are those of the whole "image".
         """
+        return [
+            {k: v.full() if isinstance(v, Scores) else v for k, v in output.items()}
+            for output in (self._predict(inputs, return_priors) for inputs in batched_inputs)
+        ]
+
+    def scores(
+        self, batched_inputs: list[dict[str, Any]], return_priors: bool = False
+    ) -> list[dict[str, Any]]:
+        """As :meth:`inference`, for those who do not need every class at every pixel.
+
+        Args:
+            batched_inputs, return_priors: see :meth:`inference`.
+
+        Returns:
+            The same, but "sem_seg" and "prior" are :class:`Scores` of the original size, whose
+            ``full()`` is what :meth:`inference` returns.
+        """
         return [self._predict(inputs, return_priors) for inputs in batched_inputs]
 
     def _predict(self, inputs: dict[str, Any], return_priors: bool) -> dict[str, Any]:
@@ -107,7 +125,7 @@ class SeMaskSegmentor(SemanticSegmentor):
             if isinstance(self.sem_seg_head, SeMaskFPNHead):
                 prior = self.sem_seg_head.prior(features)
                 if prior is not None:
-                    output["prior"] = resize(resize(prior, whole.shape[-2:]), size)[0]
+                    output["prior"] = Scores(resized(MapRows(prior[0]), whole.shape[-2:], size))
             output["priors"] = {k: v[0] for k, v in features.items() if k.startswith("prior")}
         return output
 

@@ -4,9 +4,11 @@ from semask.data.datasets.ade20k import register_ade20k
 from semask.data.datasets.camvid import register_camvid
 from semask.data.datasets.catalog import datasets_root, layout_hint, register_sem_seg
 from semask.data.datasets.cityscapes import register_cityscapes
+from semask.data.datasets.coco_folder import register_coco_folder
 from semask.data.datasets.coco_stuff import register_coco_stuff
 from semask.data.datasets.config_folders import register_config_folders
 from semask.data.datasets.folder import register_folder
+from semask.data.datasets.nuclei import register_nuclei
 from semask.data.datasets.pairs import PairingError, load_sem_seg_pairs
 from semask.data.datasets.scenes import register_scenes
 
@@ -15,6 +17,7 @@ __all__ = [
     "datasets_root",
     "layout_hint",
     "load_sem_seg_pairs",
+    "register_coco_folder",
     "register_config_folders",
     "register_folder",
     "register_sem_seg",
@@ -25,3 +28,4 @@ register_camvid()
 register_ade20k()
 register_cityscapes()
 register_coco_stuff()
+register_nuclei()

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.config import ConfigError
 from semask.data.datasets.catalog import datasets_root
+from semask.data.datasets.config_coco_folders import register_config_coco_folders
 from semask.data.datasets.folder import register_folder
 from semask.data.reading import LABEL_MAPS
 
@@ -27,9 +28,10 @@ OPTIONAL = {
 def register_config_folders(cfg: CfgNode) -> None:
     """Register the datasets of ``DATASETS.FOLDERS``; see ``add_semask_config`` for the keys.
 
-    ``load_config`` has done it. A process that gets a config in another way, such as one that
-    ``launch`` starts, has to call it too. A name may be registered from configs again and again,
-    and then stands for the last one; other datasets are not replaced.
+    Those of ``DATASETS.COCO_FOLDERS`` are registered, too. ``load_config`` has done it. A process
+    that gets a config in another way, such as one that ``launch`` starts, has to call it too. A
+    name may be registered from configs again and again, and then stands for the last one; other
+    datasets are not replaced.
 
     Args:
         cfg: with this project's keys; it is not changed.
@@ -55,6 +57,7 @@ def register_config_folders(cfg: CfgNode) -> None:
         except (ValueError, TypeError) as error:
             hint = "" if arguments["classes"] else " Name them in DATASETS.FOLDER_CLASSES."
             raise ConfigError(f"{where}: {error}{hint}") from error
+    register_config_coco_folders(cfg)
 
 
 def resolve_num_classes(cfg: CfgNode) -> None:

@@ -1,0 +1,187 @@
+"""What can be wrong with single instance annotations, and what is left of them.
+
+An annotation that cannot be used does not keep its image from being trained on: it is skipped,
+and counted. ``inspect`` says what is wrong, in the same words before and during a run.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from semask.data.reading import DataError
+
+# The kinds of problems.
+NO_BOX, BAD_BOX = "without a box of four numbers", "box without area"
+BOX_OUTSIDE = "box outside the image"
+SHORT_POLYGON, BAD_POLYGON = (
+    "polygon with fewer than three points",
+    "polygon that is no list of x, y",
+)
+OTHER_SIZE, BAD_RLE = "mask (RLE) of another size than the image", "damaged mask (RLE)"
+EMPTY_MASK = "empty mask"
+
+Segmentation = list[np.ndarray] | dict[str, Any]
+
+
+@dataclass
+class Inspected:
+    """What can be used of an annotation.
+
+    Attributes:
+        box: (x0, y0, x1, y1) in pixels of the image file; None = there is none to use.
+        segmentation: polygons, (2 n,) float64 each, or a compressed RLE; None as above.
+        problems: kinds of what is wrong.
+    """
+
+    box: list[float] | None = None
+    segmentation: Segmentation | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def inspect(annotation: Mapping[str, Any], height: int, width: int) -> Inspected:
+    """See what of an annotation can be used.
+
+    A box that cannot be used is replaced by the segmentation's; of several polygons the sound
+    ones are kept.
+
+    Args:
+        annotation: in Detectron2's form ("bbox", "bbox_mode", "segmentation") or COCO's.
+        height, width: of the image, in pixels.
+    """
+    found = Inspected()
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, Mapping):
+        found.segmentation = _rle(segmentation, height, width, found.problems)
+    elif segmentation is not None and len(segmentation):
+        found.segmentation = _polygons(segmentation, found.problems)
+    found.box = _box(annotation, height, width, found.problems)
+    if found.box is None and found.segmentation is not None:
+        found.box = _box_around(found.segmentation)
+    return found
+
+
+def list_problems(
+    records: Iterable[Mapping[str, Any]],
+) -> tuple[Counter[str], dict[str, str]]:
+    """What is wrong with the annotations of a dataset, without reading its images.
+
+    Args:
+        records: dataset dicts with "height" and "width"; others are passed over.
+
+    Returns:
+        The number of annotations of each kind of problem, and one example of each.
+    """
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for record in records:
+        if "height" not in record or "width" not in record:
+            continue
+        for annotation in record.get("annotations", ()):
+            for kind in inspect(annotation, record["height"], record["width"]).problems:
+                counts[kind] += 1
+                examples.setdefault(kind, describe(annotation, record))
+    return counts, examples
+
+
+def check_stated_size(record: Mapping[str, Any], height: int, width: int) -> None:
+    """Hold the size that a dataset dict states, if it does, against the image's.
+
+    Args:
+        record: the dataset dict.
+        height, width: of the image file, upright, in pixels.
+
+    Raises:
+        DataError: they differ.
+    """
+    stated = (record.get("height", height), record.get("width", width))
+    if stated != (height, width):
+        raise DataError(
+            f"Image '{record['file_name']}' is {width}x{height} pixels (width x height, upright), "
+            f"but its dataset says {stated[1]}x{stated[0]}: its annotations would not fit. "
+            "Correct the annotation file, or save the image upright."
+        )
+
+
+def describe(annotation: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """An annotation and its image, for messages."""
+    number = f"annotation {annotation['id']}" if "id" in annotation else "an annotation"
+    return f"{number} of '{record['file_name']}'"
+
+
+def _box(
+    annotation: Mapping[str, Any], height: int, width: int, problems: list[str]
+) -> list[float] | None:
+    given = annotation.get("bbox")
+    try:
+        numbers = [float(value) for value in given]  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        problems.append(NO_BOX)
+        return None
+    mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+    x0, y0, x1, y1 = BoxMode.convert(numbers, mode, BoxMode.XYXY_ABS)
+    if x1 <= x0 or y1 <= y0:
+        problems.append(BAD_BOX)
+        return None
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        problems.append(BOX_OUTSIDE)
+        return None
+    return [x0, y0, x1, y1]
+
+
+def _polygons(given: Sequence[Any], problems: list[str]) -> list[np.ndarray] | None:
+    kept = []
+    for entry in given:
+        try:
+            polygon = np.asarray(entry, dtype=np.float64)
+        except (TypeError, ValueError):
+            polygon = np.zeros(1)
+        if polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():
+            problems.append(BAD_POLYGON)
+        elif polygon.size < 6:
+            problems.append(SHORT_POLYGON)
+        else:
+            kept.append(polygon)
+    return kept or None
+
+
+def _rle(
+    given: Mapping[str, Any], height: int, width: int, problems: list[str]
+) -> dict[str, Any] | None:
+    counts, size = given.get("counts"), given.get("size")
+    if not isinstance(size, Sequence) or list(size) != [height, width]:
+        problems.append(OTHER_SIZE)
+        return None
+    try:
+        if isinstance(counts, list):
+            if sum(counts) != height * width or min(counts) < 0:
+                raise ValueError("the runs do not fill the image")
+            rle = mask_util.frPyObjects({"counts": counts, "size": list(size)}, height, width)
+        elif isinstance(counts, str | bytes):
+            rle = {"counts": counts, "size": list(size)}
+        else:
+            raise ValueError("there are no counts")
+        mask = mask_util.decode(rle)
+    except (ValueError, TypeError, OverflowError):
+        problems.append(BAD_RLE)
+        return None
+    if not mask.any():
+        problems.append(EMPTY_MASK)
+        return None
+    return dict(rle)
+
+
+def _box_around(segmentation: Segmentation) -> list[float] | None:
+    if isinstance(segmentation, dict):
+        x, y, w, h = mask_util.toBbox(segmentation).tolist()
+        return [x, y, x + w, y + h]
+    points = np.concatenate([polygon.reshape(-1, 2) for polygon in segmentation])
+    (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return [x0, y0, x1, y1] if x1 > x0 and y1 > y0 else None

@@ -1,0 +1,202 @@
+"""Own datasets in COCO's format: a folder of images and a file of annotations."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from semask.data.reading import DataError
+
+_ANNOTATION_KEYS = ("id", "iscrowd", "bbox", "keypoints", "segmentation")
+_REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id"),
+}
+
+
+class AnnotationFileError(DataError):
+    """An annotation file that is not what it should be.
+
+    Attributes:
+        messages: everything that is wrong with it; the error's own text is the first.
+    """
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        super().__init__(messages[0])
+        self.messages = list(messages)
+
+
+def register_coco_folder(
+    name: str,
+    image_dir: str | os.PathLike[str],
+    json_file: str | os.PathLike[str],
+    **metadata: Any,
+) -> None:
+    """Make an own dataset known by a name, for DATASETS.TRAIN and DATASETS.TEST.
+
+    The file is read when the dataset is used; the names of its categories are then in the
+    metadata, in the order of their ids.
+
+    Args:
+        name: what configs call the dataset.
+        image_dir: folder of the images; "file_name" in the file is relative to it.
+        json_file: annotations in COCO's format for detection: "images", "categories",
+            "annotations" with "bbox" [x, y, width, height] and, for masks, "segmentation".
+        **metadata: further entries of the dataset's metadata.
+
+    Raises:
+        ValueError: the name stands for another dataset.
+    """
+    image_root, path = (os.path.abspath(os.path.expanduser(p)) for p in (image_dir, json_file))
+    entries = {
+        "json_file": path,
+        "image_root": image_root,
+        "evaluator_type": "coco",
+        **metadata,
+    }
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name).as_dict()
+        differing = [key for key in entries if key not in known or known[key] != entries[key]]
+        if differing:
+            raise ValueError(
+                f"A dataset '{name}' is registered already, with other {', '.join(differing)}. "
+                "Choose another name, or remove that one from DatasetCatalog and MetadataCatalog."
+            )
+        return
+    DatasetCatalog.register(name, partial(load_coco_folder, path, image_root, name))
+    MetadataCatalog.get(name).set(**entries)
+
+
+def load_coco_folder(
+    json_file: str, image_dir: str, dataset_name: str | None = None, hint: str = ""
+) -> list[dict[str, Any]]:
+    """Read a file of annotations in COCO's format.
+
+    Args:
+        json_file: the file.
+        image_dir: folder of the images; they are not looked at.
+        dataset_name: registered name whose metadata get the categories.
+        hint: what to say in addition where the file does not exist.
+
+    Returns:
+        Detectron2's standard dicts, in the order of the image ids, with category ids 0..N-1 in
+        the order of the ids in the file. Annotations keep their "id", and those that cannot be
+        used are among them.
+
+    Raises:
+        AnnotationFileError: the file is no such file, or contradicts itself.
+        DataError: it is missing or cannot be read.
+    """
+    content = _read(json_file, hint)
+    categories = sorted(content["categories"], key=lambda entry: entry["id"])
+    contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
+    if dataset_name is not None:
+        # Metadata.set refuses to change what is there already.
+        vars(MetadataCatalog.get(dataset_name)).update(
+            thing_classes=[entry["name"] for entry in categories],
+            thing_dataset_id_to_contiguous_id=contiguous,
+        )
+    records = {
+        entry["id"]: {
+            "file_name": os.path.join(image_dir, entry["file_name"]),
+            "image_id": entry["id"],
+            "height": entry["height"],
+            "width": entry["width"],
+            "annotations": [],
+        }
+        for entry in sorted(content["images"], key=lambda entry: entry["id"])
+    }
+    for entry in content["annotations"]:
+        annotation = {key: entry[key] for key in _ANNOTATION_KEYS if key in entry}
+        annotation |= {
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": contiguous[entry["category_id"]],
+        }
+        records[entry["image_id"]]["annotations"].append(annotation)
+    return list(records.values())
+
+
+def _read(json_file: str, hint: str) -> dict[str, list[dict[str, Any]]]:
+    """The file's content, whose parts have been found to belong together."""
+    try:
+        with PathManager.open(json_file, "r", encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no annotation file '{json_file}'. {hint}".strip()) from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
+    form = list(_wrong_form(content))
+    found = form or list(_contradictions(content))
+    if found:
+        raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
+    return content
+
+
+def _wrong_form(content: Any) -> Iterator[str]:
+    """What keeps a file from being one of COCO's format."""
+    for part, keys in _REQUIRED.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            yield (
+                f"is not in COCO's format for detection: it needs '{part}', a list of entries "
+                f"with {', '.join(keys)}."
+            )
+            continue
+        lacking = [entry for entry in entries if not all(key in entry for key in keys)]
+        if lacking:
+            absent = ", ".join(key for key in keys if key not in lacking[0])
+            yield (
+                f"has {len(lacking)} entries of '{part}' that are not complete; the first has no "
+                f"{absent}: {str(lacking[0])[:200]}."
+            )
+        if not entries and part != "annotations":
+            yield f"has no {part}."
+
+
+def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Ids that are there twice, or that nothing has."""
+    for part in _REQUIRED:
+        if {type(entry["id"]) for entry in content[part]} not in ({int}, {str}, set()):
+            yield f"has ids in '{part}' that are neither all whole numbers nor all texts."
+            continue
+        numbers = Counter(entry["id"] for entry in content[part])
+        repeated = [str(number) for number, times in numbers.items() if times > 1]
+        if repeated:
+            yield (
+                f"has {len(repeated)} ids more than once in '{part}': {', '.join(repeated[:10])}. "
+                "Each needs an id of its own."
+            )
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        known = [entry["id"] for entry in content[part]]
+        wrong = _not_among(known, key, content["annotations"])
+        if wrong:
+            yield (
+                f"has {len(wrong)} annotations with a {key} that is in no entry of '{part}'; the "
+                f"first is annotation {wrong[0]['id']} with {wrong[0][key]!r}."
+            )
+
+
+def _not_among(
+    known: Sequence[Any], key: str, annotations: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    ids = {number for number in known if isinstance(number, int | str)}
+    return [
+        entry
+        for entry in annotations
+        if not isinstance(entry[key], int | float | str) or entry[key] not in ids
+    ]
+
+
+def category_ids(metadata: Any, number: int) -> list[int]:
+    """The ids that a dataset's own file has for the categories 0..number-1; else 1, 2, ..."""
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    ids = {index: given for given, index in contiguous.items()}
+    return [ids.get(index, index + 1) for index in range(number)]

@@ -1,0 +1,89 @@
+"""Own datasets in COCO's format that a config describes, so that they need no Python."""
+
+import difflib
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from semask.config import ConfigError
+from semask.data.datasets.catalog import datasets_root
+from semask.data.datasets.coco_folder import register_coco_folder
+from semask.data.reading import DataError
+
+KEYS = ("NAME", "IMAGE_DIR", "JSON_FILE")
+
+
+def register_config_coco_folders(cfg: CfgNode) -> None:
+    """Register the datasets of ``DATASETS.COCO_FOLDERS``; see ``add_semask_config`` for the keys.
+
+    ``register_config_folders`` does it, too. A name may be registered from configs again and
+    again, and then stands for the last one; other datasets are not replaced.
+
+    Args:
+        cfg: with this project's keys; it is not changed.
+
+    Raises:
+        ConfigError: an entry lacks a key, has one that does not exist, or takes the name of
+            another dataset.
+    """
+    for index, entry in enumerate(cfg.DATASETS.COCO_FOLDERS):
+        where = f"DATASETS.COCO_FOLDERS[{index}]"
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{where} has to be a mapping with the keys {', '.join(KEYS)}.")
+        for key in entry:
+            if key not in KEYS:
+                near = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
+                hint = f"Did you mean '{near[0]}'?" if near else f"Known are {', '.join(KEYS)}."
+                raise ConfigError(f"{where} has the key '{key}', which does not exist. {hint}")
+        for key in KEYS:
+            if not isinstance(entry.get(key), str) or not entry[key]:
+                raise ConfigError(f"{where} needs {key}, as a text.")
+        name = entry["NAME"]
+        root = os.path.expanduser(cfg.DATASETS.FOLDER_ROOT) or datasets_root()
+        image_dir, json_file = (
+            os.path.join(root, os.path.expanduser(entry[key])) for key in KEYS[1:]
+        )
+        if name in DatasetCatalog and MetadataCatalog.get(name).get("from_config", False):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        try:
+            register_coco_folder(name, image_dir, json_file, from_config=True)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def resolve_detector_classes(cfg: CfgNode) -> None:
+    """Replace a 0 in the detector's number of categories by the first dataset's number.
+
+    The key is ``MODEL.RETINANET.NUM_CLASSES`` for RetinaNet, else ``MODEL.ROI_HEADS.NUM_CLASSES``;
+    nothing is done for models of ``INPUT.MAPPER`` "sem_seg". It stays 0 where the dataset cannot
+    be read: a config can be looked at without its data, and what uses the data complains.
+
+    Args:
+        cfg: not frozen.
+
+    Raises:
+        ConfigError: there is no dataset to ask.
+    """
+    retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
+    section = cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS
+    if cfg.INPUT.MAPPER != "instances" or section.NUM_CLASSES != 0:
+        return
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog:
+            continue
+        if not MetadataCatalog.get(name).get("thing_classes"):
+            try:
+                DatasetCatalog.get(name)  # which reads the names of the categories
+            except DataError:
+                return
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes:
+            section.NUM_CLASSES = len(classes)
+            return
+    key = "RETINANET" if retinanet else "ROI_HEADS"
+    raise ConfigError(
+        f"MODEL.{key}.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
+        "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset with categories."
+    )

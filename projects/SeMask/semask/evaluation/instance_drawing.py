@@ -1,0 +1,92 @@
+"""Pictures of instances: masks, boxes, scores and the names of categories over an image."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .drawing import text_width, write_text
+from .palette import class_colors
+
+# Neighbours of the same category stay apart in so many colours.
+_INSTANCE_COLORS = 24
+# In an image with more instances, only those get a text that are as wide as it.
+_ALWAYS_NAMED = 30
+_TEXT_SIZE = 12
+
+
+def draw_instances(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: np.ndarray | Sequence[np.ndarray] | None = None,
+    *,
+    texts: Sequence[str] = (),
+    outlines: bool = True,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """An image with instances laid over it, each in a colour of its own.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels.
+        masks: N times (H, W) bool; None = there are boxes alone.
+        texts: N times what is written at the box; () = nothing. In crowded images it is left out
+            where it is wider than the box.
+        outlines: draw the boxes.
+        alpha: opacity of the masks, 0 to 1; their contours are opaque.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    colors = class_colors(_INSTANCE_COLORS)[np.arange(len(boxes)) % _INSTANCE_COLORS]
+    picture = image.copy()
+    # The best, which come first, are on top.
+    for index in reversed(range(len(boxes) if masks is not None else 0)):
+        assert masks is not None
+        _lay_over(picture, masks[index], colors[index], alpha)
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    rectangles = np.round(boxes).astype(int).tolist()
+    if outlines:
+        for (x0, y0, x1, y1), color in reversed(list(zip(rectangles, colors, strict=True))):
+            corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+            draw.rectangle(corners, outline=tuple(color.tolist()))
+    for text, (x0, y0, x1, _) in zip(texts, rectangles, strict=False):
+        width = text_width(text, _TEXT_SIZE)
+        if not text or (len(texts) > _ALWAYS_NAMED and x1 - x0 < width + 2):
+            continue
+        left = min(max(x0, 0), max(0, drawn.width - width - 2))
+        top = y0 - _TEXT_SIZE - 3 if y0 >= _TEXT_SIZE + 3 else y0
+        draw.rectangle((left, top, left + width + 2, top + _TEXT_SIZE + 2), fill=(30, 30, 30))
+        write_text(draw, (left + 1, top), text, _TEXT_SIZE, (255, 255, 255))
+    return np.array(drawn)
+
+
+def detection_texts(
+    classes: np.ndarray, scores: np.ndarray | None, names: Sequence[str]
+) -> list[str]:
+    """ "name 0.97" for each instance; without a name where there is a single category.
+
+    Args:
+        classes: (N,) indices into ``names``.
+        scores: (N,) in 0..1; None = those of the ground truth, which have none.
+        names: of the categories.
+    """
+    named = [names[index] if len(names) > 1 else "" for index in classes.tolist()]
+    if scores is None:
+        return named
+    return [f"{name} {score:.2f}".strip() for name, score in zip(named, scores, strict=True)]
+
+
+def _lay_over(picture: np.ndarray, mask: np.ndarray, color: np.ndarray, alpha: float) -> None:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return
+    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    inside = mask[window].astype(np.uint8)
+    shown = picture[window]
+    shown[inside > 0] = (1 - alpha) * shown[inside > 0] + alpha * color
+    # Outside of the window counts as outside of the mask.
+    inner = cv2.erode(cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0), None)
+    shown[(inside > 0) & (inner[1:-1, 1:-1] == 0)] = color
