@@ -43,6 +43,7 @@ from semask.engine import (
     check_run,
     evaluate,
     exit_statuses,
+    ignore_storage_warning,
     joined,
     once_per_machine,
     panels_path,
@@ -96,6 +97,7 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def process(cfg: CfgNode, args: argparse.Namespace) -> None:
     """``main``, with one message instead of a traceback for what a user can mend."""
+    ignore_storage_warning()
     with exit_statuses():
         main(cfg, args)
 

@@ -96,6 +96,15 @@ def kill_in_evaluation(rank: int, victim: int) -> None:
     vars(module)["watched_peers"] = functools.partial(patient, grace=0.5)
 
 
+def no_room_for_checkpoints(_rank: int) -> None:
+    """The disk is full where a run writes its checkpoints."""
+
+    def save(_content: Any, _file: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    torch.save = save  # type: ignore[assignment]
+
+
 def no_room_for_metrics(_rank: int) -> None:
     """The disk is full where a run writes its metrics."""
 

@@ -8,6 +8,7 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
+from semask.data.arrays import planes
 from semask.data.augmentation import (
     OpenCVResizeTransform,
     PadToSize,
@@ -302,6 +303,12 @@ def test_padding_is_exactly_zero_after_normalising(size: tuple[int, int]) -> Non
         assert padded is image
     else:
         assert transform.inverse().apply_image(padded).shape == image.shape
+
+
+def test_a_padded_image_is_stored_as_the_model_takes_it() -> None:
+    padded = PadToSize((40, 60), PIXEL_MEAN).get_transform(noise(20, 30, 3))
+    image = padded.apply_image(noise(20, 30, 3))
+    assert np.shares_memory(planes(image), image)
 
 
 def test_padding_never_cuts() -> None:

@@ -223,6 +223,8 @@ def test_many_problems_are_shortened(folder: Path) -> None:
     text = check_dataset("few").text()
     assert "25 problems:" in text
     assert "... and 15 more" in text
+    assert text.count("has values that are no class: 1 (20 pixels)") >= 9
+    assert text.count("DATASETS.FOLDER_CLASSES") == text.count("Allowed are 0..0 and 255") == 1
 
 
 def test_ignored_images_are_counted(folder: Path) -> None:
@@ -230,12 +232,28 @@ def test_ignored_images_are_counted(folder: Path) -> None:
     report = check_dataset("own")
     assert report.problems == []
     assert report.unlabelled == 1
-    assert "1 images have no labelled pixel" in report.text()
+    assert "1 image without a labelled pixel" in report.text()
+
+
+def test_one_of_something(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 1)).save(tmp_path / "image.jpg")
+    Image.fromarray(np.array([[0, 9]], np.uint8)).save(tmp_path / "image.png")
+    register_folder("one", tmp_path, tmp_path, CLASSES, image_ext=".jpg", label_ext=".png")
+    text = check_dataset("one").text()
+    assert "Dataset 'one': 1 image with label maps" in text
+    assert "most often 2x1 (1 image)" in text
+    assert "1 problem:" in text
+    assert "no class: 9 (1 pixel)." in text
+    with pytest.raises(DataError, match="1 of the 1 image looked at"):
+        quick_check("one", 4, 255)
 
 
 def test_unknown_datasets() -> None:
-    with pytest.raises(ConfigError, match="no dataset 'camvid'"):
+    with pytest.raises(ConfigError, match=r"no dataset 'camvid'\. With a.*camvid_sem_seg_train, "):
         check_dataset("camvid")
+    words = r"Known ones begin with ade20k, .*camvid, .*DATASETS\.FOLDERS.*register_folder"
+    with pytest.raises(ConfigError, match=words):
+        check_dataset("my_garden")
     DatasetCatalog.register("nameless", list)
     with pytest.raises(ConfigError, match="'nameless' has no class names"):
         check_dataset("nameless")

@@ -1,10 +1,12 @@
 """How config files are read and refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from semask.config import ConfigError, load_config
+from semask.config import KEYS_VERSION, ConfigError, load_config
 
 
 def write(folder: Path, text: str) -> str:
@@ -73,3 +75,34 @@ def test_bases_are_merged_in_order(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("SEED: 2\n")
     cfg = load_config(write(tmp_path, "_BASE_: [a.yaml, b.yaml]\nSOLVER:\n  MAX_ITER: 7\n"))
     assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) == (2, "a", 7)
+
+
+# ---- other versions ----
+
+
+def config_with(tmp_path: Path, **keys: Any) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"SEMASK_VERSION": KEYS_VERSION + 1, "NEW": 1}, "newer release of this project"),
+        ({"VERSION": 3, "NEW": 1}, r"newer release of Detectron2 \(VERSION 3, here 2\)"),
+    ],
+)
+def test_config_of_a_newer_version(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(config_with(tmp_path, **keys))
+    assert "config.yaml" in str(caught.value)
+
+
+def test_config_of_an_older_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = load_config(config_with(tmp_path, SEMASK_VERSION=KEYS_VERSION - 1))
+    assert "older release of this project" in caplog.text
+    assert cfg.SEMASK_VERSION == KEYS_VERSION
+    old = load_config(config_with(tmp_path, VERSION=1, SOLVER={"BASE_LR": 0.5}))
+    assert (old.VERSION, old.SOLVER.BASE_LR) == (2, 0.5)
+    assert "older release" in caplog.text

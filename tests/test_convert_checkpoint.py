@@ -68,6 +68,8 @@ def test_published_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], ca
         model = Model(case)
     counters = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     assert set(content["model"]) | counters == set(model.state_dict())
+    for path in (source, target):  # neither has the counters
+        SeMaskCheckpointer(model, complete=True).check(str(path))
 
 
 def test_imagenet_swin_converted_is_still_a_start(
@@ -126,10 +128,15 @@ def test_own_checkpoints_and_averaged_weights(
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         SeMaskCheckpointer(Small()).load(str(target))
 
-    torch.save({**content, "ema": {"steps": 0, "model": {}}}, source)
     before = target.read_bytes()
+    nothing: tuple[Any, ...] = ({}, None, [1.0], torch.zeros(1))
+    for entry in nothing:
+        torch.save({**content, "ema": {"steps": 0, "model": entry}}, source)
+        assert run(source, target, "--ema") == 2
+        assert "no averaged weights" in capsys.readouterr().err
+    torch.save({**content, "ema": {"steps": 1, "model": {"weight": 1.0}}}, source)
     assert run(source, target, "--ema") == 2
-    assert "no averaged weights" in capsys.readouterr().err
+    assert "has a float under 'weight'" in capsys.readouterr().err
     assert target.read_bytes() == before
 
 
@@ -152,7 +159,10 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: s
         arrays = {name: value.numpy() for name, value in Small().state_dict().items()}
         source.write_bytes(pickle.dumps({"model": arrays}))
     assert run(source, target) == 2
-    assert words in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert words in message
+    for of_a_run in ("OUTPUT_DIR", "--resume", "MODEL.WEIGHTS"):
+        assert of_a_run not in message
     assert sorted(path.name for path in tmp_path.iterdir()) in ([], [source.name])
     if mistake == "pickle":
         assert run(source, target, "--allow-pickle") == 0
@@ -164,9 +174,12 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, room: int) -> None:
     for name in ("target.pth", "target.safetensors"):
         with (
             faults.full_disk(room),
-            pytest.raises(CheckpointError, match=rf"{name}' cannot be written .*File too large"),
+            pytest.raises(
+                CheckpointError, match=rf"{name}' cannot be written .*File too large"
+            ) as caught,
         ):
             write_checkpoint(str(tmp_path / name), {"model": weights})
+        assert "OUTPUT_DIR" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

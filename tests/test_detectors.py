@@ -363,7 +363,7 @@ def test_the_striped_loss_is_the_plain_one() -> None:
         assert model.prior_loss.striped == (paths != "none")
         torch.manual_seed(0)
         losses.append(losses_of(model, [sample(cfg), sample(cfg, 96, 64)])["loss_prior"])
-    assert torch.allclose(*losses, rtol=1e-5)
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_detectors_are_not_compiled(caplog: pytest.LogCaptureFixture) -> None:

@@ -38,8 +38,8 @@ from semask.evaluation import (
     report_parts,
     write_reports,
 )
-from semask.evaluation.calibration import confidence
 from semask.evaluation.image_scores import ranked
+from semask.modeling import Scores
 
 
 @pytest.fixture
@@ -53,14 +53,16 @@ def records(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
 
 def evaluated(scores: torch.Tensor, label: np.ndarray, name: str = "a.jpg") -> EvaluatedImage:
     truth = torch.from_numpy(label)
-    prediction = scores.argmax(dim=0)
+    lazy = Scores.of(scores)
+    prediction, confidence = lazy.labels_and_confidence()
     return EvaluatedImage(
         record={"file_name": name},
-        scores=scores,
+        scores=lazy,
         prediction=prediction,
         label=truth,
         ignore_label=IGNORE,
         matrix=confusion_matrix(prediction, truth, len(scores), IGNORE),
+        confidence=confidence,
     )
 
 
@@ -86,7 +88,7 @@ def test_calibration_equals_a_direct_computation() -> None:
         image = random_image(seed)
         part.process(image)
         valid = image.label != IGNORE
-        probabilities = image.scores.double().softmax(dim=0).amax(dim=0)
+        probabilities = image.scores.full().double().softmax(dim=0).amax(dim=0)
         confidences.append(probabilities[valid].numpy())
         right.append((image.prediction == image.label)[valid].numpy())
     confident, correct = np.concatenate(confidences), np.concatenate(right)
@@ -131,15 +133,6 @@ def test_calibration_adds_up_exactly_in_any_order() -> None:
     for field in ("pixels", "correct", "confidence"):
         expected = getattr(curve_of(alone), field)
         assert np.array_equal(getattr(curve_of(*shares), field), expected)
-
-
-def test_confidence_of_logits_and_of_probabilities() -> None:
-    logits = 4 * torch.randn(6, 130, 20)
-    probabilities = logits.softmax(dim=0)
-    assert torch.allclose(confidence(logits), probabilities.amax(dim=0), atol=1e-6)
-    assert torch.equal(confidence(probabilities), probabilities.amax(dim=0))
-    assert confidence(logits.half()).dtype == torch.float32
-    assert torch.allclose(confidence(torch.full((4, 3, 3), 1e30)), torch.tensor(0.25))
 
 
 def test_image_scores_by_hand() -> None:

@@ -1,7 +1,6 @@
 """Kills at any moment, full disks, broken and hostile files: nothing of a run is lost."""
 
 import json
-import math
 import os
 import random
 import signal
@@ -11,19 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
 
 import faults
 import runs
 import tiny
 from semask.checkpoint import CheckpointError, SeMaskCheckpointer
-from semask.config import KEYS_VERSION, ConfigError, load_config
+from semask.config import load_config
 from semask.engine import Trainer
-from semask.engine.run_lock import LOCK_FILE, run_lock
 from tiny_runs import TinyRuns, assert_same_state
 
 STEPS = 6
@@ -156,6 +151,15 @@ def test_full_disk(
     assert_same_state(in_process.checkpoint("full"), undisturbed)
 
 
+def test_a_full_disk_says_how_to_go_on(tiny_runs: TinyRuns) -> None:
+    processes = tiny_runs.start("no_room", fault=faults.no_room_for_checkpoints)
+    with runs.ended(processes):
+        assert processes[0].status() == 2
+    message = processes[0].output().splitlines()[-1]
+    assert "model_0000000.pth' cannot be written" in message
+    assert "Make room for OUTPUT_DIR; --resume goes on" in message
+
+
 def test_a_disk_that_is_full_elsewhere_takes_one_message(tiny_runs: TinyRuns) -> None:
     """It is full for the metrics of the first step already."""
     processes = tiny_runs.start("crowded", fault=faults.no_room_for_metrics)
@@ -242,101 +246,6 @@ def test_another_model_is_no_damage(in_process: TinyRuns, undisturbed: dict[str,
         train(in_process, "other")
 
 
-# ---- two runs in one folder ----
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_second_run_is_refused(tiny_runs: TinyRuns, size: int) -> None:
-    output = f"shared{size}"
-    arrived, leave = (tiny_runs.folder / f"{output}-{name}" for name in ("arrived", "leave"))
-    first = tiny_runs.start(
-        output, size=size, fault=faults.wait_at, fault_arguments=(1, str(arrived), str(leave))
-    )
-    with runs.ended(first):
-        first[0].wait_for(arrived.exists)
-        before = sorted(path.name for path in (tiny_runs.folder / output).iterdir())
-        for flags in ((), ("--resume",)):
-            second = tiny_runs.start(output, *flags, size=size)
-            with runs.ended(second):
-                assert [run.status() for run in second] == [2] * size
-            for run in second:
-                assert f"Another run (process {first[0].process.pid} on" in run.output()
-                assert "OUTPUT_DIR_LOCK" in run.output()
-        assert sorted(path.name for path in (tiny_runs.folder / output).iterdir()) == before
-        if size == 1:
-            tiny_runs.run(output, "OUTPUT_DIR_LOCK", False)  # it was told to
-        leave.touch()
-        for run in first:
-            assert run.status() == 0, run.output()
-    if size == 1:
-        tiny_runs.run(output, "--resume")  # the lock is gone with the run
-
-
-def test_a_folder_that_cannot_be_locked_or_made(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    refused = pytest.raises(ConfigError, match=r"OUTPUT_DIR '.*file' cannot be made")
-    with refused, run_lock(str(tmp_path / "file")):
-        pass
-
-
-def test_half_written_files_go_with_the_next_run(tmp_path: Path) -> None:
-    """Only those, and not while another run may be writing them."""
-    left = [".model_0000001.pth.0123abcd.tmp", ".last_checkpoint.89abcdef.tmp"]
-    kept = [".model_1.tmp", "own.0123abcd.tmp", "model_0000000.pth"]
-    for name in (*left, *kept):
-        (tmp_path / name).touch()
-    with run_lock(str(tmp_path), enabled=False):
-        assert len(list(tmp_path.iterdir())) == 5
-    with run_lock(str(tmp_path)):
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, LOCK_FILE])
-
-
-def test_lock_where_it_cannot_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def no_locks(*_arguments: Any) -> None:
-        raise OSError("No locks available")
-
-    monkeypatch.setattr("fcntl.lockf", no_locks)
-    with run_lock(str(tmp_path / "out")):
-        assert "cannot be locked (No locks available)" in caplog.text
-    assert (tmp_path / "out" / LOCK_FILE).exists()
-    with run_lock(str(tmp_path / "none"), enabled=False):
-        assert not (tmp_path / "none").exists()
-
-
-# ---- configs of other versions ----
-
-
-def config_with(tmp_path: Path, **keys: Any) -> str:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(keys))
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"SEMASK_VERSION": KEYS_VERSION + 1, "NEW": 1}, "newer release of this project"),
-        ({"VERSION": 3, "NEW": 1}, r"newer release of Detectron2 \(VERSION 3, here 2\)"),
-    ],
-)
-def test_config_of_a_newer_version(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        load_config(config_with(tmp_path, **keys))
-    assert "config.yaml" in str(caught.value)
-
-
-def test_config_of_an_older_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = load_config(config_with(tmp_path, SEMASK_VERSION=KEYS_VERSION - 1))
-    assert "older release of this project" in caplog.text
-    assert cfg.SEMASK_VERSION == KEYS_VERSION
-    old = load_config(config_with(tmp_path, VERSION=1, SOLVER={"BASE_LR": 0.5}))
-    assert (old.VERSION, old.SOLVER.BASE_LR) == (2, 0.5)
-    assert "older release" in caplog.text
-
-
 def test_pickled_weights_only_with_the_key(in_process: TinyRuns) -> None:
     import pickle
 
@@ -356,67 +265,3 @@ def test_pickled_weights_only_with_the_key(in_process: TinyRuns) -> None:
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, torch.from_numpy(arrays[name]))
     assert isinstance(trainer.checkpointer, SeMaskCheckpointer)
-
-
-# ---- odd data ----
-
-
-def odd_data(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """A dataset that is unusual, but no mistake."""
-    sizes = {
-        "one pixel high": [(1, 37), (1, 5), (29, 1)],
-        "smaller than a window": [(3, 2), (2, 3)],
-    }
-    count = 1 if kind == "one image" else 3
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    records = []
-    for index, size in enumerate(sizes.get(kind, [(40, 40)] * count)):
-        image = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
-        label = rng.integers(0, 3, size, dtype=np.uint8)
-        if kind == "all ignored" or (kind == "one ignored" and index == 0):
-            label[:] = 255
-        elif kind == "absent class":
-            label[label == 2] = 0
-        record = {
-            key: str(folder / f"{key}{index}.png") for key in ("file_name", "sem_seg_file_name")
-        }
-        Image.fromarray(image).save(record["file_name"])
-        Image.fromarray(label).save(record["sem_seg_file_name"])
-        records.append(record)
-    return records
-
-
-@pytest.mark.parametrize("crop", [True, False])
-@pytest.mark.parametrize(
-    "kind",
-    ["one image", "all ignored", "one ignored", "absent class"]
-    + ["one pixel high", "smaller than a window"],
-)
-def test_odd_data(in_process: TinyRuns, tmp_path: Path, kind: str, crop: bool) -> None:
-    """Training and evaluation run to their end; with ``valid`` pixels in the mean, too."""
-    records = odd_data(tmp_path / "images", kind)
-    tiny.register("tiny_odd", records)
-    overrides = [
-        *(*in_process.options, "OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_ITER", 3),
-        *("DATASETS.TRAIN", "('tiny_odd',)", "DATASETS.TEST", "('tiny_odd',)"),
-        *("INPUT.CROP.ENABLED", crop, "MODEL.SEM_SEG_HEAD.OHEM_PIXELS", 50),
-        *("MODEL.SEM_SEG_HEAD.LOSS_REDUCTION", "all" if crop else "valid"),
-        *("SOLVER.IMS_PER_BATCH", 2 if crop else 1, "TEST.EVAL_PERIOD", 0),
-    ]
-    cfg = load_config(in_process.config, [str(value) for value in overrides])
-    try:
-        trainer = Trainer(cfg)
-        trainer.train()
-    finally:
-        tiny.unregister("tiny_odd")
-    metrics = trainer._last_eval_results["sem_seg"]
-    for value in trainer.model.state_dict().values():
-        assert torch.isfinite(value).all()
-    losses = trainer.storage.history("total_loss").values()
-    assert all(
-        (value == 0) == (kind == "all ignored") for value, _ in losses if kind != "one ignored"
-    )
-    if kind == "absent class":
-        assert math.isnan(metrics["IoU-right"]) or metrics["IoU-right"] == 0
-    assert math.isnan(metrics["mIoU"]) == (kind == "all ignored")

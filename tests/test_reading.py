@@ -269,6 +269,19 @@ def test_label_map_by_name(tmp_path: Path) -> None:
     assert np.array_equal(label, np.where(raw == 0, 255, raw.astype(int) - 1))
 
 
+def test_label_map_is_the_same_for_every_type_of_file(tmp_path: Path) -> None:
+    table = {value: 255 - value for value in range(0, 256, 2)}
+    register_label_map("even", table)
+    raw = noise(5, 7, high=128) * 2
+    narrow, wide = save(tmp_path / "a.png", raw), save(tmp_path / "b.png", raw.astype(np.uint16))
+    assert np.array_equal(read_label(narrow, "even"), 255 - raw)
+    assert np.array_equal(read_label(wide, "even"), 255 - raw)
+    raw[2, 3] = 9
+    for path in (save(tmp_path / "c.png", raw), save(tmp_path / "d.png", raw.astype(np.uint16))):
+        with pytest.raises(DataError, match=rf"{path.name}.*'even': 9 \(1 pixel\)"):
+            read_label(path, "even")
+
+
 def test_label_map_of_16_bit_values(tmp_path: Path) -> None:
     table = np.full(2000, 255)
     table[[7, 1999]] = 0, 1
@@ -314,10 +327,10 @@ def test_check_label_values() -> None:
     check_label_values(np.array([[0, 10, 255]], np.uint8), 11, 255, "a.png")
     label = np.array([[0, 10, 11, 11, 254, 255]], np.uint8)
     with pytest.raises(
-        DataError, match=r"a\.png.*11 \(2 pixels\), 254 \(1 pixels\).*0\.\.10 and 255"
+        DataError, match=r"a\.png.*11 \(2 pixels\), 254 \(1 pixel\).*0\.\.10 and 255"
     ):
         check_label_values(label, 11, 255, "a.png")
-    with pytest.raises(DataError, match=r"a\.png.*255 \(1 pixels\)"):
+    with pytest.raises(DataError, match=r"a\.png.*255 \(1 pixel\)"):
         check_label_values(label, 255, 0, "a.png")
     with pytest.raises(DataError, match=r"and 190 more values"):
         check_label_values(np.arange(256, dtype=np.uint8)[None], 55, 255, "a.png")

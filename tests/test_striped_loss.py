@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from semask.modeling import segmentation_loss, striped_loss
+from semask.modeling import segmentation_loss, stripes
 
 # (height, width) of the logits and of the labels: whole factors, odd sizes, none, smaller, 1 x 1.
 SIZES = [
@@ -56,7 +56,7 @@ def test_equals_the_plain_form(
 def test_height_of_the_stripes_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = case(((7, 9), (25, 33)), 5, torch.float64)
     whole = segmentation_loss(logits, target, striped=True)
-    monkeypatch.setitem(striped_loss.STRIPE_BYTES, "cpu", 1)  # one row each
+    monkeypatch.setitem(stripes.STRIPE_BYTES, "cpu", 1)  # one row each
     rows = segmentation_loss(logits, target, striped=True)
     torch.testing.assert_close(rows, whole, rtol=1e-12, atol=0)
     pairs = [torch.autograd.grad(loss, logits)[0] for loss in (rows, whole)]

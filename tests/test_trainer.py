@@ -1,6 +1,7 @@
 """Whole training runs of a tiny model: progress, evaluation, pictures, stopping and resuming."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,26 @@ def test_a_run_leaves_scalars_pictures_report_and_checkpoint(tmp_path: Path) -> 
     report = json.loads((out / "inference/tiny_val/sem_seg_evaluation.json").read_text())
     assert report["results"]["mIoU"] == pytest.approx(steps[3]["sem_seg/mIoU"])
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_a_python_program_need_not_set_up_a_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)  # as outside of the tests
+    with tiny.own_loggers():
+        train(config(tmp_path))
+    printed = capsys.readouterr().out
+    assert "mIoU" in printed
+    assert "total_loss" in printed
+    assert printed.count("Starting training from iteration 0") == 1
+
+
+def test_a_log_that_has_been_set_up_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Trainer(config(tmp_path))
+    assert capsys.readouterr().out == ""
+    assert logging.getLogger("semask").handlers == []
 
 
 def test_loss_falls(tmp_path: Path) -> None:

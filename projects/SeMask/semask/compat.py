@@ -106,8 +106,9 @@ def missing_op(name: str) -> Callable[..., Any]:
     def raise_error(*_args: Any, **_kwargs: Any) -> Any:
         raise NotImplementedError(
             f"'{name}' is one of Detectron2's compiled operators, and the installed Detectron2 is "
-            "its pure-Python form. Semantic segmentation needs none of them; for this one, build "
-            "Detectron2 from its repository (facebookresearch/detectron2, INSTALL.md)."
+            "its pure-Python form. Semantic segmentation, and detection, instance and panoptic "
+            "segmentation with upright boxes, need none of them; for this one, build Detectron2 "
+            "from its repository (facebookresearch/detectron2, INSTALL.md)."
         )
 
     return raise_error

@@ -136,6 +136,12 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
     # INPUT.CROP.SIZE is (height, width) in pixels, and what smaller images are padded to.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Detectors: large-scale jitter in training, in place of MIN_SIZE_TRAIN and INPUT.CROP. The
+    # image is made to fit into SIZE (height, width) times a factor from SCALE, and cropped to SIZE.
+    cfg.INPUT.LSJ = CfgNode()
+    cfg.INPUT.LSJ.ENABLED = False
+    cfg.INPUT.LSJ.SCALE = [0.1, 2.0]
+    cfg.INPUT.LSJ.SIZE = [1024, 1024]
 
     # ---- solver ----
     cfg.SOLVER.OPTIMIZER = "ADAMW"
@@ -287,7 +293,11 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
         ConfigError: a key does not exist or a value is of another type or cannot be used.
     """
     if len(overrides) % 2:
-        raise ConfigError(f"Overrides come in pairs KEY VALUE; got {' '.join(overrides)}")
+        option = next((text for text in overrides if text.startswith("--")), "--resume")
+        raise ConfigError(
+            f"Overrides come in pairs KEY VALUE; got {' '.join(overrides)}. Options such as "
+            f"{option} go before them."
+        )
     try:
         cfg.merge_from_list(list(overrides))
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:

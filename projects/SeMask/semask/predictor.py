@@ -22,8 +22,8 @@ from semask.data.mapper import SemSegMapper
 from semask.data.reading import DataError, read_image, rgb_pixels
 from semask.engine.checks import resolve_device
 from semask.evaluation.palette import class_colors
-from semask.evaluation.predicting import predict
-from semask.modeling import SeMaskSegmentor, SemSegBackbone, check_protocol
+from semask.evaluation.predicting import class_map, predict
+from semask.modeling import Scores, SeMaskSegmentor, SemSegBackbone, check_protocol
 from semask.prediction import Prediction
 
 logger = logging.getLogger(__name__)
@@ -67,21 +67,14 @@ class Predictor:
             ConfigError: the config, an override or the device cannot be used.
             CheckpointError: the checkpoint is missing, unsafe, of another model or not complete.
         """
-        cfg = _read_config(config, overrides)
-        if device is not None:
-            cfg.MODEL.DEVICE = str(device)
-        explicit = device is not None or "MODEL.DEVICE" in overrides
-        resolve_device(cfg, min(1, torch.cuda.device_count()), explicit=explicit)
-        cfg.MODEL.WEIGHTS = os.fspath(weights)
-        if not cfg.MODEL.WEIGHTS:
-            raise CheckpointError("A predictor needs weights: give it the path of a checkpoint.")
-        cfg.freeze()
-        self.cfg = cfg
-        self._mapper = SemSegMapper(cfg, is_train=False)
-        self.model = _build_model(cfg)
-        pickles = cfg.MODEL.ALLOW_PICKLE
-        SeMaskCheckpointer(self.model, allow_pickle=pickles, complete=True).load(cfg.MODEL.WEIGHTS)
-        self.class_names, self.colors = _classes(cfg)
+        self.cfg, self.model = load_model(config, weights, device, overrides)
+        if self.cfg.INPUT.MAPPER != "sem_seg":
+            raise ConfigError(
+                f"This config is of a detector (INPUT.MAPPER '{self.cfg.INPUT.MAPPER}'): use "
+                "semask.InstancePredictor."
+            )
+        self._mapper = SemSegMapper(self.cfg, is_train=False)
+        self.class_names, self.colors = _classes(self.cfg)
 
     @property
     def has_priors(self) -> bool:
@@ -112,17 +105,17 @@ class Predictor:
                 "This model has no semantic priors to return: it is no SeMaskSegmentor, or has no "
                 "semantic layers (MODEL.META_ARCHITECTURE, MODEL.SEMASK.ATTENTION)."
             )
-        pixels = _pixels(image)
+        pixels = image_pixels(image)
         inputs = self._mapper.transform(pixels)
         with torch.inference_mode():
-            output = predict(self.model, inputs) if priors else self.model([inputs])[0]
+            output = predict(self.model, inputs, priors=priors)
             scores = output["sem_seg"]
             return Prediction(
                 image=pixels,
                 labels=self._labels(scores),
                 class_names=self.class_names,
                 colors=self.colors,
-                probabilities=self._probabilities(scores) if probabilities else None,
+                probabilities=_array(scores.probabilities()) if probabilities else None,
                 prior=self._labels(output["prior"]) if "prior" in output else None,
                 priors={k: _array(v) for k, v in output["priors"].items()} if priors else None,
             )
@@ -164,15 +157,9 @@ class Predictor:
                 "%d of the %d images in '%s' could not be read.", unreadable, len(files), folder
             )
 
-    def _probabilities(self, scores: Tensor) -> np.ndarray:
-        protocol = getattr(self.model, "protocol", None)
-        if protocol is None or not protocol.gives_probabilities:
-            scores = scores.softmax(dim=0)
-        return _array(scores)
-
-    def _labels(self, scores: Tensor) -> np.ndarray:
+    def _labels(self, scores: Scores) -> np.ndarray:
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
-        return scores.argmax(dim=0).cpu().numpy().astype(dtype)
+        return class_map(scores).astype(dtype)
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -196,7 +183,30 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     return files
 
 
-def _read_config(config: str | os.PathLike[str] | CfgNode, overrides: Sequence[str]) -> CfgNode:
+def load_model(
+    config: str | os.PathLike[str] | CfgNode,
+    weights: str | os.PathLike[str],
+    device: str | torch.device | None,
+    overrides: Sequence[str],
+) -> tuple[CfgNode, torch.nn.Module]:
+    """The frozen config and the model in evaluation mode; see :class:`Predictor`."""
+    cfg = read_config(config, overrides)
+    if device is not None:
+        cfg.MODEL.DEVICE = str(device)
+    explicit = device is not None or "MODEL.DEVICE" in overrides
+    resolve_device(cfg, min(1, torch.cuda.device_count()), explicit=explicit)
+    cfg.MODEL.WEIGHTS = os.fspath(weights)
+    if not cfg.MODEL.WEIGHTS:
+        raise CheckpointError("A predictor needs weights: give it the path of a checkpoint.")
+    cfg.freeze()
+    model = _build_model(cfg)
+    pickles = cfg.MODEL.ALLOW_PICKLE
+    SeMaskCheckpointer(model, allow_pickle=pickles, complete=True).load(cfg.MODEL.WEIGHTS)
+    return cfg, model
+
+
+def read_config(config: str | os.PathLike[str] | CfgNode, overrides: Sequence[str]) -> CfgNode:
+    """A file, a shipped config's name or a config (which is copied), with overrides."""
     if not isinstance(config, CfgNode):
         return load_config(config_path(config), overrides)
     cfg = config.clone()
@@ -227,8 +237,12 @@ def _classes(cfg: CfgNode) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(f"class {index}" for index in range(number)), class_colors(number)
 
 
-def _pixels(image: AnyImage) -> np.ndarray:
-    """(H, W, 3) uint8, RGB."""
+def image_pixels(image: AnyImage) -> np.ndarray:
+    """(H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: it is no such image, or cannot be read.
+    """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise DataError(

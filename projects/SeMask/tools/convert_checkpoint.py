@@ -33,6 +33,7 @@ from semask.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from semask.checkpoint.reading import parameters_by_name
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -89,10 +90,9 @@ def convert(
     if not target.endswith((".pth", ".safetensors")):
         raise CheckpointError(f"Target '{target}' has to end in .pth or .safetensors.")
     content = read_checkpoint(source, allow_pickle=allow_pickle)
-    weights = _averaged(source, content) if ema else content["model"]
-    found = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    weights: dict[str, Tensor] = _averaged(source, content) if ema else content["model"]
     try:
-        converted, kind = convert_state_dict(found)
+        converted, kind = convert_state_dict(weights)
     except CheckpointError as error:
         raise CheckpointError(f"Checkpoint '{source}': {error}") from error
     left_out: dict[str, list[str]] = {"entries beside the weights": sorted({*content} - {"model"})}
@@ -100,7 +100,7 @@ def convert(
         classifier = [name for name in converted if not name.startswith("backbone.")]
         converted = {name: value for name, value in converted.items() if name not in classifier}
         left_out["the classifier"] = classifier
-    computed = [name for name in found if name.endswith(("relative_position_index", "attn_mask"))]
+    computed = [name for name in weights if name.endswith(("relative_position_index", "attn_mask"))]
     left_out["buffers that the model computes"] = computed
     if config is not None:
         _check(converted, config, source)
@@ -114,13 +114,14 @@ def convert(
     return "\n".join(lines)
 
 
-def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     average = content.get("ema")
-    if not isinstance(average, Mapping) or not average.get("model"):
+    weights = average.get("model") if isinstance(average, Mapping) else None
+    if not isinstance(weights, Mapping) or not weights:
         raise CheckpointError(
             f"Checkpoint '{source}' has no averaged weights: its run had SOLVER.EMA.ENABLED False."
         )
-    return dict(average["model"])
+    return parameters_by_name(weights, source)
 
 
 def _check(weights: Mapping[str, Tensor], config: str, source: str) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segment images and videos with a trained model.
+"""Segment images and videos, or find the instances in them, with a trained model.
 
     python projects/SeMask/tools/predict.py photo.jpg --config CONFIG --weights model_final.pth
     python projects/SeMask/tools/predict.py photos 'more/**/*.png' --config CONFIG \
@@ -17,6 +17,12 @@ relative to their common folder:
                                labels/NAME/000000.png, ...
     prior2/NAME.png, prior3/   with --priors, the classes that each stage's semantic prior names
 
+and with a detector, in place of labels/:
+
+    instances/NAME.json        boxes, scores and masks in COCO's result format; NAME is the image_id
+    panoptic/NAME.png          of a panoptic model: the segments as COCO stores them, and
+    panoptic/NAME.json         what each of them is
+
 Every file is complete or not there. Exit status: 0; 2 for a mistake in config, checkpoint or
 arguments, or where an input could not be read (the others are written all the same); 130 after
 Ctrl-C.
@@ -24,22 +30,29 @@ Ctrl-C.
 
 import argparse
 import glob
+import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from semask import ConfigError, Prediction, Predictor
+from semask import ConfigError, InstancePrediction, InstancePredictor, Prediction, Predictor
 from semask.checkpoint import CheckpointError
 from semask.data import DataError
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.evaluation import save_picture
+from semask.files import replacing
+from semask.instance_prediction import panoptic_picture
+from semask.predictor import read_config
 from semask.video import VIDEO_EXTENSIONS, VideoError, VideoReader, VideoWriter, writing_video
+
+AnyPredictor = Predictor | InstancePredictor
 
 USER_ERRORS = (ConfigError, CheckpointError, DataError, VideoError, OSError)
 
@@ -55,9 +68,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="predictions", help="folder (default: %(default)s)")
     parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the labels, 0 to 1")
+    parser.add_argument(
+        "--min-score", type=float, default=0.5, help="of the instances drawn (default: %(default)s)"
+    )
     parser.add_argument("--priors", action="store_true", help="also draw the semantic priors")
     parser.add_argument(
-        "--video-labels", action="store_true", help="also write the labels of each frame"
+        "--video-labels",
+        action="store_true",
+        help="also write the labels (instances) of each frame",
     )
     parser.add_argument(
         "--video-format", choices=("mp4", "avi"), default="mp4", help="MPEG-4 or Motion JPEG"
@@ -128,7 +146,7 @@ def segment(args: argparse.Namespace) -> list[str]:
     if not 0 <= args.alpha <= 1:
         raise ConfigError(f"--alpha is {args.alpha}; it has to lie in 0..1.")
     inputs = find_inputs(args.inputs, Path(args.output))
-    predictor = Predictor(args.config, args.weights, device=args.device, overrides=args.opts)
+    predictor = load_predictor(args)
     problems = []
     for file, name in tqdm(inputs.items(), unit="file", disable=None):
         try:
@@ -144,16 +162,22 @@ def segment(args: argparse.Namespace) -> list[str]:
     return problems
 
 
-def segment_image(predictor: Predictor, file: Path, name: str, args: argparse.Namespace) -> None:
-    """Write the pictures and labels of one image."""
-    output = Path(args.output)
+def load_predictor(args: argparse.Namespace) -> AnyPredictor:
+    """The one that the config is of."""
+    cfg = read_config(args.config, args.opts)
+    kind = InstancePredictor if cfg.INPUT.MAPPER == "instances" else Predictor
+    return kind(cfg, args.weights, device=args.device, overrides=args.opts)
+
+
+def segment_image(predictor: AnyPredictor, file: Path, name: str, args: argparse.Namespace) -> None:
+    """Write the pictures and labels, or instances, of one image."""
     prediction = predictor(file, priors=args.priors)
-    for kind, picture in pictures(prediction, args.alpha).items():
-        save_picture(picture, str(output / kind / f"{name}.png"))
-    save_picture(prediction.labels, str(output / "labels" / f"{name}.png"))
+    for kind, picture in pictures(prediction, args).items():
+        save_picture(picture, str(Path(args.output) / kind / f"{name}.png"))
+    save_answer(prediction, args.output, name)
 
 
-def segment_video(predictor: Predictor, file: Path, name: str, args: argparse.Namespace) -> None:
+def segment_video(predictor: AnyPredictor, file: Path, name: str, args: argparse.Namespace) -> None:
     """Write the videos of one video, a frame at a time."""
     output = Path(args.output)
     writers: dict[str, VideoWriter] = {}
@@ -162,18 +186,41 @@ def segment_video(predictor: Predictor, file: Path, name: str, args: argparse.Na
         progress = tqdm(frames, total=total, unit="frame", leave=False, disable=None)
         for index, frame in enumerate(progress):
             prediction = predictor(frame, priors=args.priors)
-            for kind, picture in pictures(prediction, args.alpha).items():
+            for kind, picture in pictures(prediction, args).items():
                 if kind not in writers:
                     path = output / kind / f"{name}.{args.video_format}"
                     writers[kind] = stack.enter_context(writing_video(path, frames.frame_rate))
                 writers[kind].write(picture)
             if args.video_labels:
-                save_picture(prediction.labels, str(output / "labels" / name / f"{index:06}.png"))
+                save_answer(prediction, args.output, os.path.join(name, f"{index:06}"))
 
 
-def pictures(prediction: Prediction, alpha: float) -> dict[str, np.ndarray]:
+def pictures(
+    prediction: Prediction | InstancePrediction, args: argparse.Namespace
+) -> dict[str, np.ndarray]:
     """What is drawn, by the name of its folder; (H, W, 3) uint8, RGB."""
-    return {"overlay": prediction.overlay(alpha), **prediction.prior_pictures()}
+    if isinstance(prediction, InstancePrediction):
+        overlay = prediction.overlay(args.alpha, args.min_score)
+    else:
+        overlay = prediction.overlay(args.alpha)
+    return {"overlay": overlay, **prediction.prior_pictures()}
+
+
+def save_answer(prediction: Prediction | InstancePrediction, output: str, name: str) -> None:
+    """Write labels, or instances and segments, of one image."""
+    if isinstance(prediction, Prediction):
+        save_picture(prediction.labels, os.path.join(output, "labels", f"{name}.png"))
+        return
+    _save_json(prediction.coco_results(name), os.path.join(output, "instances", f"{name}.json"))
+    if prediction.panoptic is not None:
+        path = os.path.join(output, "panoptic", name)
+        save_picture(panoptic_picture(prediction.panoptic), f"{path}.png")
+        _save_json(list(prediction.segments), f"{path}.json")
+
+
+def _save_json(content: list[dict[str, Any]], path: str) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(content).encode())
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,12 @@
 
 from .checkpointer import SeMaskCheckpointer
 from .convert import CheckpointKind, convert_state_dict, resize_bias_tables
-from .errors import CheckpointError, DamagedCheckpointError
+from .errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    MissingCheckpointError,
+    UnwritableCheckpointError,
+)
 from .reading import read_checkpoint
 from .writing import write_checkpoint
 
@@ -10,7 +15,9 @@ __all__ = [
     "CheckpointError",
     "CheckpointKind",
     "DamagedCheckpointError",
+    "MissingCheckpointError",
     "SeMaskCheckpointer",
+    "UnwritableCheckpointError",
     "convert_state_dict",
     "read_checkpoint",
     "resize_bias_tables",

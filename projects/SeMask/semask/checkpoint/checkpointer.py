@@ -18,17 +18,15 @@ from .writing import write_checkpoint, written_durably
 
 logger = logging.getLogger(__name__)
 
-# What may be missing from a kind of checkpoint, and what may be left over (regular expressions).
+# What may be missing from a checkpoint, and what may be left over (regular expressions).
 # Detectron2 starts a model without them; everything else has to fit exactly.
+# Older releases of PyTorch did not count BatchNorm's batches, and nothing here uses the number.
 _COUNTERS = r"\.num_batches_tracked$"
 # The pre-trained classifier has neither semantic layers nor output norms nor heads.
 _BESIDES_SWIN = (
     r"\.semantic_layer\.|\.output_norms\.|^(?!backbone\.)|^backbone\.(fpn_\w+|top_block)\."
 )
 _MAY_MISS = {
-    CheckpointKind.NATIVE: r"(?!)",
-    CheckpointKind.SEMASK_FPN: _COUNTERS,
-    CheckpointKind.SWIN_FPN: _COUNTERS,
     CheckpointKind.IMAGENET_SWIN: _BESIDES_SWIN,
     CheckpointKind.CONVERTED_SWIN: _BESIDES_SWIN,
 }
@@ -286,9 +284,10 @@ def _compare(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], kind: CheckpointKind
 ) -> Mismatch:
     """The differences that the kind of checkpoint does not explain."""
+    may_miss = _MAY_MISS.get(kind, _COUNTERS)
     may_be_left = _MAY_BE_LEFT.get(kind, r"(?!)")
     return Mismatch(
-        missing=[k for k in wanted if k not in found and not re.search(_MAY_MISS[kind], k)],
+        missing=[k for k in wanted if k not in found and not re.search(may_miss, k)],
         left_over=[k for k in found if k not in wanted and not re.search(may_be_left, k)],
         shapes=[
             (k, tuple(v.shape), tuple(wanted[k].shape))

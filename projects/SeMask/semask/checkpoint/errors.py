@@ -7,3 +7,11 @@ class CheckpointError(ValueError):
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint whose file is missing, incomplete or not readable; another file may do."""
+
+
+class MissingCheckpointError(DamagedCheckpointError):
+    """A checkpoint whose file is not there."""
+
+
+class UnwritableCheckpointError(CheckpointError):
+    """A checkpoint that cannot be written, for instance because the disk is full."""

@@ -11,7 +11,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from .errors import CheckpointError, DamagedCheckpointError
+from .errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError
 
 
 def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -41,11 +41,11 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
         for key in ("model", "state_dict"):
             if isinstance(loaded.get(key), Mapping):
                 rest = {str(k): v for k, v in loaded.items() if k != key}
-                return {**rest, "model": _parameters(loaded[key], filename)}
+                return {**rest, "model": parameters_by_name(loaded[key], filename)}
         bare = {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
         if bare:
             rest = {str(k): v for k, v in loaded.items() if k not in bare}
-            return {**rest, "model": _parameters(bare, filename)}
+            return {**rest, "model": parameters_by_name(bare, filename)}
         content = ", ".join(str(key) for key in list(loaded)[:8]) or "nothing"
     else:
         content = f"a {type(loaded).__name__}"
@@ -55,7 +55,12 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
     )
 
 
-def _parameters(entries: Mapping[Any, Any], filename: str) -> dict[str, Tensor]:
+def parameters_by_name(entries: Mapping[Any, Any], filename: str) -> dict[str, Tensor]:
+    """The entries of a checkpoint, found to be what a model's ``state_dict`` gives.
+
+    Raises:
+        CheckpointError: a name is no text, or a value no tensor.
+    """
     for name, value in entries.items():
         if not isinstance(name, str):
             raise CheckpointError(
@@ -82,10 +87,7 @@ def _local_path(filename: str) -> str:
     except Exception as error:  # each storage has exceptions of its own
         raise CheckpointError(f"Cannot fetch checkpoint '{filename}': {one_line(error)}") from error
     if not os.path.isfile(path):
-        raise DamagedCheckpointError(
-            f"Checkpoint '{filename}' does not exist. Correct MODEL.WEIGHTS, or with --resume the "
-            "file 'last_checkpoint' in OUTPUT_DIR."
-        )
+        raise MissingCheckpointError(f"Checkpoint '{filename}' does not exist.")
     return path
 
 
@@ -93,16 +95,33 @@ def _read_torch(path: str, filename: str) -> Any:
     try:
         with _numpy_numbers_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "Trying to" not in str(error):
+    except OSError as error:
+        raise _damaged(filename, error) from error
+    except (
+        *(pickle.UnpicklingError, RuntimeError, EOFError),
+        *(ValueError, LookupError, TypeError),
+    ) as error:
+        if not _begins_like_torch(path):
+            raise DamagedCheckpointError(
+                f"Checkpoint '{filename}' is a file of another kind, or damaged from its first "
+                "byte on: it has to be what PyTorch has saved, or a .safetensors file."
+            ) from error
+        refused = "Unsupported" in str(error) or "Trying to" in str(error)
+        if not (isinstance(error, pickle.UnpicklingError) and refused):
             raise _damaged(filename, error) from error
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split(" was not an ")[0]
+        reason = reason.split("Check the documentation")[0]
         raise CheckpointError(
             f"Checkpoint '{filename}' is refused: it holds more than tensors and plain values, "
             f"and reading that could run code ({' '.join(reason.split())[:200]})."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
-        raise _damaged(filename, error) from error
+
+
+def _begins_like_torch(path: str) -> bool:
+    """Whether a file begins as an archive or a pickle does; an empty one counts as cut off."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return not start or start == b"PK" or start[:1] == b"\x80"
 
 
 def _read_safetensors(path: str, filename: str) -> dict[str, Tensor]:
@@ -118,9 +137,9 @@ def _read_safetensors(path: str, filename: str) -> dict[str, Tensor]:
 def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
     if not allow_pickle:
         raise CheckpointError(
-            f"Checkpoint '{filename}' is a pickle, and reading a pickle can run any code. Convert "
-            "it to .pth or .safetensors; if you trust its author, MODEL.ALLOW_PICKLE True reads it "
-            "(in Python SeMaskCheckpointer(..., allow_pickle=True))."
+            f"Checkpoint '{filename}' is a pickle, and reading a pickle can run any code. If you "
+            "trust its author, convert_checkpoint.py with --allow-pickle makes it a .pth or "
+            ".safetensors file, and MODEL.ALLOW_PICKLE True reads it (in Python allow_pickle=True)."
         )
     try:
         with open(path, "rb") as file:

@@ -9,7 +9,7 @@ import torch
 
 from semask.files import replacing
 
-from .errors import CheckpointError
+from .errors import UnwritableCheckpointError
 from .reading import one_line
 
 
@@ -22,7 +22,7 @@ def write_checkpoint(path: str, content: Mapping[str, Any]) -> None:
         content: tensors and plain values only, or they could not be read again.
 
     Raises:
-        CheckpointError: it cannot be written, for instance because the disk is full.
+        UnwritableCheckpointError: it cannot be written, for instance because the disk is full.
     """
     with written_durably(path) as file:
         if path.endswith(".safetensors"):
@@ -39,7 +39,7 @@ def written_durably(path: str) -> Iterator[BinaryIO]:
     """Like ``replacing``, and on the disk when it returns, also after a loss of power.
 
     Raises:
-        CheckpointError: it cannot be written, for instance because the disk is full.
+        UnwritableCheckpointError: it cannot be written, for instance because the disk is full.
     """
     try:
         with replacing(path) as file:
@@ -51,10 +51,9 @@ def written_durably(path: str) -> Iterator[BinaryIO]:
         failure = _failure_of_the_file(error)
         if failure is None:
             raise
-        raise CheckpointError(
+        raise UnwritableCheckpointError(
             f"Checkpoint '{path}' cannot be written ({one_line(failure)}). What was there before "
-            "is untouched: make room or choose another OUTPUT_DIR, and --resume goes on from the "
-            "last checkpoint."
+            "is untouched."
         ) from error
 
 

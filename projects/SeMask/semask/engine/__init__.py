@@ -1,7 +1,14 @@
 """Training and evaluation runs: what is checked before them, the trainer, its hooks."""
 
 from .checks import check_run, resolve_device
-from .distributed import LOST_PEER, Torchrun, is_lost_peer, joined, once_per_machine
+from .distributed import (
+    LOST_PEER,
+    Torchrun,
+    ignore_storage_warning,
+    is_lost_peer,
+    joined,
+    once_per_machine,
+)
 from .ema import WeightAverage
 from .evaluate import evaluate
 from .exit_status import exit_statuses
@@ -25,6 +32,7 @@ __all__ = [
     "draw_panels",
     "evaluate",
     "exit_statuses",
+    "ignore_storage_warning",
     "is_lost_peer",
     "joined",
     "once_per_machine",

@@ -5,18 +5,16 @@ against model, checkpoint against model.
 """
 
 import contextlib
-import difflib
 import os
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from semask.checkpoint import DamagedCheckpointError, SeMaskCheckpointer
 from semask.config import ConfigError
-from semask.data.check import quick_check
+from semask.data.check import quick_check, registered_metadata
 from semask.data.mapper import SemSegMapper
 from semask.data.unreadable import ReadableDataset
 from semask.modeling import check_protocol
@@ -199,13 +197,8 @@ def check_metadata(cfg: CfgNode, name: str) -> None:
     if cfg.INPUT.MAPPER == "instances":
         check_instance_metadata(cfg, name)
         return
-    registered = DatasetCatalog.list()
-    if name not in registered:
-        near = difflib.get_close_matches(name, registered, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(f"DATASETS names '{name}', but no such dataset is registered.{hint}")
     head = cfg.MODEL.SEM_SEG_HEAD
-    metadata = MetadataCatalog.get(name)
+    metadata = registered_metadata(name)
     classes = metadata.get("stuff_classes", None)
     if not classes:
         raise ConfigError(f"Dataset '{name}' has no class names: its metadata need stuff_classes.")

@@ -45,6 +45,26 @@ class CompiledParts:
                 del part.forward  # the class's own shows again
 
 
+def compile_for_training(
+    cfg: CfgNode, model: nn.Module, precision: Precision
+) -> CompiledParts | None:
+    """What ``SOLVER.COMPILE`` asks for; None where it does not, or where that does not work.
+
+    Args:
+        cfg: of the run.
+        model, precision: see :func:`compile_parts`.
+    """
+    if not cfg.SOLVER.COMPILE:
+        return None
+    if cfg.INPUT.MAPPER == "instances":
+        logger.warning(
+            "SOLVER.COMPILE: detectors are trained without torch.compile, which would compile "
+            "anew for each size of image and each number of instances."
+        )
+        return None
+    return compile_parts(model, placeholder_batch(cfg), precision)
+
+
 def compile_parts(
     model: nn.Module, batch: list[dict[str, Any]], precision: Precision
 ) -> CompiledParts | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +48,16 @@ class Torchrun:
         return cls(*(int(value) for value in (*(os.environ[name] for name in names), restarts)))
 
 
+def ignore_storage_warning() -> None:
+    """Keep PyTorch from warning, in each process, of how Detectron2 v0.6 packs what it sends."""
+    warnings.filterwarnings(
+        "ignore",
+        message="TypedStorage is deprecated",
+        category=UserWarning,
+        module=r"detectron2\.utils\.comm$",
+    )
+
+
 @contextlib.contextmanager
 def joined(torchrun: Torchrun | None, device: str) -> Iterator[None]:
     """Connect this process with the others, over NCCL for GPUs and Gloo for CPUs.
@@ -61,6 +72,7 @@ def joined(torchrun: Torchrun | None, device: str) -> Iterator[None]:
     if torchrun is None:
         yield
         return
+    ignore_storage_warning()
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(torchrun.local_rank)

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from semask.checkpoint import CheckpointError
+from semask.checkpoint import (
+    CheckpointError,
+    MissingCheckpointError,
+    UnwritableCheckpointError,
+)
 from semask.checkpoint.reading import one_line
 from semask.config import ConfigError
 from semask.data.reading import DataError
@@ -19,6 +23,13 @@ from .nonfinite import NonFiniteLossError
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
 
 MAKE_ROOM = "Make room for OUTPUT_DIR; --resume goes on from the last checkpoint, if there is one."
+# What to do where the message of an error, which other programs give too, does not say it.
+ADVICE: dict[type[Exception], str] = {
+    MissingCheckpointError: (
+        " Correct MODEL.WEIGHTS, or with --resume the file 'last_checkpoint' in OUTPUT_DIR."
+    ),
+    UnwritableCheckpointError: f" {MAKE_ROOM}",
+}
 
 
 @contextlib.contextmanager
@@ -68,8 +79,9 @@ def _is_full_disk(error: BaseException) -> bool:
 
 
 def _report(error: Exception) -> None:
+    advice = ADVICE.get(type(error), "")
     where = f"Process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
-    print(f"{where}{type(error).__name__}: {_message(error)}", file=sys.stderr)
+    print(f"{where}{type(error).__name__}: {_message(error)}{advice}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:

@@ -52,6 +52,16 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
+def log_to_console() -> None:
+    """Let the log of a run appear where no program has said what to do with it.
+
+    As Detectron2's ``DefaultTrainer`` does, for this project's log, too.
+    """
+    for name in ("detectron2", "semask"):
+        if not logging.getLogger(name).isEnabledFor(logging.INFO):
+            setup_logger(distributed_rank=comm.get_rank(), name=name, color=sys.stdout.isatty())
+
+
 def _without_expected_errors(record: logging.LogRecord) -> bool:
     """Whether a log record is shown on the console."""
     error = record.exc_info[1] if record.exc_info else None

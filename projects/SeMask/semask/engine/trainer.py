@@ -23,19 +23,21 @@ from semask.checkpoint import CheckpointError, SeMaskCheckpointer
 from semask.data.build import build_mapper
 from semask.data.training_loader import TrainingLoader
 from semask.data.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
-from semask.evaluation import build_evaluator, write_reports
+from semask.data.workers import loading_processes
+from semask.evaluation import build_evaluator, for_evaluators, write_reports
 from semask.modeling.norm import synchronize_batch_norm
 from semask.randomness import shared_seed
 from semask.solver import build_lr_scheduler, build_optimizer
 
 from .best_checkpoint import best_checkpoints
-from .compilation import compile_parts, placeholder_batch
+from .compilation import compile_for_training
 from .ema import WeightAverage
 from .hooks import EvaluationHook, PanelsHook
 from .peers import watched_peers
 from .precision import Precision
 from .preemption import Preempted, StopHook, StopRequest
 from .prior_watch import PriorLossWatch
+from .run_setup import log_to_console
 from .train_step import TrainStep
 from .unreadable_hook import UnreadableFilesHook
 
@@ -79,15 +81,14 @@ class Trainer(DefaultTrainer):
         """
         # DefaultTrainer's own would wrap the model for GPUs and load checkpoints leniently.
         TrainerBase.__init__(self)
+        log_to_console()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         _log_batch_size(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         precision = Precision.from_config(cfg)
         self.ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
-        compiled = None
-        if cfg.SOLVER.COMPILE:
-            compiled = compile_parts(model, placeholder_batch(cfg), precision)
+        compiled = compile_for_training(cfg, model, precision)
         model = wrap_ddp(model)
         self._trainer = TrainStep(
             model,
@@ -296,7 +297,7 @@ class Trainer(DefaultTrainer):
             images_per_step=cfg.SOLVER.IMS_PER_BATCH,
             accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
             seed=shared_seed(cfg.SEED),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            num_workers=loading_processes(cfg.DATALOADER.NUM_WORKERS),
             max_unreadable=limit,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
@@ -311,7 +312,7 @@ class Trainer(DefaultTrainer):
         loader = build_detection_test_loader(
             ReadableDataset(records, mapper, limit, replace=False),
             mapper=None,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            num_workers=loading_processes(cfg.DATALOADER.NUM_WORKERS),
         )
         return ReadableBatches(loader, UnreadableFiles(limit, f"dataset '{dataset_name}'"))
 
@@ -325,7 +326,7 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
         """See ``DefaultTrainer.test``; then the reports, where ``TEST.REPORT`` asks for them."""
-        results = super().test(cfg, model, evaluators)
+        results = super().test(cfg, for_evaluators(model), evaluators)
         if evaluators is None and comm.is_main_process():
             write_reports(cfg, model)
         return results

@@ -14,6 +14,7 @@ _INSTANCE_COLORS = 24
 # In an image with more instances, only those get a text that are as wide as it.
 _ALWAYS_NAMED = 30
 _TEXT_SIZE = 12
+_KERNEL = np.ones((3, 3), np.uint8)
 
 
 def draw_instances(
@@ -88,5 +89,5 @@ def _lay_over(picture: np.ndarray, mask: np.ndarray, color: np.ndarray, alpha: f
     shown = picture[window]
     shown[inside > 0] = (1 - alpha) * shown[inside > 0] + alpha * color
     # Outside of the window counts as outside of the mask.
-    inner = cv2.erode(cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0), None)
+    inner = cv2.erode(cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0), _KERNEL)
     shown[(inside > 0) & (inner[1:-1, 1:-1] == 0)] = color

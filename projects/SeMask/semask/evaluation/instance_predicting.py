@@ -1,11 +1,11 @@
 """Running a detector on single images, with its prior maps where it has them."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
 from torch import nn
 
 from semask.modeling.prior_maps import gives_priors, prior_maps_of, without_padding
@@ -32,7 +32,7 @@ def predict_instances(
     """
     if not priors or not gives_priors(model):
         return model([inputs])[0]
-    with prior_maps_of(model.backbone) as maps:
+    with prior_maps_of(model.get_submodule("backbone")) as maps:
         output = dict(model([inputs])[0])
     size = (inputs["image"].shape[-2], inputs["image"].shape[-1])
     output["priors"] = without_padding(maps, size)
@@ -74,20 +74,36 @@ def category_colors(metadata: Any, number: int) -> np.ndarray:
     return class_colors(number, colors if colors and len(colors) == number else None)
 
 
-def as_arrays(instances: Any) -> Mapping[str, np.ndarray | None]:
-    """Detectron2's predicted ``Instances`` as arrays, best first.
+class FoundInstances(NamedTuple):
+    """Predicted instances of an image of height H and width W, the most certain first.
 
-    Returns:
-        "boxes" (N, 4) float32, x0, y0, x1, y1 in pixels; "scores" (N,) float32; "classes" (N,)
-        int64; "masks" (N, H, W) bool, or None where there are none.
+    Attributes:
+        boxes: (N, 4) float32, x0, y0, x1, y1 in pixels.
+        scores: (N,) float32.
+        classes: (N,) int64.
+        masks: (N, H, W) bool, or None where there are none.
     """
-    instances = instances.to(torch.device("cpu"))
-    order = instances.scores.argsort(descending=True, stable=True)
-    instances = instances[order]
-    masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
-    return {
-        "boxes": instances.pred_boxes.tensor.numpy().astype(np.float32),
-        "scores": instances.scores.numpy().astype(np.float32),
-        "classes": instances.pred_classes.numpy().astype(np.int64),
-        "masks": masks,
-    }
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: np.ndarray | None
+
+    @classmethod
+    def of(cls, instances: Instances) -> "FoundInstances":
+        """Detectron2's predictions as arrays."""
+        instances = instances.to(torch.device("cpu"))
+        instances = instances[instances.scores.argsort(descending=True, stable=True)]
+        masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
+        return cls(
+            boxes=instances.pred_boxes.tensor.numpy().astype(np.float32),
+            scores=instances.scores.numpy().astype(np.float32),
+            classes=instances.pred_classes.numpy().astype(np.int64),
+            masks=masks,
+        )
+
+    def above(self, score: float) -> "FoundInstances":
+        """Those with at least this score."""
+        kept = self.scores >= score
+        masks = None if self.masks is None else self.masks[kept]
+        return FoundInstances(self.boxes[kept], self.scores[kept], self.classes[kept], masks)

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -21,7 +21,7 @@ from semask.modeling.backbone.base import stage_stride
 from .drawing import painted, resized
 from .instance_drawing import detection_texts, draw_instances
 from .instance_matching import FALSE, SCORE, match_instances
-from .instance_predicting import as_arrays, predict_instances, prior_classes_of
+from .instance_predicting import FoundInstances, predict_instances, prior_classes_of
 from .predicting import Mapper, class_map
 from .report_pictures import WRONG, Picture, agreement, data_uri, fitting
 from .samples import draw_annotations
@@ -76,19 +76,16 @@ def show_instances(
     image = read_image(record["file_name"])
     names = MetadataCatalog.get(dataset_name).thing_classes
     output = predict_instances(model, mapper(copy.deepcopy(dict(record))), priors=True)
-    found = as_arrays(output["instances"])
-    certain = found["scores"] >= SCORE
-    boxes, classes = found["boxes"][certain], found["classes"][certain]
-    regions = found["masks"][certain] if found["masks"] is not None else None
+    found = FoundInstances.of(output["instances"]).above(SCORE)
     size = fitting(image.shape[1], image.shape[0])
 
     def photograph(title: str, alt: str, pixels: np.ndarray) -> Picture:
         uri = data_uri(resized(pixels, size), "JPEG")
         return Picture(title, alt, uri, is_map=False)
 
-    texts = detection_texts(classes, found["scores"][certain], names)
-    drawn = draw_instances(image, boxes, regions, texts=texts)
-    errors = _error_picture(image, record, boxes, regions if masks else None, classes)
+    texts = detection_texts(found.classes, found.scores, names)
+    drawn = draw_instances(image, found.boxes, found.masks, texts=texts)
+    errors = _error_picture(image, record, found if masks else found._replace(masks=None))
     pictures = (
         photograph("Image", "The photograph", image),
         photograph(
@@ -96,7 +93,7 @@ def show_instances(
             f"{scores['instances']} annotated instances",
             draw_annotations(image, record, names),
         ),
-        photograph("Prediction", f"{len(boxes)} instances with their scores", drawn),
+        photograph("Prediction", f"{len(found.scores)} instances with their scores", drawn),
         photograph(
             "Errors",
             f"{scores['missed']} instances missed, in orange; {scores['false']} predicted ones "
@@ -118,26 +115,22 @@ def show_instances(
 def _error_picture(
     image: np.ndarray,
     record: Mapping[str, Any],
-    boxes: np.ndarray,
-    masks: np.ndarray | None,
-    classes: np.ndarray,
+    predictions: FoundInstances,
 ) -> np.ndarray:
-    """The pale photograph with missed and false instances."""
+    """The pale photograph with missed and false instances; boxes where there are no masks."""
     height, width = image.shape[:2]
-    truth = _truth(record, height, width)
-    predicted = [Region(None, box=box) for box in boxes.tolist()]
-    if masks is not None:
-        predicted = [Region(None, mask=mask) for mask in masks]
-    else:
-        truth = [(Region(region.category, box=box), box, crowd) for region, box, crowd in truth]
+    truth = _truth(record, height, width, boxes=predictions.masks is None)
+    predicted = [Region(None, box=box) for box in predictions.boxes.tolist()]
+    if predictions.masks is not None:
+        predicted = [Region(None, mask=mask) for mask in predictions.masks]
     found = [region.mask_of_image(height, width) for region in predicted]
-    there = [region.mask_of_image(height, width) for region, _, _ in truth]
+    there = [annotated.region.mask_of_image(height, width) for annotated in truth]
     matching = match_instances(
         [mask_util.encode(np.asfortranarray(mask)) for mask in found],
-        classes.tolist(),
+        predictions.classes.tolist(),
         [mask_util.encode(np.asfortranarray(mask)) for mask in there],
-        [region.category or 0 for region, _, _ in truth],
-        [crowd for _, _, crowd in truth],
+        [annotated.category for annotated in truth],
+        [annotated.crowd for annotated in truth],
     )
     grey = image.mean(axis=2, keepdims=True)
     pale = np.repeat(165 + grey * 85 / 255, 3, axis=2)
@@ -150,10 +143,16 @@ def _error_picture(
     return pale.astype(np.uint8)
 
 
-def _truth(
-    record: Mapping[str, Any], height: int, width: int
-) -> list[tuple[Region, list[float], bool]]:
-    """Region, box and whether it is a crowd, of each usable annotation."""
+class _Annotated(NamedTuple):
+    """A usable annotation."""
+
+    region: Region
+    category: int
+    crowd: bool
+
+
+def _truth(record: Mapping[str, Any], height: int, width: int, *, boxes: bool) -> list[_Annotated]:
+    """The usable annotations; their boxes alone, where asked for."""
     usable = []
     for annotation in record.get("annotations", ()):
         found = inspect(annotation, height, width)
@@ -161,12 +160,12 @@ def _truth(
             continue
         entry = {
             "category_id": annotation["category_id"],
-            "segmentation": found.segmentation,
+            "segmentation": None if boxes else found.segmentation,
             "bbox": found.box,
             "bbox_mode": BoxMode.XYXY_ABS,
         }
         crowd = bool(annotation.get("iscrowd", 0))
-        usable.append((annotation_region(entry), found.box, crowd))
+        usable.append(_Annotated(annotation_region(entry), annotation["category_id"], crowd))
     return usable
 
 
@@ -182,7 +181,7 @@ def _priors(
     number = next(iter(maps.values())).shape[0]
     names, colors = prior_classes_of(dataset_name, number)
     truth = None
-    if number == len(MetadataCatalog.get(dataset_name).thing_classes) + 1:
+    if number == len(MetadataCatalog.get(dataset_name).thing_classes) + 1 and number <= 255:
         annotations = [
             {
                 **annotation,

@@ -55,7 +55,10 @@ class Scores:
 
     def full(self) -> Tensor:
         """All scores, (K, H, W)."""
-        return self._gathered(self.stripes())
+        if self.are_probabilities:  # of several views, which would all be held
+            return self._gathered(self.stripes())
+        rows = self._rows[slice(0, self.size[0])]
+        return rows.to(self._rows.dtype).permute(2, 0, 1)
 
     def probabilities(self) -> Tensor:
         """All scores as probabilities, (K, H, W)."""

@@ -7,8 +7,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from torch import Tensor, nn
 
 from semask.config import ConfigError
-from semask.fast_paths import fast_paths
-from semask.kept_memory import keep_freed_memory
 
 from .backbone.base import SemSegBackbone
 from .heads.semask_fpn import SeMaskFPNHead
@@ -65,8 +63,6 @@ class SeMaskSegmentor(SemanticSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        if "kept_memory" in fast_paths(cfg):
-            keep_freed_memory()
         return {**super().from_config(cfg), "protocol": build_test_protocol(cfg)}
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

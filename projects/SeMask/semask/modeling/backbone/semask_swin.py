@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from semask.fast_paths import fast_paths
+from semask.kept_memory import keep_freed_memory
 
 from .base import (
     ATTENTION_KINDS,
@@ -188,7 +189,9 @@ class SeMaskSwin(SemSegBackbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        swin, semask = cfg.MODEL.SWIN, cfg.MODEL.SEMASK
+        swin, semask, fast = cfg.MODEL.SWIN, cfg.MODEL.SEMASK, fast_paths(cfg)
+        if "kept_memory" in fast:
+            keep_freed_memory()
         return {
             "embed_dim": swin.EMBED_DIM,
             "depths": swin.DEPTHS,
@@ -209,9 +212,9 @@ class SeMaskSwin(SemSegBackbone):
             "freeze_at": swin.FREEZE_AT,
             "activation_checkpoint": swin.ACTIVATION_CHECKPOINT,
             "in_channels": input_shape.channels,
-            "sdpa": "sdpa" in fast_paths(cfg),
-            "chunked": "chunked" in fast_paths(cfg),
-            "folded": "folded" in fast_paths(cfg),
+            "sdpa": "sdpa" in fast,
+            "chunked": "chunked" in fast,
+            "folded": "folded" in fast,
         }
 
     def init_weights(self) -> None:

@@ -76,7 +76,7 @@ class SemanticFPNHead(nn.Module):
                 channels,
                 conv_dims,
                 norm=get_norm(norm, conv_dims),
-                activation=F.relu,
+                activation=F.relu_,  # nobody needs what it replaces
                 winograd=winograd,
             )
             weight_init.c2_msra_fill(conv)
@@ -108,5 +108,7 @@ class SemanticFPNHead(nn.Module):
                 coarser[branch.shape] = branch if same is None else same + branch
         assert finest is not None  # __init__ has seen to it
         for branch in coarser.values():
-            finest = finest + resize(double(branch), finest.shape[-2:])
+            branch = resize(double(branch), finest.shape[-2:])
+            # In training, what is summed is kept for the gradient of its activation.
+            finest = finest + branch if torch.is_grad_enabled() else finest.add_(branch)
         return self.predictor(self.dropout(finest))

@@ -1,0 +1,189 @@
+"""Checking a dataset of instances: every defect is found, named, and told by the exit status."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from scripts import load_tool
+from semask.config import ConfigError
+from semask.data import register_coco_folder
+from semask.data.check_instances import check_instance_dataset, has_instances
+from tiny_instances import SIDE, box_annotation, two_boxes, write_dataset
+
+Content = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def catalogs() -> Iterator[None]:
+    before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
+    yield
+    for catalog, old in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        catalog.data.clear()
+        catalog.data.update(old)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A sound dataset, registered as "own": three images, one of them without annotations."""
+    crowd = {**box_annotation(0, 0, 30, 10), "iscrowd": 1}
+    path = write_dataset(tmp_path, [two_boxes(), [], [*two_boxes(), crowd]])
+    register_coco_folder("own", tmp_path / "images", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    """The command, as a module."""
+    return load_tool("check_dataset")
+
+
+def change(file: Path, how: Callable[[Content], Any]) -> None:
+    content = json.loads(file.read_text())
+    how(content)
+    file.write_text(json.dumps(content))
+
+
+def annotation(**changes: Any) -> Callable[[Content], Any]:
+    return lambda content: content["annotations"][0].update(changes)
+
+
+def test_report_of_a_sound_dataset(file: Path) -> None:
+    report = check_instance_dataset("own", threads=2)
+    assert report.problems == []
+    assert (report.listed, report.examined, report.empty, report.most) == (3, 3, 1, 2)
+    assert (dict(report.instances), dict(report.images)) == ({0: 2, 1: 2}, {0: 2, 1: 2})
+    assert (report.crowds, report.boxes_alone) == (1, 0)
+    assert report.sizes == {(SIDE, SIDE): 3}
+    text = report.text()
+    assert "Dataset 'own': 3 images with instances" in text
+    assert "|       1 | dark       |           2 |        2 |" in text
+    assert "1 images have no instance" in text or "1 image without" in text
+    assert text.endswith("No problems.")
+    plain = json.loads(json.dumps(report.as_dict()))
+    assert plain["categories"][0] == {"name": "light", "instances": 2, "images": 2}
+
+
+def test_many_instances_ask_for_a_higher_limit(tmp_path: Path) -> None:
+    many = [box_annotation(3 * (n % 20), 3 * (n // 20), 2, 2) for n in range(400)]
+    register_coco_folder("many", tmp_path / "images", write_dataset(tmp_path, [many]))
+    report = check_instance_dataset("many")
+    assert (report.most, report.problems) == (400, [])
+    assert "has 400 instances; set TEST.DETECTIONS_PER_IMAGE" in report.text()
+    assert report.absent == ["dark"]
+
+
+RLE_OF_ANOTHER_SIZE = {"size": [9, 9], "counts": [40, 41]}
+DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
+    "box outside": (annotation(bbox=[99, 5, 4, 4]), "box outside the image", "annotation 1 of '"),
+    "empty box": (annotation(bbox=[5, 5, 0, 4]), "box without area", "annotation 1"),
+    "no box": (annotation(bbox=None), "without a box of four numbers", "annotation 1"),
+    "two points": (
+        annotation(segmentation=[[1, 1, 9, 9]]),
+        "polygon with fewer than three points",
+        "annotation 1",
+    ),
+    "odd": (annotation(segmentation=[[1] * 7]), "polygon that is no list of x, y", "annotation 1"),
+    "RLE": (
+        annotation(segmentation=RLE_OF_ANOTHER_SIZE),
+        "mask (RLE) of another size than the image",
+        "annotation 1",
+    ),
+    "category": (annotation(category_id=99), "cannot be listed", "annotation 1 with 99"),
+    "image id": (annotation(image_id=99), "cannot be listed", "image_id that is in no entry"),
+    "duplicate": (
+        lambda content: content["annotations"].append(content["annotations"][1]),
+        "cannot be listed",
+        "1 ids more than once in 'annotations': 2",
+    ),
+    "mixed ids": (annotation(id="one"), "cannot be listed", "neither all whole numbers"),
+    "no list": (lambda content: content.pop("images"), "cannot be listed", "needs 'images'"),
+    "size": (
+        lambda content: content["images"][0].update(width=SIDE + 1),
+        "sizes differ",
+        f"says {SIDE + 1}x{SIDE}",
+    ),
+    "missing image": (
+        lambda content: content["images"][0].update(file_name="nowhere.png"),
+        "unreadable",
+        "nowhere.png",
+    ),
+    "nothing": (
+        lambda content: content.update(annotations=[]),
+        "nothing annotated",
+        "no annotated instance to train on",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DEFECTS)
+def test_every_defect_is_in_the_report(
+    file: Path, tool: Any, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    how, kind, words = DEFECTS[case]
+    change(file, how)
+    report = check_instance_dataset("own")
+    (problem,) = report.problems
+    assert problem.kind == kind
+    assert words in problem.message
+    assert tool.run(["own", "--threads", "1"]) == 1
+    out = capsys.readouterr().out
+    assert kind in out
+    assert words in out
+
+
+def test_a_file_tells_everything_that_is_wrong_with_it(file: Path) -> None:
+    def break_all(content: Content) -> None:
+        content["annotations"].append(dict(content["annotations"][0]))
+        content["annotations"][1]["category_id"] = 5
+        content["annotations"][2]["image_id"] = 99
+        content["images"].append(content["images"][0])
+
+    change(file, break_all)
+    kinds = [problem.message for problem in check_instance_dataset("own").problems]
+    assert len(kinds) == 4
+    assert all(str(file) in message for message in kinds)
+
+
+def test_categories_of_other_loaders_are_looked_at(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    entries = [{"bbox": [1, 1, 4, 4], "bbox_mode": 1, "category_id": number} for number in (0, 2)]
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "annotations": entries}
+    DatasetCatalog.register("other", lambda: [record])
+    with pytest.raises(ConfigError, match="thing_classes"):
+        check_instance_dataset("other")
+    MetadataCatalog.get("other").thing_classes = ["a", "b"]
+    assert has_instances("other")
+    report = check_instance_dataset("other")
+    (problem,) = report.problems
+    assert (problem.kind, report.boxes_alone) == ("unknown category", 1)
+    assert "has the category 2; there are 0..1" in problem.message
+
+
+def test_command_on_a_folder(
+    file: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, report = tmp_path / "a.png", tmp_path / "r.json"
+    own = ["--images", str(tmp_path / "images"), "--annotations", str(file)]
+    assert tool.run([*own, "--picture", str(picture), "--json", str(report)]) == 0
+    assert "Dataset 'folder': 3 images with instances" in capsys.readouterr().out
+    assert np.ptp(np.array(Image.open(picture))) > 0
+    (document,) = json.loads(report.read_text())
+    assert document["images_without_instances"] == 1
+    assert tool.run(own[2:]) == 2
+    assert tool.run([*own, "--classes", "a"]) == 2
+    assert "goes with --images alone" in capsys.readouterr().err
+
+
+def test_semantic_datasets_are_told_apart() -> None:
+    assert has_instances("nuclei_instances_train")
+    assert has_instances("coco_2017_val")
+    assert has_instances("coco_2017_val_panoptic_separated")
+    assert not has_instances("camvid_sem_seg_val")
+    with pytest.raises(ConfigError, match="no dataset 'nuclei'"):
+        has_instances("nuclei")
