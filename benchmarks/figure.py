@@ -44,7 +44,7 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
             time.set_title(f"{title}: time, units (line: the arithmetic alone)", loc="left")
             _bars(memory, names, results, lambda result: result["peak_bytes"] / 2**30)
             memory.set_title(f"{title}: peak memory, GiB", loc="left")
-        axes[0][0].legend(loc="lower right", frameon=False)
+        axes[0][0].legend(loc="upper right", frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         pyplot.close(figure)
