@@ -1,60 +1,42 @@
-"""Checking a dataset: every defect is found, named, and told by the exit status."""
+"""Checking a dataset: every defect is found and named."""
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import tiny
-from scripts import load_tool
+from own_folder import (
+    BY_DEFECT,
+    CLASSES,
+    IMAGES,
+    break_value,
+    own_catalogs,
+    remove_label,
+    resize_label,
+    truncate_image,
+    write_folder,
+)
 from semask.config import ConfigError
 from semask.data import register_folder
 from semask.data.check import check_dataset, evenly_spaced, quick_check
 from semask.data.reading import DataError
 
-CLASSES = ["sky", "grass", "tree", "snow"]
-IMAGES = 5
-
 
 @pytest.fixture(autouse=True)
 def catalogs() -> Iterator[None]:
-    before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
-    yield
-    for catalog, old in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        catalog.data.clear()
-        catalog.data.update(old)
+    with own_catalogs():
+        yield
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A dataset without fault: 5 images of 8 x 6 pixels; the class "snow" is nowhere."""
-    for kind in ("images", "annotations"):
-        (tmp_path / "data" / kind).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for index in range(IMAGES):
-        image = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        label = np.zeros((6, 8), np.uint8)
-        label[:, 4:] = 1
-        label[0] = 255
-        if index == 2:
-            label[5] = 2
-        Image.fromarray(image).save(tmp_path / f"data/images/{index}.png")
-        Image.fromarray(label).save(tmp_path / f"data/annotations/{index}.png")
-    register_folder("own", tmp_path / "data/images", tmp_path / "data/annotations", CLASSES)
-    return tmp_path / "data"
-
-
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    """The command, as a module."""
-    return load_tool("check_dataset")
+    return write_folder(tmp_path)
 
 
 # ---- what is counted ----
@@ -111,71 +93,6 @@ def test_modes_of_images(folder: Path) -> None:
 
 
 # ---- what is wrong ----
-
-
-def remove_label(folder: Path) -> None:
-    (folder / "annotations/1.png").unlink()
-
-
-def remove_image(folder: Path) -> None:
-    (folder / "images/1.png").unlink()
-
-
-def truncate_image(folder: Path) -> None:
-    path = folder / "images/1.png"
-    path.write_bytes(path.read_bytes()[:-30])
-
-
-def empty_label(folder: Path) -> None:
-    (folder / "annotations/1.png").write_bytes(b"")
-
-
-def resize_label(folder: Path) -> None:
-    Image.fromarray(np.zeros((8, 6), np.uint8)).save(folder / "annotations/1.png")
-
-
-def break_value(folder: Path) -> None:
-    Image.fromarray(np.full((6, 8), 4, np.uint8)).save(folder / "annotations/1.png")
-
-
-def colour_label(folder: Path) -> None:
-    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(folder / "annotations/1.png")
-
-
-def float_image(folder: Path) -> None:
-    (folder / "images/1.png").unlink()
-    cv2.imwrite(str(folder / "images/1.tif"), np.zeros((6, 8), np.float32))
-
-
-def ignore_everything(folder: Path) -> None:
-    for path in (folder / "annotations").iterdir():
-        Image.fromarray(np.full((6, 8), 255, np.uint8)).save(path)
-
-
-def remove_everything(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-def add_twin(folder: Path) -> None:
-    shutil.copy(folder / "images/1.png", folder / "images/1.bmp")
-
-
-DEFECTS: list[tuple[Callable[[Path], None], str, str, int]] = [
-    (remove_label, "without counterpart", "1 (1) in '", 4),
-    (remove_image, "without counterpart", "without an image", 4),
-    (truncate_image, "unreadable", "Cannot read image '", 5),
-    (empty_label, "unreadable", "Cannot read label map '", 5),
-    (resize_label, "sizes differ", "is 8x6 pixels (width x height, upright) but", 5),
-    (break_value, "unusable label map", "no class: 4 (48 pixels)", 5),
-    (colour_label, "unusable label map", "has 3 channels (RGB)", 5),
-    (float_image, "unusable image", "32-bit pixels", 5),
-    (ignore_everything, "nothing labelled", "No image of dataset 'own' has a labelled pixel", 5),
-    (remove_everything, "cannot be listed", "There is no folder '", 0),
-    (add_twin, "cannot be listed", "pairs are ambiguous", 0),
-]
-BY_DEFECT = pytest.mark.parametrize(
-    ("damage", "kind", "words", "pairs"), DEFECTS, ids=[defect[0].__name__ for defect in DEFECTS]
-)
 
 
 @BY_DEFECT
@@ -299,116 +216,3 @@ def test_quick_check_names_what_training_would_not_skip(folder: Path) -> None:
     break_value(folder)
     with pytest.raises(DataError, match=r"^Label map '.*1\.png' has values that are no class"):
         quick_check("own", 4, 255, max_unreadable=10)
-
-
-# ---- the command ----
-
-
-def test_command_on_folders(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = ["--images", str(folder / "images"), "--labels", str(folder / "annotations")]
-    assert tool.run([*own, "--classes", *CLASSES, "--picture", str(tmp_path / "a.png")]) == 0
-    out = capsys.readouterr().out
-    assert "Dataset 'folder': 5 images with label maps" in out
-    assert f"Picture: {tmp_path / 'a.png'}" in out
-    picture = Image.open(tmp_path / "a.png")
-    assert picture.mode == "RGB"
-    assert picture.height > 5 * 6
-
-
-def test_command_with_numbers_only(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = ["--images", str(folder / "images"), "--labels", str(folder / "annotations")]
-    report = tmp_path / "report.json"
-    assert tool.run([*own, "--num-classes", "2", "--json", str(report)]) == 1
-    assert "no class: 2 (8 pixels)" in capsys.readouterr().out
-    (document,) = json.loads(report.read_text())
-    assert [entry["name"] for entry in document["classes"]] == ["class 0", "class 1"]
-    assert document["problems"][0]["kind"] == "unusable label map"
-
-
-@BY_DEFECT
-def test_exit_status(
-    folder: Path,
-    tool: Any,
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[Path], None],
-    kind: str,
-    words: str,
-    pairs: int,
-) -> None:
-    assert tool.run(["own", "--threads", "2"]) == 0
-    damage(folder)
-    picture = folder.parent / "picture.png"
-    assert tool.run(["own", "--picture", str(picture)]) == 1
-    assert words in capsys.readouterr().out
-    assert picture.exists() == (pairs > 0)
-
-
-def test_several_datasets_and_configs(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    register_folder("few", folder / "images", folder / "annotations", ["sky"])
-    assert tool.run(["own", "few", "--picture", str(tmp_path / "p.png"), "--rows", "2"]) == 1
-    assert {path.name for path in tmp_path.glob("p_*.png")} == {"p_own.png", "p_few.png"}
-    config = tiny.write_config(
-        tmp_path / "config.yaml", DATASETS={"TRAIN": ["own"], "TEST": ["own"]}
-    )
-    capsys.readouterr()
-    assert tool.run(["--config-file", config]) == 0
-    assert capsys.readouterr().out.count("Dataset 'own'") == 1
-    assert tool.run(["--config-file", config, "DATASETS.TEST", "('few',)"]) == 1
-    assert "Dataset 'few'" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "Give names of datasets"),
-        (["camvid_sem_seg_vall"], "Did you mean 'camvid_sem_seg_val'"),
-        (["own", "--images", "a", "--labels", "b"], "Give names of datasets"),
-        (["--images", "a", "--classes", "b"], "needs --images, --labels"),
-        (["--images", "a", "--labels", "b"], "--classes or --num-classes"),
-        (["--images", "a", "--labels", "b", "--classes", "c", "c"], "different names"),
-        (["own", "--sample", "-1"], "--sample cannot be negative"),
-        (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
-    ],
-)
-def test_mistakes_in_the_arguments(
-    tool: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert tool.run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert message in captured.err
-
-
-@pytest.mark.parametrize("option", ["--picture", "--json"])
-def test_files_that_cannot_be_written(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
-) -> None:
-    (tmp_path / "file").touch()
-    assert tool.run(["own", option, str(tmp_path / "file" / "report")]) == 2
-    captured = capsys.readouterr()
-    assert "No problems." in captured.out
-    assert f"'{tmp_path / 'file'}" in captured.err
-
-
-def test_unknown_option(tool: Any) -> None:
-    with pytest.raises(SystemExit) as info:
-        tool.run(["own", "--colour"])
-    assert info.value.code == 2
-
-
-def test_real_samples(
-    shared: Path, tool: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(shared / "data" / "samples"))
-    arguments: list[Any] = ["--picture", tmp_path / "p.png", "--json", tmp_path / "r.json"]
-    names = ["ade20k_raw_sem_seg_val", "coco_stuff_164k_sem_seg_val"]
-    assert tool.run([*names, *map(str, arguments)]) == 0
-    ade, stuff = json.loads((tmp_path / "r.json").read_text())
-    assert (ade["pairs"], stuff["pairs"]) == (2, 4)
-    assert len(list(tmp_path.glob("p_*.png"))) == 2

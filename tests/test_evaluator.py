@@ -267,7 +267,7 @@ def test_label_value_out_of_range(dataset: Dataset) -> None:
     label = LABEL.copy()
     label[0, 0] = 3
     evaluator = SemSegConfusionEvaluator(dataset.name)
-    with pytest.raises(DataError, match=r"0\.png' .*3 \(1 pixels\)"):
+    with pytest.raises(DataError, match=r"0\.png' .*3 \(1 pixel\)"):
         evaluator.process([dataset.add(label)], [{"sem_seg": scores_of(PREDICTION, 3)}])
 
 

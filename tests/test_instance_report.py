@@ -28,6 +28,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 @pytest.fixture(autouse=True)
 def catalogs() -> Iterator[None]:
     before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for name in ("own_train", "own_val"):  # of a shipped config that another test has read
+            catalog.data.pop(name, None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
