@@ -2,13 +2,17 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import semask  # noqa: F401  (before any test module imports Detectron2)
+import semask  # noqa: F401  (before Detectron2, here and in any test module)
+
+# isort: split
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,6 +26,26 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For what is never large enough to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def catalogs() -> Iterator[None]:
+    """Whatever a test registers is gone after it."""
+    tables = (DatasetCatalog.data, MetadataCatalog.data)
+    before = [dict(table) for table in tables]
+    yield
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Checking a dataset of instances: every defect is found, named, and told by the exit status."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,7 @@ from tiny_instances import SIDE, box_annotation, two_boxes, write_dataset
 Content = dict[str, Any]
 
 
-@pytest.fixture(autouse=True)
-def catalogs() -> Iterator[None]:
-    before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
-    yield
-    for catalog, old in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        catalog.data.clear()
-        catalog.data.update(old)
+pytestmark = pytest.mark.usefixtures("catalogs")
 
 
 @pytest.fixture
@@ -82,7 +76,7 @@ RLE_OF_ANOTHER_SIZE = {"size": [9, 9], "counts": [40, 41]}
 DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
     "box outside": (annotation(bbox=[99, 5, 4, 4]), "box outside the image", "annotation 1 of '"),
     "empty box": (annotation(bbox=[5, 5, 0, 4]), "box without area", "annotation 1"),
-    "no box": (annotation(bbox=None), "without a box of four numbers", "annotation 1"),
+    "no box": (annotation(bbox=None), "no box of four numbers", "annotation 1"),
     "two points": (
         annotation(segmentation=[[1, 1, 9, 9]]),
         "polygon with fewer than three points",
@@ -112,6 +106,16 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
         lambda content: content["images"][0].update(file_name="nowhere.png"),
         "unreadable",
         "nowhere.png",
+    ),
+    "image without a size": (
+        lambda content: content["images"][0].update(width=None),
+        "cannot be listed",
+        "has 1 entries of 'images' that need file_name as a text, height and width as whole",
+    ),
+    "name twice": (
+        lambda content: content["categories"][1].update(name="light"),
+        "cannot be listed",
+        "has 2 'categories' with the name 'light'",
     ),
     "nothing": (
         lambda content: content.update(annotations=[]),

@@ -1,9 +1,8 @@
 """Datasets in COCO's format: registered in a line or by a config, and trained on to the end."""
 
-import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,14 @@ import pytest
 import torch
 import train_net
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
 
 import tiny
-import tiny_instances
 from semask import ConfigError, load_config
 from semask.data import build_mapper, register_coco_folder, register_config_folders
-from semask.data.annotations import inspect, list_problems
+from semask.data.annotations import list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
-from semask.data.prior_target import Region
 from semask.data.reading import DataError
 from semask.engine import check_run
-from semask.evaluation import build_evaluator
 from tiny_instances import SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -31,18 +26,7 @@ EXAMPLE = str(CONFIGS / "own_dataset/semask_coco_example.yaml")
 SMALL_EXAMPLE = str(CONFIGS / "own_dataset/semask_coco_small_example.yaml")
 
 
-@pytest.fixture(autouse=True)
-def catalogs() -> Iterator[None]:
-    """Whatever a test registers is gone after it; and nothing here is large enough to share."""
-    tables = (DatasetCatalog.data, MetadataCatalog.data)
-    before = [dict(table) for table in tables]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    for table, old in zip(tables, before, strict=True):
-        table.clear()
-        table.update(old)
+pytestmark = pytest.mark.usefixtures("catalogs", "one_thread")
 
 
 def write_both(folder: Path) -> None:
@@ -109,6 +93,11 @@ def first(part: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
             lambda content: content["images"][0].pop("width"),
             "of 'images' that are not .* has no width",
         ),
+        (first("images", height=0), "1 entries of 'images' .* the first is .*'height': 0"),
+        (first("images", width="64"), "height and width as whole numbers"),
+        (first("images", file_name=5), "need file_name as a text"),
+        (first("categories", name=5), "1 entries of 'categories' that need name as a text"),
+        (first("categories", name="dark"), "2 'categories' with the name 'dark'"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(
@@ -208,7 +197,7 @@ def test_training_and_evaluation_from_a_config_alone(
     assert {"bbox/AP", "segm/AP50"} <= {key for line in metrics for key in line}
     assert (tmp_path / "out/model_final.pth").is_file()
     assert (tmp_path / "out/inference/own_instances_val/coco_instances_results.json").is_file()
-    assert "1 of 5 annotations have a polygon with fewer than three points" in caplog.text
+    assert "polygon with fewer than three points in 1 of 5 annotations" in caplog.text
 
 
 def test_resuming_goes_on(tmp_path: Path) -> None:
@@ -246,6 +235,21 @@ def test_check_run_holds_the_datasets_against_the_model(tmp_path: Path) -> None:
         checked(MODEL__SEMASK__PRIOR_TARGET="sem_seg")
     with pytest.raises(ConfigError, match="no dataset '"):
         checked(DATASETS__TRAIN=["own_instances_trian"])
+    with pytest.raises(ConfigError, match=r"'segm/AP', but this model .* set it to 'bbox/AP'"):
+        checked(MODEL__MASK_ON=False)
+    checked(MODEL__MASK_ON=False, TEST__BEST_METRIC="bbox/AP")
+    retinanet = {
+        "MODEL__META_ARCHITECTURE": "SeMaskRetinaNet",
+        "MODEL__RETINANET__NUM_CLASSES": 0,
+        "TEST__BEST_METRIC": "bbox/AP",
+    }
+    with pytest.raises(ConfigError, match=r"'p7'; .*'build_semask_swin_fpn_backbone'"):
+        checked(**retinanet)
+    checked(
+        **retinanet,
+        MODEL__BACKBONE__NAME="build_retinanet_semask_swin_fpn_backbone",
+        MODEL__FPN__IN_FEATURES=["res3", "res4", "res5"],
+    )
     next((tmp_path / "images/train").glob("*_2.png")).write_bytes(b"no image")
     with pytest.raises(DataError, match=r"_2\.png"):
         checked()
@@ -256,6 +260,57 @@ def test_a_dataset_without_instances_is_refused(tmp_path: Path) -> None:
     cfg = load_config(EXAMPLE, options(tmp_path, DATASETS__TRAIN=["empty"], DATASETS__TEST=[]))
     with pytest.raises(DataError, match="'empty' has no annotated instance"):
         check_run(cfg)
+
+
+def rewrite(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["categories"][1].update(name="black"),
+        lambda content: content["categories"].append({"id": 9, "name": "grey"}),
+    ],
+)
+def test_categories_that_differ_between_the_datasets_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """A class index has to mean the same in training and in evaluation."""
+    write_both(tmp_path)
+    rewrite(tmp_path / "annotations/instances_val.json", change)
+    cfg = load_config(EXAMPLE, options(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"number \d is '\w+' in dataset 'own_instances_train' and"
+    ):
+        check_run(cfg)
+
+
+@pytest.mark.parametrize("masks", [None, [], [[1, 2, 3, 4]]])
+def test_boxes_alone_do_not_train_a_detector_of_masks(tmp_path: Path, masks: Any) -> None:
+    write_both(tmp_path)
+    rewrite(
+        tmp_path / "annotations/instances_train.json",
+        lambda content: [a.update(segmentation=masks) for a in content["annotations"]],
+    )
+    with pytest.raises(DataError, match=r"no annotated instance .* with a mask.*MASK_ON False"):
+        check_run(load_config(EXAMPLE, options(tmp_path)))
+    boxes = {"MODEL__MASK_ON": False, "TEST__BEST_METRIC": "bbox/AP"}
+    check_run(load_config(EXAMPLE, options(tmp_path, **boxes)))
+
+
+def test_more_instances_than_detections_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_both(tmp_path)
+    check_run(load_config(EXAMPLE, options(tmp_path, TEST__DETECTIONS_PER_IMAGE=3)))
+    assert "TEST.DETECTIONS_PER_IMAGE" not in caplog.text
+    check_run(load_config(EXAMPLE, options(tmp_path, TEST__DETECTIONS_PER_IMAGE=2)))
+    assert "'own_instances_val': an image has 3 annotations" in caplog.text
+    assert "TEST.DETECTIONS_PER_IMAGE is 2" in caplog.text
+    assert "'own_instances_train': an image has" not in caplog.text
 
 
 # ---- nuclei ----
@@ -300,91 +355,3 @@ def test_missing_nuclei_are_a_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(DataError, match=r"no annotation file.*\n?.*DETECTRON2_DATASETS is"):
         DatasetCatalog.get("nuclei_instances_train")
-
-
-# ---- evaluation ----
-
-
-def perfect(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Outputs that equal the usable annotations."""
-    outputs = []
-    for record in records:
-        found: list[Any] = [
-            inspect(a, tiny_instances.SIDE, tiny_instances.SIDE) for a in record["annotations"]
-        ]
-        kept = [
-            (a["category_id"], f)
-            for a, f in zip(record["annotations"], found, strict=True)
-            if isinstance(f.segmentation, list)
-        ]
-        instances = Instances((tiny_instances.SIDE, tiny_instances.SIDE))
-        instances.pred_boxes = Boxes(torch.tensor([f.box for _, f in kept]).reshape(-1, 4))
-        instances.scores = torch.ones(len(kept))
-        instances.pred_classes = torch.tensor([c for c, _ in kept], dtype=torch.int64)
-        masks = [
-            Region(c, polygons=f.segmentation).mask_of_image(
-                tiny_instances.SIDE, tiny_instances.SIDE
-            )
-            for c, f in kept
-        ]
-        instances.pred_masks = torch.from_numpy(np.array(masks)).reshape(-1, 64, 64).bool()
-        outputs.append({"instances": instances})
-    return outputs
-
-
-def test_files_that_lack_what_pycocotools_wants_are_evaluated(tmp_path: Path) -> None:
-    """No info, area or iscrowd, ids from 0, a polygon with two points: AP is still 100."""
-    bad = {**box_annotation(4, 40, 9, 9), "segmentation": [[1, 2, 3, 4]]}
-    path = write_dataset(tmp_path, [[*two_boxes(), bad], two_boxes(), []])
-    content = json.loads(path.read_text())
-    for annotation in content["annotations"]:
-        del annotation["area"], annotation["iscrowd"]
-        annotation["id"] -= 1
-    path.write_text(json.dumps(content))
-    register_coco_folder("own", tmp_path / "images", path)
-    records = DatasetCatalog.get("own")
-    cfg = load_config(
-        str(CONFIGS / "coco/semask_swin_tiny_mask_rcnn_1x.yaml"),
-        flat({"TEST.DETECTIONS_PER_IMAGE": 300}),
-    )
-    evaluator = build_evaluator(cfg, "own")
-    evaluator._output_dir = None
-    evaluator.reset()
-    evaluator.process(records, perfect(records))
-    results = evaluator.evaluate()
-    assert results["segm"]["AP"] == pytest.approx(100)
-    assert results["bbox"]["AP"] == pytest.approx(100)
-    assert {"AP-light", "AP-dark"} <= results["segm"].keys()
-
-
-@pytest.mark.parametrize(("limit", "recall"), [(100, 1 / 3), (400, 1.0)])
-def test_the_limit_of_detections_per_image_is_the_configs(
-    tmp_path: Path, limit: int, recall: float
-) -> None:
-    many = [box_annotation(3 * (n % 20), 3 * (n // 20), 2, 2) for n in range(300)]
-    path = write_dataset(tmp_path, [many])
-    register_coco_folder("own", tmp_path / "images", path)
-    records = DatasetCatalog.get("own")
-    cfg = load_config(
-        str(CONFIGS / "coco/semask_swin_tiny_mask_rcnn_1x.yaml"),
-        flat({"TEST.DETECTIONS_PER_IMAGE": limit}),
-    )
-    evaluator = build_evaluator(cfg, "own")
-    evaluator._output_dir = None
-    evaluator.reset()
-    evaluator.process(records, perfect(records))
-    # AP of one category is the share of recall levels 0, 0.01, ..., 1 that are reached.
-    expected = 100 * (int(100 * recall + 1e-6) + 1) / 101
-    assert evaluator.evaluate()["segm"]["AP-light"] == pytest.approx(expected, abs=0.01)
-
-
-def test_panoptic_evaluation_says_what_it_needs(tmp_path: Path) -> None:
-    path = write_dataset(tmp_path, [two_boxes()])
-    register_coco_folder("own", tmp_path, path, evaluator_type="coco_panoptic_seg")
-    cfg = load_config(str(CONFIGS / "coco/semask_swin_tiny_panoptic_fpn_1x.yaml"))
-    if importlib.util.find_spec("panopticapi") is None:
-        with pytest.raises(ConfigError, match="panopticapi, which is not installed"):
-            build_evaluator(cfg, "own")
-    register_coco_folder("other", tmp_path, path, evaluator_type="lvis")
-    with pytest.raises(ConfigError, match="'lvis'"):
-        build_evaluator(cfg, "other")

@@ -1,7 +1,6 @@
 """Detectron2's detectors on SeMask Swin, and the one loss that the prior adds."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,7 @@ ARCHITECTURES = {
 }
 MASK_RCNN = "coco/semask_swin_tiny_mask_rcnn_1x.yaml"
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nothing here is large enough to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(name: str = MASK_RCNN, **overrides: Any) -> CfgNode:
@@ -352,6 +344,13 @@ def test_what_cannot_supervise_is_refused_when_it_is_built() -> None:
     )
     with pytest.raises(ValueError, match="prior maps"):
         build_model(cfg)
+
+
+def test_more_classes_than_a_byte_holds_train_without_the_priors_loss() -> None:
+    with pytest.raises(ConfigError, match=r"has 301 classes.*PRIOR_LOSS_WEIGHT 0"):
+        build_model(config(MODEL__ROI_HEADS__NUM_CLASSES=300))
+    cfg = config(MODEL__ROI_HEADS__NUM_CLASSES=300, MODEL__SEM_SEG_HEAD__PRIOR_LOSS_WEIGHT=0.0)
+    assert "loss_prior" not in losses_of(build_model(cfg), [sample(cfg)])
 
 
 def test_the_striped_loss_is_the_plain_one() -> None:

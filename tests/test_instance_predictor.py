@@ -1,7 +1,6 @@
 """Instances from a trained detector: in Python, on the command line, and with its priors."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -31,17 +29,9 @@ tool = load_tool("predict")
 
 
 @pytest.fixture(autouse=True)
-def catalogs(tmp_path: Path) -> Iterator[None]:
+def own(tmp_path: Path, catalogs: None, one_thread: None) -> None:
     """A dataset "own" whose categories the models have."""
-    before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     register_coco_folder("own", tmp_path / "images", write_dataset(tmp_path, [two_boxes()]))
-    yield
-    torch.set_num_threads(threads)
-    for catalog, old in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        catalog.data.clear()
-        catalog.data.update(old)
 
 
 def config(name: str = MASK_RCNN, **overrides: Any) -> CfgNode:
@@ -157,6 +147,36 @@ def test_panoptic_segments(tmp_path: Path) -> None:
     ids = {segment["id"] for segment in found.segments}
     assert set(np.unique(found.panoptic).tolist()) <= {0, *ids}
     assert len(found.prior_names) == 4
+    assert found.stuff_names == ("class 0", "class 1", "class 2", "class 3")
+    assert found.overlay().shape == (60, 90, 3)
+
+
+def test_stuff_is_drawn_around_the_instances() -> None:
+    panoptic = np.zeros((60, 90), np.int32)
+    panoptic[:40], panoptic[40:, :30], panoptic[45:, 60:] = 1, 2, 3
+    found = InstancePrediction(
+        image=np.full((60, 90, 3), 200, np.uint8),
+        boxes=np.zeros((0, 4), np.float32),
+        scores=np.zeros(0, np.float32),
+        classes=np.zeros(0, np.int64),
+        masks=np.zeros((0, 60, 90), bool),
+        class_names=("light",),
+        category_ids=(3,),
+        panoptic=panoptic,
+        segments=(
+            {"id": 1, "isthing": False, "category_id": 1},
+            {"id": 2, "isthing": False, "category_id": 2},
+            {"id": 3, "isthing": True, "category_id": 0},
+            {"id": 4, "isthing": False, "category_id": 2},  # nowhere
+        ),
+        stuff_names=("things", "sky", "sea"),
+        stuff_colors=np.array([[9, 9, 9], [0, 0, 100], [0, 100, 0]], np.uint8),
+    )
+    drawn = found.overlay(alpha=0.5)
+    assert (drawn[10, 10] == (100, 100, 150)).all()
+    assert (drawn[50, 15] == (100, 150, 100)).all()
+    assert (drawn[41:, 31:] == 200).all()  # neither things nor what is no segment
+    assert (drawn[10:30, 20:70] == 30).any()  # the ground of the name
 
 
 def test_panoptic_pictures_have_cocos_ids() -> None:

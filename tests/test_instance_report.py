@@ -1,8 +1,9 @@
 """The report of an evaluation of instances, and the scores of single images behind it."""
 
+import base64
+import io
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 import train_net
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from torch import nn
 
 import tiny
 from semask import load_config
@@ -20,24 +24,13 @@ from semask.data.reading import DataError
 from semask.evaluation.instance_matching import FALSE, IN_CROWD, match_instances
 from semask.evaluation.instance_report import write_instance_report
 from semask.evaluation.instance_report_html import category_ap
-from tiny_instances import SMALL_MODEL, flat, two_boxes, write_dataset
+from semask.evaluation.instance_report_pictures import show_instances
+from tiny_instances import SIDE, SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.fixture(autouse=True)
-def catalogs() -> Iterator[None]:
-    before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        for name in ("own_train", "own_val"):  # of a shipped config that another test has read
-            catalog.data.pop(name, None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    for catalog, old in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        catalog.data.clear()
-        catalog.data.update(old)
+pytestmark = pytest.mark.usefixtures("catalogs", "one_thread")
 
 
 # ---- scores of an image ----
@@ -82,13 +75,13 @@ def test_ap_of_categories() -> None:
 
 
 def options(folder: Path) -> dict[str, Any]:
-    for name in ("own_train", "own_val"):
+    for name in ("reported_train", "reported_val"):
         path = write_dataset(folder, [two_boxes(), [], two_boxes()], f"{name}.json")
         register_coco_folder(name, folder / "images", path)
     return {
         **SMALL_MODEL,
-        "DATASETS.TRAIN": ("own_train",),
-        "DATASETS.TEST": ("own_val",),
+        "DATASETS.TRAIN": ("reported_train",),
+        "DATASETS.TEST": ("reported_val",),
         "INPUT.MIN_SIZE_TRAIN": [64],
         "INPUT.MIN_SIZE_TEST": 0,
         "SOLVER.IMS_PER_BATCH": 2,
@@ -106,7 +99,7 @@ def test_a_run_leaves_a_report(tmp_path: Path, name: str) -> None:
     keys = options(tmp_path)
     with tiny.own_loggers():
         assert train_net.run(["--config-file", config, *map(str, flat(keys))]) == 0
-    folder = tmp_path / "out/inference/own_val"
+    folder = tmp_path / "out/inference/reported_val"
     document = json.loads((folder / "instance_evaluation.json").read_text())
     assert document["categories"] == ["light", "dark"]
     assert [image["instances"] for image in document["images"]] == [2, 0, 2]
@@ -125,16 +118,42 @@ def test_a_run_leaves_a_report(tmp_path: Path, name: str) -> None:
     assert ("Mask AP50" in words) == ("mask" in name)
 
 
+class Blind(nn.Module):
+    """A detector that finds nothing."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = Instances((SIDE, SIDE))
+        found.pred_boxes, found.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
+        found.pred_classes = torch.zeros(0, dtype=torch.int64)
+        found.pred_masks = torch.zeros(0, SIDE, SIDE, dtype=torch.bool)
+        return [{"instances": found}]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_the_evaluation_passes_over_is_not_drawn_as_missed(
+    tmp_path: Path, masks: bool
+) -> None:
+    """A box whose mask cannot be used counts for boxes alone."""
+    entry = {**box_annotation(8, 8, 40, 40), "segmentation": [[1, 2, 3, 4]]}
+    register_coco_folder("own", tmp_path / "images", write_dataset(tmp_path, [[entry]]))
+    (record,) = DatasetCatalog.get("own")
+    scores = {"instances": 1, "right": 0, "false": 0, "missed": 1, "F1": 0.0}
+    shown = show_instances(Blind(), record, scores, dict, dataset_name="own", masks=masks)
+    (uri,) = (picture.uri for picture in shown.pictures if picture.title == "Errors")
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), np.int64)
+    assert (np.ptp(pixels, axis=-1).max() > 60) == (not masks)
+
+
 def test_a_report_needs_its_evaluation(tmp_path: Path) -> None:
     keys = options(tmp_path)
     cfg = load_config(str(CONFIGS / "coco/swin_tiny_mask_rcnn_1x.yaml"), flat(keys))
     model, mapper = build_model(cfg), build_mapper(cfg, is_train=False)
     with pytest.raises(DataError, match="no evaluation"):
-        write_instance_report(model, "own_val", mapper, str(tmp_path))
+        write_instance_report(model, "reported_val", mapper, str(tmp_path))
     (tmp_path / "instance_evaluation.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
-        write_instance_report(model, "own_val", mapper, str(tmp_path))
+        write_instance_report(model, "reported_val", mapper, str(tmp_path))
     (tmp_path / "instance_evaluation.json").write_text('{"dataset": "other"}')
     with pytest.raises(DataError, match="an evaluation of 'other'"):
-        write_instance_report(model, "own_val", mapper, str(tmp_path))
+        write_instance_report(model, "reported_val", mapper, str(tmp_path))
     assert model.training

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .evaluation.instance_drawing import detection_texts, draw_instances
+from .evaluation.instance_drawing import detection_texts, draw_instances, draw_stuff
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,8 @@ class InstancePrediction:
         category_ids: their ids in the dataset's own annotation file.
         panoptic: (H, W) int32 of a panoptic model: the segment of each pixel, 0 = none; else None.
         segments: what Detectron2 says of each segment: "id", "isthing", "category_id" and others.
+        stuff_names: of the classes of a panoptic model's semantic map.
+        stuff_colors: their colours, (K, 3) uint8 RGB; None as for ``panoptic``.
         prior: (h, w) classes that the decoded semantic prior names; None where it was not asked
             for, or the model's prior is not supervised.
         priors: the semantic-prior logits of the stages, {"prior2": (K, h, w) float32, ...}; None
@@ -42,6 +44,8 @@ class InstancePrediction:
     category_ids: tuple[int, ...]
     panoptic: np.ndarray | None = None
     segments: tuple[dict[str, Any], ...] = ()
+    stuff_names: tuple[str, ...] = ()
+    stuff_colors: np.ndarray | None = None
     prior: np.ndarray | None = None
     priors: dict[str, np.ndarray] | None = None
     prior_names: tuple[str, ...] = ()
@@ -53,8 +57,10 @@ class InstancePrediction:
     def overlay(self, alpha: float = 0.5, min_score: float = 0.5) -> np.ndarray:
         """The image with masks, boxes, scores and, of several categories, their names.
 
+        Of a panoptic model also with the stuff around them.
+
         Args:
-            alpha: opacity of the masks, 0 to 1.
+            alpha: opacity of the masks and the stuff, 0 to 1.
             min_score: instances with a lower score are left out.
 
         Returns:
@@ -66,8 +72,14 @@ class InstancePrediction:
         if not 0 <= alpha <= 1:
             raise ValueError(f"the opacity has to lie in 0..1, not {alpha}")
         shown = self.scores >= min_score
+        picture = self.image
+        if self.panoptic is not None and self.stuff_colors is not None:
+            picture = draw_stuff(
+                *(picture, self.panoptic, self.segments, self.stuff_names, self.stuff_colors),
+                alpha=alpha,
+            )
         return draw_instances(
-            self.image,
+            picture,
             self.boxes[shown],
             None if self.masks is None else self.masks[shown],
             texts=detection_texts(self.classes[shown], self.scores[shown], self.class_names),

@@ -17,6 +17,7 @@ from semask.evaluation.instance_predicting import (
     FoundInstances,
     predict_instances,
     prior_classes_of,
+    stuff_classes_of,
 )
 from semask.instance_prediction import InstancePrediction
 from semask.modeling.backbone.semask_fpn import detector_classes
@@ -91,9 +92,21 @@ class InstancePredictor:
             **FoundInstances.of(output["instances"])._asdict(),
             class_names=self.class_names,
             category_ids=self.category_ids,
-            **_panoptic(output),
+            **self._panoptic(output),
             **self._priors(output),
         )
+
+    def _panoptic(self, output: dict[str, Any]) -> dict[str, Any]:
+        if "panoptic_seg" not in output:
+            return {}
+        segments, descriptions = output["panoptic_seg"]
+        names, colors = stuff_classes_of(self._dataset, self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        return {
+            "panoptic": segments.cpu().numpy().astype(np.int32),
+            "segments": tuple(dict(entry) for entry in descriptions),
+            "stuff_names": tuple(names),
+            "stuff_colors": colors,
+        }
 
     def _priors(self, output: dict[str, Any]) -> dict[str, Any]:
         if "priors" not in output:
@@ -107,16 +120,6 @@ class InstancePredictor:
             "prior_names": tuple(names),
             "prior_colors": colors,
         }
-
-
-def _panoptic(output: dict[str, Any]) -> dict[str, Any]:
-    if "panoptic_seg" not in output:
-        return {}
-    segments, descriptions = output["panoptic_seg"]
-    return {
-        "panoptic": segments.cpu().numpy().astype(np.int32),
-        "segments": tuple(dict(entry) for entry in descriptions),
-    }
 
 
 def _categories(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[int, ...], str]:

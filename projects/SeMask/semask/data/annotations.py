@@ -17,14 +17,14 @@ from detectron2.structures import BoxMode
 from semask.data.reading import DataError
 
 # The kinds of problems.
-NO_BOX, BAD_BOX = "without a box of four numbers", "box without area"
+NO_BOX, BAD_BOX = "no box of four numbers", "box without area"
 BOX_OUTSIDE = "box outside the image"
 SHORT_POLYGON, BAD_POLYGON = (
     "polygon with fewer than three points",
     "polygon that is no list of x, y",
 )
 OTHER_SIZE, BAD_RLE = "mask (RLE) of another size than the image", "damaged mask (RLE)"
-EMPTY_MASK = "empty mask"
+EMPTY_MASK, NO_MASK = "empty mask", "no mask"
 
 Segmentation = list[np.ndarray] | dict[str, Any]
 
@@ -66,13 +66,32 @@ def inspect(annotation: Mapping[str, Any], height: int, width: int) -> Inspected
     return found
 
 
+def is_usable(
+    annotation: Mapping[str, Any], record: Mapping[str, Any], *, masks: bool = False
+) -> bool:
+    """Whether an annotation is an instance to train on, and no crowd.
+
+    Args:
+        annotation: as for :func:`inspect`.
+        record: the dataset dict of its image; without "height" and "width" it is taken for usable.
+        masks: the detector learns masks, so that a box alone is not enough.
+    """
+    if annotation.get("iscrowd", 0):
+        return False
+    if "height" not in record or "width" not in record:
+        return True
+    found = inspect(annotation, record["height"], record["width"])
+    return found.box is not None and not (masks and found.segmentation is None)
+
+
 def list_problems(
-    records: Iterable[Mapping[str, Any]],
+    records: Iterable[Mapping[str, Any]], *, masks: bool = False
 ) -> tuple[Counter[str], dict[str, str]]:
     """What is wrong with the annotations of a dataset, without reading its images.
 
     Args:
         records: dataset dicts with "height" and "width"; others are passed over.
+        masks: an instance without a mask is a problem, too.
 
     Returns:
         The number of annotations of each kind of problem, and one example of each.
@@ -83,7 +102,12 @@ def list_problems(
         if "height" not in record or "width" not in record:
             continue
         for annotation in record.get("annotations", ()):
-            for kind in inspect(annotation, record["height"], record["width"]).problems:
+            found = inspect(annotation, record["height"], record["width"])
+            kinds = found.problems
+            crowd = annotation.get("iscrowd", 0)
+            if masks and not (kinds or crowd) and found.segmentation is None:
+                kinds = [NO_MASK]
+            for kind in kinds:
                 counts[kind] += 1
                 examples.setdefault(kind, describe(annotation, record))
     return counts, examples

@@ -13,7 +13,13 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 
 from semask.config import ConfigError
-from semask.data.annotations import Segmentation, check_stated_size, describe, inspect
+from semask.data.annotations import (
+    NO_MASK,
+    Segmentation,
+    check_stated_size,
+    describe,
+    inspect,
+)
 from semask.data.large_scale_jitter import build_large_scale_jitter
 from semask.data.photometric import PhotometricDistortion
 from semask.data.prior_target import PriorTarget, annotation_region, panoptic_to_semantic
@@ -286,7 +292,7 @@ class InstanceMapper:
         if self.skipped <= 3 or self.skipped in (10, 100, 1000, 10000):
             logger.warning(
                 "Skipped %s: %s (annotations skipped so far by this process: %d)",
-                *(describe(annotation, record), ", ".join(problems) or "no mask", self.skipped),
+                *(describe(annotation, record), ", ".join(problems) or NO_MASK, self.skipped),
             )
 
 

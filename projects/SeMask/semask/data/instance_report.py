@@ -139,7 +139,10 @@ class InstanceDatasetReport:
         if self.empty:
             lines.append(f"Note: {self.empty} images have no instance.")
         if self.boxes_alone:
-            lines.append(f"Note: {self.boxes_alone} instances have a box and no mask.")
+            lines.append(
+                f"Note: {self.boxes_alone} instances have a box and no mask: a detector of masks "
+                "skips them, one of boxes (MODEL.MASK_ON False) does not."
+            )
         if self.crowds:
             lines.append(f"Note: {self.crowds} annotations are crowds, which are not trained on.")
         if self.most > USUAL_LIMIT:

@@ -21,7 +21,12 @@ from semask.modeling import check_protocol
 from semask.solver import build_lr_scheduler, build_optimizer
 
 from .distributed import Torchrun
-from .instance_checks import check_instance_metadata, check_instances
+from .instance_checks import (
+    check_best_metric,
+    check_instance_metadata,
+    check_instances,
+    check_same_categories,
+)
 from .precision import check_precision
 
 
@@ -130,6 +135,10 @@ def check_run(
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name at least one dataset to evaluate on.")
     names = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    if cfg.INPUT.MAPPER == "instances":
+        check_same_categories(names)
+        if not eval_only:
+            check_best_metric(cfg)
     for name in names:
         check_metadata(cfg, name)
     _check_model(cfg, eval_only=eval_only, resume=resume)
@@ -263,6 +272,11 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
         *(RuntimeError, AssertionError, ArithmeticError),
     ) as error:
         reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
+        if isinstance(error, KeyError) and " " not in reason:
+            reason = (
+                f"nothing in it is called '{reason}'; perhaps the features of MODEL.BACKBONE.NAME "
+                f"'{cfg.MODEL.BACKBONE.NAME}' do not fit the heads"
+            )
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
     checkpointer = SeMaskCheckpointer(
         model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, complete=eval_only

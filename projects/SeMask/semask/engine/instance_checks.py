@@ -1,21 +1,70 @@
 """What can be wrong with a detector's datasets, found before a run."""
 
+import itertools
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from semask.config import ConfigError
-from semask.data.annotations import list_problems
+from semask.data.annotations import is_usable, list_problems
 from semask.data.build import build_mapper
 from semask.data.check import evenly_spaced, list_dataset, registered_metadata
 from semask.data.reading import DataError
 from semask.data.unreadable import ReadableDataset
-from semask.evaluation.instance_evaluators import evaluates_panoptic
+from semask.evaluation.instance_evaluators import evaluates_panoptic, predicts_masks
 from semask.modeling.backbone.semask_fpn import detector_classes
 from semask.modeling.prior_supervision import PriorLoss
 
 logger = logging.getLogger(__name__)
+
+
+def check_same_categories(names: Sequence[str]) -> None:
+    """Hold the categories of all datasets of a run against those of the first.
+
+    Args:
+        names: of registered datasets.
+
+    Raises:
+        ConfigError: they are not the same ones in the same order, or there are none.
+        DataError: a dataset has to be listed for the names of its categories, and cannot be.
+    """
+    first = names[0]
+    for name in names[1:]:
+        pairs = itertools.zip_longest(_categories(first), _categories(name), fillvalue="none")
+        for index, (known, other) in enumerate(pairs):
+            if known != other:
+                raise ConfigError(
+                    f"The categories disagree: number {index} is '{known}' in dataset '{first}' "
+                    f"and '{other}' in '{name}'. All datasets of a run need the same ones in the "
+                    "same order, in COCO's format that of their ids; 'categories' may list some "
+                    "that no annotation has."
+                )
+
+
+def _categories(name: str) -> list[str]:
+    metadata = registered_metadata(name)
+    if not metadata.get("thing_classes"):
+        list_dataset(name)  # which reads the names of the categories
+    categories = metadata.get("thing_classes")
+    if not categories:
+        raise ConfigError(f"Dataset '{name}' has no categories: its metadata need thing_classes.")
+    return list(categories)
+
+
+def check_best_metric(cfg: CfgNode) -> None:
+    """Hold ``TEST.BEST_METRIC`` against what the model predicts.
+
+    Raises:
+        ConfigError: it is a result of masks, and the model predicts boxes alone.
+    """
+    if cfg.TEST.BEST_METRIC.startswith("segm/") and not predicts_masks(cfg):
+        raise ConfigError(
+            f"TEST.BEST_METRIC is '{cfg.TEST.BEST_METRIC}', but this model predicts no masks: set "
+            "it to 'bbox/AP'."
+        )
 
 
 def check_instance_metadata(cfg: CfgNode, name: str) -> None:
@@ -26,12 +75,7 @@ def check_instance_metadata(cfg: CfgNode, name: str) -> None:
             cannot be evaluated.
         DataError: it has to be listed for the names of its categories, and cannot be.
     """
-    metadata = registered_metadata(name)
-    if not metadata.get("thing_classes"):
-        list_dataset(name)  # which reads the names of the categories
-    categories = metadata.get("thing_classes")
-    if not categories:
-        raise ConfigError(f"Dataset '{name}' has no categories: its metadata need thing_classes.")
+    categories = _categories(name)
     expected = detector_classes(cfg)
     if len(categories) != expected:
         key = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
@@ -39,9 +83,10 @@ def check_instance_metadata(cfg: CfgNode, name: str) -> None:
             f"The numbers of categories disagree: dataset '{name}' has {len(categories)}, "
             f"MODEL.{key}.NUM_CLASSES is {expected}. Set it to {len(categories)}."
         )
-    _check_prior_classes(cfg, name)
-    if name in cfg.DATASETS.TEST:
-        evaluates_panoptic(cfg, name)  # which refuses what cannot be evaluated
+    # Which refuses what cannot be evaluated.
+    panoptic = name in cfg.DATASETS.TEST and evaluates_panoptic(cfg, name)
+    if panoptic or name not in cfg.DATASETS.TEST or name in cfg.DATASETS.TRAIN:
+        _check_prior_classes(cfg, name)
 
 
 def _check_prior_classes(cfg: CfgNode, name: str) -> None:
@@ -75,7 +120,8 @@ def _check_prior_classes(cfg: CfgNode, name: str) -> None:
 def check_instances(cfg: CfgNode, name: str, *, is_train: bool, resume: bool = False) -> None:
     """List a dataset, look at all its annotations and at a sample of its images.
 
-    Annotations that cannot be used are counted in a warning; training skips them.
+    Annotations that cannot be used are counted in a warning; training skips them. So is an image
+    with more instances than ``TEST.DETECTIONS_PER_IMAGE``, where they are evaluated.
 
     Args:
         cfg: the whole config.
@@ -84,30 +130,51 @@ def check_instances(cfg: CfgNode, name: str, *, is_train: bool, resume: bool = F
         resume: unreadable files do not keep a run from going on; it will skip them.
 
     Raises:
-        DataError: it is missing or empty, has no annotation to train on, or its images or
-            annotations cannot be used.
+        DataError: it is missing or empty, has no annotation that can be trained on, or its images
+            or annotations cannot be used.
         ConfigError: the input pipeline cannot be built from the config.
     """
-    mapper = build_mapper(cfg, is_train)
+    mapper, masks = build_mapper(cfg, is_train), predicts_masks(cfg)
     records = list_dataset(name)
-    total = sum(len(record.get("annotations", ())) for record in records)
-    counts, examples = list_problems(records)
-    for kind, number in counts.most_common():
-        logger.warning(
-            "Dataset '%s': %d of %d annotations have a %s, the first is %s; training skips what "
-            "cannot be used.",
-            *(name, number, total, kind, examples[kind]),
-        )
-    usable = any(
-        not annotation.get("iscrowd", 0)
-        for record in records
-        for annotation in record.get("annotations", ())
-    )
-    if is_train and not usable:
-        raise DataError(f"Dataset '{name}' has no annotated instance to train on.")
+    _warn(cfg, name, records, masks=masks)
+    if is_train and not _any_usable(records, masks=masks):
+        hint = ""
+        if masks and _any_usable(records, masks=False):
+            hint = (
+                " with a mask, only boxes: MODEL.MASK_ON False with TEST.BEST_METRIC bbox/AP "
+                "trains a detector of boxes"
+            )
+        raise DataError(f"Dataset '{name}' has no annotated instance to train on{hint}.")
     limit = cfg.DATALOADER.MAX_UNREADABLE if resume else 0
     # With CHECK_SAMPLE 0 one image still goes through the pipeline.
     sample = evenly_spaced(records, max(1, cfg.DATASETS.CHECK_SAMPLE))
     dataset = ReadableDataset(sample, mapper, limit)
     for index in range(len(dataset)):
         dataset[index]
+
+
+def _any_usable(records: Sequence[dict[str, Any]], *, masks: bool) -> bool:
+    return any(
+        is_usable(annotation, record, masks=masks)
+        for record in records
+        for annotation in record.get("annotations", ())
+    )
+
+
+def _warn(cfg: CfgNode, name: str, records: Sequence[dict[str, Any]], *, masks: bool) -> None:
+    """Say what a run can go on with, but hardly is what is wanted."""
+    numbers = [len(record.get("annotations", ())) for record in records]
+    counts, examples = list_problems(records, masks=masks)
+    for kind, number in counts.most_common():
+        logger.warning(
+            "Dataset '%s': %s in %d of %d annotations, the first is %s; training skips what cannot "
+            "be used, and in the evaluation it counts neither way.",
+            *(name, kind, number, sum(numbers), examples[kind]),
+        )
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if name in cfg.DATASETS.TEST and max(numbers) > limit >= 0:
+        logger.warning(
+            "Dataset '%s': an image has %d annotations, but TEST.DETECTIONS_PER_IMAGE is %d: set "
+            "it to more, or those beyond count as missed.",
+            *(name, max(numbers), limit),
+        )

@@ -1,6 +1,7 @@
-"""Pictures of instances: masks, boxes, scores and the names of categories over an image."""
+"""Pictures of instances (masks, boxes, scores, names of categories) and of stuff over an image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,8 +60,50 @@ def draw_instances(
             continue
         left = min(max(x0, 0), max(0, drawn.width - width - 2))
         top = y0 - _TEXT_SIZE - 3 if y0 >= _TEXT_SIZE + 3 else y0
-        draw.rectangle((left, top, left + width + 2, top + _TEXT_SIZE + 2), fill=(30, 30, 30))
-        write_text(draw, (left + 1, top), text, _TEXT_SIZE, (255, 255, 255))
+        _label(draw, text, left, top, width)
+    return np.array(drawn)
+
+
+def draw_stuff(
+    image: np.ndarray,
+    panoptic: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    colors: np.ndarray,
+    *,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """An image with the segments of a panoptic map that are stuff, in the colours of their classes.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        panoptic: (H, W) segment ids.
+        segments: "id", "isthing" and "category_id" of each; things are left out.
+        names: of the K classes of stuff, written on what is large enough.
+        colors: (K, 3) uint8, RGB.
+        alpha: opacity of the segments, 0 to 1; their contours are opaque.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    picture = image.copy()
+    places = []
+    for segment in segments:
+        mask = panoptic == segment["id"]
+        if segment["isthing"] or not mask.any():
+            continue
+        _lay_over(picture, mask, colors[segment["category_id"]], alpha)
+        # Where the segment is thickest: inside of it, whatever its shape.
+        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        if depth.max() >= _TEXT_SIZE:
+            y, x = divmod(int(depth.argmax()), mask.shape[1])
+            places.append((names[segment["category_id"]], x, y))
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    for text, x, y in places:
+        width = text_width(text, _TEXT_SIZE)
+        left = min(max(x - width // 2, 0), max(0, drawn.width - width - 2))
+        _label(draw, text, left, y - _TEXT_SIZE // 2, width)
     return np.array(drawn)
 
 
@@ -78,6 +121,11 @@ def detection_texts(
     if scores is None:
         return named
     return [f"{name} {score:.2f}".strip() for name, score in zip(named, scores, strict=True)]
+
+
+def _label(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
+    draw.rectangle((left, top, left + width + 2, top + _TEXT_SIZE + 2), fill=(30, 30, 30))
+    write_text(draw, (left + 1, top), text, _TEXT_SIZE, (255, 255, 255))
 
 
 def _lay_over(picture: np.ndarray, mask: np.ndarray, color: np.ndarray, alpha: float) -> None:

@@ -97,9 +97,9 @@ def mend_ground_truth(truth: COCO, *, masks: bool) -> None:
         image = truth.imgs[annotation["image_id"]]
         found = inspect(annotation, image["height"], image["width"])
         x0, y0, x1, y1 = found.box or (0.0, 0.0, 0.0, 0.0)
-        annotation.setdefault("iscrowd", 0)
-        annotation["iscrowd"] |= int(found.box is None or (masks and found.segmentation is None))
-        if found.problems:
+        unusable = found.box is None or (masks and found.segmentation is None)
+        annotation["iscrowd"] = int(bool(annotation.get("iscrowd", 0)) or unusable)
+        if found.problems or found.segmentation is None:
             annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
             annotation["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
             if isinstance(found.segmentation, list):

@@ -62,9 +62,23 @@ def prior_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np
         return [*things, "background"], np.concatenate([colors, [BACKGROUND_COLOR]]).astype(
             np.uint8
         )
-    stuff = list(metadata.get("stuff_classes", ()))
-    if len(stuff) == num_classes:
-        return stuff, class_colors(num_classes, metadata.get("stuff_colors"))
+    return stuff_classes_of(dataset_name, num_classes)
+
+
+def stuff_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np.ndarray]:
+    """Names and colours of the classes of a dataset's semantic maps.
+
+    Args:
+        dataset_name: a registered dataset.
+        num_classes: K of the model.
+
+    Returns:
+        K names, and (K, 3) uint8 RGB: the dataset's, if it has as many; else "class 0", ...
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    names = list(metadata.get("stuff_classes", ()))
+    if len(names) == num_classes:
+        return names, class_colors(num_classes, metadata.get("stuff_colors"))
     return [f"class {index}" for index in range(num_classes)], class_colors(num_classes)
 
 

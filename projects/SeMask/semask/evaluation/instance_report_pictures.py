@@ -101,7 +101,7 @@ def show_instances(
             errors,
         ),
     )
-    priors, prior_classes = _priors(output, record, image.shape[:2], dataset_name)
+    priors, prior_classes = _priors(output, record, image.shape[:2], dataset_name, masks=masks)
     return ShownInstances(
         name=os.path.basename(record["file_name"]),
         scores=dict(scores),
@@ -119,7 +119,7 @@ def _error_picture(
 ) -> np.ndarray:
     """The pale photograph with missed and false instances; boxes where there are no masks."""
     height, width = image.shape[:2]
-    truth = _truth(record, height, width, boxes=predictions.masks is None)
+    truth = _truth(record, height, width, masks=predictions.masks is not None)
     predicted = [Region(None, box=box) for box in predictions.boxes.tolist()]
     if predictions.masks is not None:
         predicted = [Region(None, mask=mask) for mask in predictions.masks]
@@ -151,8 +151,9 @@ class _Annotated(NamedTuple):
     crowd: bool
 
 
-def _truth(record: Mapping[str, Any], height: int, width: int, *, boxes: bool) -> list[_Annotated]:
-    """The usable annotations; their boxes alone, where asked for."""
+def _truth(record: Mapping[str, Any], height: int, width: int, *, masks: bool) -> list[_Annotated]:
+    """The annotations as evaluated: with ``masks`` those without one are crowds, else all have
+    boxes alone."""
     usable = []
     for annotation in record.get("annotations", ()):
         found = inspect(annotation, height, width)
@@ -160,11 +161,11 @@ def _truth(record: Mapping[str, Any], height: int, width: int, *, boxes: bool) -
             continue
         entry = {
             "category_id": annotation["category_id"],
-            "segmentation": None if boxes else found.segmentation,
+            "segmentation": found.segmentation if masks else None,
             "bbox": found.box,
             "bbox_mode": BoxMode.XYXY_ABS,
         }
-        crowd = bool(annotation.get("iscrowd", 0))
+        crowd = bool(annotation.get("iscrowd", 0)) or (masks and found.segmentation is None)
         usable.append(_Annotated(annotation_region(entry), annotation["category_id"], crowd))
     return usable
 
@@ -174,6 +175,8 @@ def _priors(
     record: Mapping[str, Any],
     size: tuple[int, int],
     dataset_name: str,
+    *,
+    masks: bool,
 ) -> tuple[tuple[Picture, ...], tuple[tuple[str, tuple[int, int, int]], ...]]:
     maps = dict(output.get("priors", {}))
     if not maps:
@@ -188,6 +191,7 @@ def _priors(
                 "segmentation": found.segmentation,
                 "bbox": found.box,
                 "bbox_mode": BoxMode.XYXY_ABS,
+                "iscrowd": annotation.get("iscrowd", 0) or (masks and found.segmentation is None),
             }
             for annotation in record.get("annotations", ())
             if (found := inspect(annotation, *size)).box is not None

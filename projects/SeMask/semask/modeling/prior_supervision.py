@@ -15,6 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from semask.config import ConfigError
 from semask.fast_paths import fast_paths
 
 from .backbone.base import SemSegBackbone, prior_strides, stage_name, stage_stride
@@ -80,7 +81,8 @@ class PriorLoss(nn.Module):
         """What a config asks for; None without semantic layers or with a weight of 0.
 
         Raises:
-            ConfigError: see :func:`semask.modeling.backbone.semask_fpn.prior_classes`.
+            ConfigError: see :func:`semask.modeling.backbone.semask_fpn.prior_classes`; or the
+                classes do not fit into a map of one byte beside the ignore value.
         """
         head, semask = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEMASK
         stages = range(len(semask.ATTENTION))
@@ -93,9 +95,16 @@ class PriorLoss(nn.Module):
         strides = {name: stride for name, stride in strides.items() if stride <= deepest}
         if not strides or head.PRIOR_LOSS_WEIGHT <= 0:
             return None
+        num_classes = prior_classes(cfg)
+        if num_classes > head.IGNORE_VALUE:
+            raise ConfigError(
+                f"The prior's target has {num_classes} classes; beside the ignore value "
+                f"(MODEL.SEM_SEG_HEAD.IGNORE_VALUE {head.IGNORE_VALUE}) there can be "
+                f"{head.IGNORE_VALUE}. MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 trains without it."
+            )
         return cls(
             prior_head=SemanticPriorHead(strides=strides, common_stride=head.COMMON_STRIDE),
-            num_classes=prior_classes(cfg),
+            num_classes=num_classes,
             weight=head.PRIOR_LOSS_WEIGHT,
             ignore_value=head.IGNORE_VALUE,
             reduction=head.LOSS_REDUCTION,

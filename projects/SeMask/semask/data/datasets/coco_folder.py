@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -133,8 +133,7 @@ def _read(json_file: str, hint: str) -> dict[str, list[dict[str, Any]]]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
-    form = list(_wrong_form(content))
-    found = form or list(_contradictions(content))
+    found = list(_wrong_form(content)) or [*_contradictions(content), *_wrong_values(content)]
     if found:
         raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
     return content
@@ -193,6 +192,38 @@ def _not_among(
         for entry in annotations
         if not isinstance(entry[key], int | float | str) or entry[key] not in ids
     ]
+
+
+def _wrong_values(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """File names, sizes and names of categories that cannot be used."""
+    for part, sound, words in (
+        ("images", _is_image, "need file_name as a text, height and width as whole numbers > 0"),
+        ("categories", _is_category, "need name as a text"),
+    ):
+        wrong = [entry for entry in content[part] if not sound(entry)]
+        if wrong:
+            yield (
+                f"has {len(wrong)} entries of '{part}' that {words}; the first is "
+                f"{str(wrong[0])[:200]}."
+            )
+    numbers = Counter(str(entry["name"]) for entry in content["categories"])
+    for name, times in numbers.items():
+        if times > 1:
+            yield (
+                f"has {times} 'categories' with the name '{name}', whose results could not be "
+                "told apart: rename them, or take out those that no annotation has."
+            )
+
+
+def _is_image(entry: Mapping[str, Any]) -> bool:
+    sides = (entry["height"], entry["width"])
+    return isinstance(entry["file_name"], str) and all(
+        isinstance(side, int) and side > 0 for side in sides
+    )
+
+
+def _is_category(entry: Mapping[str, Any]) -> bool:
+    return isinstance(entry["name"], str)
 
 
 def category_ids(metadata: Any, number: int) -> list[int]:
