@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from torch import nn
 
 import tiny
+from largest import Largest
 from semask import fast_paths as module
 from semask.config import ConfigError, load_config
 from semask.fast_paths import FAST_PATHS, fast_paths
 from semask.kept_memory import can_keep_memory
 from semask.modeling import SeMaskSwin
-from semask.modeling.backbone import semantic_layer, swin
+from semask.modeling.backbone import semantic_layer, swin, window
 from semask.modeling.conv3x3 import Conv3x3
+from semask.modeling.heads import SemanticFPNHead, semantic_fpn
 from semask.solver import build_optimizer
 
 
@@ -29,7 +32,7 @@ def config(tmp_path: Path, *overrides: Any) -> Any:
 
 
 def test_automatic_choice(tmp_path: Path) -> None:
-    on_cpu = {"striped_loss", "fused_optimizer", "winograd", "chunked", "folded"}
+    on_cpu = {"striped_loss", "fused_optimizer", "winograd", "chunked", "folded", "recomputed"}
     kept = {"kept_memory"} if can_keep_memory() else set()
     assert fast_paths(config(tmp_path)) == on_cpu | kept
     mixed = config(tmp_path, "SOLVER.AMP.ENABLED", True)
@@ -122,7 +125,7 @@ print(min(faults() for _ in range(5)))  # a hole of the right size takes some ro
     assert after < before / 10
 
 
-@pytest.mark.parametrize("tokens", [1, 20, 33])
+@pytest.mark.parametrize("tokens", [1, 33, 100, 200, 1000])  # rows of windows or whole maps
 @pytest.mark.parametrize("return_priors", [False, True])
 def test_size_of_the_chunks_changes_nothing(
     tokens: int, return_priors: bool, monkeypatch: pytest.MonkeyPatch
@@ -145,10 +148,76 @@ def test_size_of_the_chunks_changes_nothing(
     fast = SeMaskSwin(**settings, chunked=True, folded=True).double().eval()
     fast.load_state_dict(plain.state_dict())
     image = torch.randn(2, 3, 50, 39, dtype=torch.float64)
-    for file in (swin, semantic_layer):
+    for file in (window, swin):
         monkeypatch.setattr(file, "CHUNK_TOKENS", tokens)
-    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 1)
+    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 30_000 if tokens == 33 else 1)
     with torch.inference_mode():
         expected, result = plain(image, return_priors), fast(image, return_priors)
     assert ("prior2" in result) == return_priors
     torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shift"), [(9, 5, 2), (8, 8, 0), (13, 4, 1), (1, 9, 2)]
+)
+@pytest.mark.parametrize("tokens", [1, 40, 100, 1000])
+def test_parts_of_the_windows_are_all_of_them(
+    height: int, width: int, shift: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "CHUNK_TOKENS", tokens)
+    layout = window.window_layout(3, height, width, 4, shift, torch.device("cpu"))
+    values = torch.arange(1.0, 3 * height * width + 1)[:, None]
+    expected = window.gather_windows(window.append_zero(values), layout)
+    parts = list(window.window_parts(layout))
+    cut = [window.gather_windows(window.append_zero(part.take(values)), part) for part in parts]
+    assert torch.equal(torch.cat(cut), expected)
+    back = torch.zeros_like(values)
+    for part, windows in zip(parts, cut, strict=True):
+        part.put(window.scatter_windows(windows, part), back)
+    assert torch.equal(back, values)
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize("band_bytes", [1, 1500, 10**6])
+@pytest.mark.parametrize(("height", "width"), [(80, 48), (61, 37), (3, 5)])
+def test_decoder_in_bands(
+    height: int, width: int, band_bytes: int, winograd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(semantic_fpn, "BAND_BYTES", band_bytes)
+    torch.manual_seed(0)
+    shapes = {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
+    settings: dict[str, Any] = {"input_shape": shapes, "num_classes": 3, "conv_dims": 8}
+    plain = SemanticFPNHead(**settings, norm="BN").double().eval()
+    fast = SemanticFPNHead(**settings, norm="BN", chunked=True, winograd=winograd).double().eval()
+    fast.load_state_dict(plain.state_dict())
+    features = {
+        name: torch.randn(
+            2, shape.channels, -(-height // shape.stride), -(-width // shape.stride)
+        ).double()
+        for name, shape in ((k, v) for k, v in shapes.items() if v.stride)
+    }
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(features), plain(features), rtol=1e-9, atol=1e-9)
+
+
+def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is made is larger than the features, whatever the layers' own width."""
+    for file in (window, swin):
+        monkeypatch.setattr(file, "CHUNK_TOKENS", 100)
+    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 1)
+    monkeypatch.setattr(semantic_fpn, "BAND_BYTES", 1)
+    backbone = SeMaskSwin(
+        embed_dim=8,
+        num_heads=(1, 2, 4, 8),
+        window_size=4,
+        semantic_classes=5,
+        chunked=True,
+        folded=True,
+    ).eval()
+    head = SemanticFPNHead(
+        input_shape=backbone.output_shape(), num_classes=5, conv_dims=24, norm="BN", chunked=True
+    ).eval()
+    image = torch.randn(1, 3, 256, 256)
+    with torch.inference_mode(), Largest() as largest:
+        head(backbone(image))
+    assert largest.values == 64 * 64 * 8

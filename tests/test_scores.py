@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from largest import Largest
 from semask.evaluation import for_evaluators
 from semask.modeling import MultiScale, Scores, SlidingWindow, WholeImage, stripes
 from semask.modeling.protocol import TestProtocol
@@ -161,18 +160,6 @@ def test_scores_that_are_there_in_full() -> None:
 
 
 # ---- memory
-
-
-class Largest(TorchDispatchMode):
-    """The number of values in the largest tensor that is made."""
-
-    values = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.values = max(self.values, result.numel())
-        return result
 
 
 PROTOCOLS: list[Callable[[], TestProtocol]] = [

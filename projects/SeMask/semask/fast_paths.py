@@ -46,7 +46,11 @@ FAST_PATHS = {
         lambda device, mixed: device.type in ("cpu", "cuda") and not mixed,
     ),
     "chunked": FastPath(
-        "evaluation a few windows and tokens at a time",
+        "evaluation a few windows or rows at a time",
+        lambda device, mixed: device.type == "cpu",
+    ),
+    "recomputed": FastPath(
+        "training keeps the input of each Swin block alone and makes the rest again",
         lambda device, mixed: device.type == "cpu",
     ),
     "sdpa": FastPath(

@@ -127,7 +127,7 @@ class SeMaskSegmentor(SemanticSegmentor):
 
     def _normalized(self, image: Tensor) -> Tensor:
         """(3, H, W), 0..255, to the batch of one that the backbone takes."""
-        return ((image.to(self.device) - self.pixel_mean) / self.pixel_std)[None]
+        return (image.to(self.device) - self.pixel_mean).div_(self.pixel_std)[None]
 
 
 def check_protocol(cfg: CfgNode, model: nn.Module) -> None:

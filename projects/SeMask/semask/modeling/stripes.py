@@ -66,7 +66,7 @@ class RowResize:
         first = self.source(rows).start
         upper = part.index_select(0, self._upper[rows] - first)
         lower = part.index_select(0, self._lower[rows] - first)
-        return torch.lerp(upper, lower, self._fraction[rows, None, None].to(part.dtype))
+        return upper.lerp_(lower, self._fraction[rows, None, None].to(part.dtype))
 
     def across(self, part: Tensor) -> Tensor:
         """The columns alone: (R, w, K) to (R, W, K)."""

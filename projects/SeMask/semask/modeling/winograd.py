@@ -47,10 +47,9 @@ def convolve(x: Tensor, filters: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     outputs = filters.shape[2]
     down, across = -(-height // 2), -(-width // 2)
-    padded = F.pad(x, (0, 0, 1, 2 * across + 1 - width, 1, 2 * down + 1 - height))
     y = x.new_empty(batch, down, 2, across, 2, outputs)
     for image, rows in _chunks(batch, down, 16 * across * (channels + outputs) * x.element_size()):
-        tiles = _transform_tiles(padded[image, 2 * rows.start : 2 * rows.stop + 2], across)
+        tiles = _transform_tiles(_padded(x[image], rows), across)
         products = torch.bmm(tiles, filters).view(4, 4, -1, across, outputs)
         for row, line in enumerate(_add_up(*products.unbind(0))):
             a, b, c, d = line.unbind(0)
@@ -73,13 +72,12 @@ def filter_gradient(x: Tensor, grad: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     outputs = grad.shape[3]
     down, across = -(-height // 2), -(-width // 2)
-    padded = F.pad(x, (0, 0, 1, 2 * across + 1 - width, 1, 2 * down + 1 - height))
     if (2 * down, 2 * across) != (height, width):
         grad = F.pad(grad, (0, 0, 0, 2 * across - width, 0, 2 * down - height))
     pixels = grad.reshape(batch, down, 2, across, 2, outputs)
     total = x.new_zeros(16, channels, outputs)
     for image, rows in _chunks(batch, down, 16 * across * (channels + outputs) * x.element_size()):
-        tiles = _transform_tiles(padded[image, 2 * rows.start : 2 * rows.stop + 2], across)
+        tiles = _transform_tiles(_padded(x[image], rows), across)
         spread = x.new_empty(4, 4, rows.stop - rows.start, across, outputs)
         part = pixels[image, rows]
         for row, line in enumerate(_add_up_back(part[:, 0], part[:, 1])):
@@ -97,6 +95,16 @@ def _chunks(batch: int, rows: int, row_bytes: int) -> Iterator[tuple[int, slice]
     for image in range(batch):
         for start in range(0, rows, step):
             yield image, slice(start, min(start + step, rows))
+
+
+def _padded(x: Tensor, rows: slice) -> Tensor:
+    """What some rows of tiles cover of a map (H, W, C) with zeros around."""
+    width = x.shape[1]
+    top, bottom = 2 * rows.start - 1, 2 * rows.stop + 1
+    part = x[max(top, 0) : bottom]
+    above = max(-top, 0)
+    below = bottom - top - above - len(part)
+    return F.pad(part, (0, 0, 1, 1 + width % 2, above, below))
 
 
 def _transform_tiles(padded: Tensor, across: int) -> Tensor:

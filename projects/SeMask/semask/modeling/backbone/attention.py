@@ -100,7 +100,7 @@ class WindowAttention(nn.Module):
         """
         layout = self.layout(x)
         bias = self.masked(self.bias(), layout)
-        out = self.attend(gather_windows(self.project(x), layout), bias)
+        out = self.attend(gather_windows(self.project(x.flatten(0, 2)), layout), bias)
         return self.dropout(self.proj(scatter_windows(out, layout))).view(x.shape)
 
     def layout(self, x: Tensor) -> WindowLayout:
@@ -108,18 +108,18 @@ class WindowAttention(nn.Module):
         batch, height, width, _ = x.shape
         return window_layout(batch, height, width, self.window_size, self.shift, x.device)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, tokens: Tensor) -> Tensor:
         """q, k and v of each token, and of the one that stands for the padding.
 
         Projecting first and cutting windows then is the same and does not project padding.
 
         Args:
-            x: (B, H, W, C).
+            tokens: (n, C), of maps in rows or any of them.
 
         Returns:
-            (B * H * W + 1, 3 C).
+            (n + 1, 3 C).
         """
-        return self.qkv(append_zero(x.flatten(0, 2)))
+        return self.qkv(append_zero(tokens))
 
     def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """Attention in windows that are independent of each other.

@@ -4,12 +4,22 @@ It stands behind the blocks of any hierarchical transformer's stage and knows no
 token maps (B, H, W, C) in, token maps and semantic-prior maps out.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..prepared import Prepared
-from ..tracing import traced
-from .window import CHUNK_TOKENS, append_zero, gather_windows, scatter_windows, window_layout
+from ..tracing import evaluated, traced, trained
+from .window import (
+    WindowLayout,
+    append_zero,
+    gather_windows,
+    scatter_windows,
+    window_layout,
+    window_parts,
+)
 
 # Without gradients, the similarities of as many queries as fit are held at a time.
 SIMILARITY_BYTES = 64 * 2**20
@@ -58,7 +68,7 @@ class SemanticAttention(nn.Module):
         Returns:
             The features (groups, tokens, C), and the semantic query (groups, tokens, K) or None.
         """
-        if self.folded and not (self.training or torch.is_grad_enabled() or traced()):
+        if self.folded and evaluated(self):
             return self._evaluate(x, return_query)
         query, key, value = self.query(x), self.key(x), self.value(x)
         update = self.proj(_attend(query, key, value))
@@ -88,13 +98,22 @@ class SemanticAttention(nn.Module):
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(query key^T) value, without scaling and without heads."""
-    if torch.is_grad_enabled():  # the similarities are kept for the gradient anyway
+    groups, tokens, _ = query.shape
+    step = max(1, SIMILARITY_BYTES // (groups * tokens * query.element_size()))
+    # With gradients, all similarities are kept for them anyway.
+    if step >= tokens or torch.is_grad_enabled() or traced():
         return (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
-    # Each query has its own softmax, so they may be taken a part at a time.
-    bytes_of_one = query.shape[0] * query.shape[1] * query.element_size()
-    parts = query.split(max(1, SIMILARITY_BYTES // bytes_of_one), dim=1)
-    out = [(part @ key.transpose(-2, -1)).softmax(dim=-1) @ value for part in parts]
-    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+    # Each query has its own softmax, so they may be taken a part at a time, in the same memory:
+    # blocks of this size that come and go leave holes that nothing fits into.
+    similarity, weights = query.new_empty(2, groups * step * tokens)
+    out = torch.empty_like(value)
+    for part, result in zip(query.split(step, dim=1), out.split(step, dim=1), strict=True):
+        shape = groups, part.shape[1], tokens
+        here = [buffer[: math.prod(shape)].view(shape) for buffer in (similarity, weights)]
+        torch.bmm(part, key.transpose(-2, -1), out=here[0])
+        torch.softmax(here[0], dim=-1, out=here[1])
+        result.copy_(here[1] @ value)
+    return out
 
 
 def _fold_update(
@@ -120,6 +139,7 @@ class SemanticLayer(nn.Module):
         dropout: rate at the end of each block.
         folded: see :class:`SemanticAttention`.
         chunked: without gradients, take a few windows at a time through all blocks.
+        recomputed: in training keep nothing but the input, and make the rest again.
     """
 
     def __init__(
@@ -132,6 +152,7 @@ class SemanticLayer(nn.Module):
         dropout: float = 0.1,
         folded: bool = False,
         chunked: bool = False,
+        recomputed: bool = False,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
@@ -140,6 +161,7 @@ class SemanticLayer(nn.Module):
             raise ValueError(f"A semantic layer needs at least one class, got {num_classes}")
         self.window_size = window_size
         self.chunked = chunked
+        self.recomputed = recomputed
         self.norm = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(
             SemanticAttention(dim=dim, num_classes=num_classes, dropout=dropout, folded=folded)
@@ -156,19 +178,24 @@ class SemanticLayer(nn.Module):
         Returns:
             Masked features (B, H, W, C), and prior logits (B, H, W, K) or None.
         """
-        x = self.norm(x)
+        if self.recomputed and trained(self):
+            return checkpoint(self._forward, x, return_prior, use_reentrant=False)
+        return self._forward(x, return_prior)
+
+    def _forward(self, x: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = x.shape
-        size = self.window_size
-        if size is None:
-            features, prior = self._through_blocks(x.flatten(1, 2), return_prior)
+        if self.window_size is None:
+            features, prior = self._through_blocks(self.norm(x).flatten(1, 2), return_prior)
+            return _as_maps(x.shape, features, prior)
+        layout = window_layout(batch, height, width, self.window_size, 0, x.device)
+        if self.chunked and evaluated(self):
+            features, prior = self._evaluate(x.flatten(0, 2), layout, return_prior)
         else:  # padded tokens take part, as published
-            layout = window_layout(batch, height, width, size, 0, x.device)
-            windows = gather_windows(append_zero(x.flatten(0, 2)), layout)
-            features, prior = self._through_windows(windows, return_prior)
+            windows = gather_windows(append_zero(self.norm(x).flatten(0, 2)), layout)
+            features, prior = self._through_blocks(windows, return_prior)
             features = scatter_windows(features, layout)
             prior = None if prior is None else scatter_windows(prior, layout)
-        features = features.view(batch, height, width, -1)
-        return features, None if prior is None else prior.view(batch, height, width, -1)
+        return _as_maps(x.shape, features, prior)
 
     def _through_blocks(self, groups: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
         prior = None
@@ -176,11 +203,26 @@ class SemanticLayer(nn.Module):
             groups, prior = block(groups, return_prior)
         return groups, prior
 
-    def _through_windows(self, windows: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
-        """Windows do not see each other, so any number of them may be taken at a time."""
-        if not self.chunked or self.training or torch.is_grad_enabled() or traced():
-            return self._through_blocks(windows, return_prior)
-        step = max(1, CHUNK_TOKENS // windows.shape[1])
-        parts = [self._through_blocks(part, return_prior) for part in windows.split(step)]
-        priors = [prior for _, prior in parts if prior is not None]
-        return torch.cat([part for part, _ in parts]), torch.cat(priors) if priors else None
+    def _evaluate(
+        self, tokens: Tensor, layout: WindowLayout, return_prior: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same a few windows at a time: they do not see each other."""
+        out = prior = None
+        for part in window_parts(layout):
+            windows = gather_windows(append_zero(self.norm(part.take(tokens))), part)
+            windows, query = self._through_blocks(windows, return_prior)
+            if out is None:  # the first ones tell the type
+                out = windows.new_empty(len(tokens), windows.shape[2])
+                prior = None if query is None else query.new_empty(len(tokens), query.shape[2])
+            part.put(scatter_windows(windows, part), out)
+            if query is not None and prior is not None:
+                part.put(scatter_windows(query, part), prior)
+        assert out is not None  # a map has a token
+        return out, prior
+
+
+def _as_maps(
+    shape: torch.Size, features: Tensor, prior: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens of maps (B, H, W, C) as maps."""
+    return features.view(shape), None if prior is None else prior.view(*shape[:3], -1)

@@ -64,7 +64,7 @@ class SeMaskSwin(SemSegBackbone):
         freeze_at: 0 = everything is trained, 1 = the patch embedding is frozen, 2 = also the
             first stage (Swin blocks, semantic layer, merging), and so on.
         activation_checkpoint: recompute the stage in the backward pass to save memory.
-        sdpa, chunked, folded: how the parts are computed, see :class:`SwinBlock` and
+        sdpa, chunked, recomputed, folded: how the parts are computed, see :class:`SwinBlock` and
             :class:`SemanticLayer`.
 
     Raises:
@@ -96,6 +96,7 @@ class SeMaskSwin(SemSegBackbone):
         in_channels: int = 3,
         sdpa: bool = False,
         chunked: bool = False,
+        recomputed: bool = False,
         folded: bool = False,
     ) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ class SeMaskSwin(SemSegBackbone):
         self._out_feature_channels = dict(zip(names, dims, strict=False))
         self._out_feature_strides = {name: stage_stride(i) for i, name in enumerate(names)}
 
-        self.patch_embed = PatchEmbed(embed_dim=embed_dim, in_channels=in_channels)
+        self.patch_embed = PatchEmbed(embed_dim=embed_dim, in_channels=in_channels, chunked=chunked)
         self.absolute_pos_embed: nn.Parameter | None = None
         if absolute_pos_embed:
             side = pretrain_image_size // self.patch_embed.patch_size
@@ -152,6 +153,11 @@ class SeMaskSwin(SemSegBackbone):
         self.stages = nn.ModuleList()
         for stage, dim in enumerate(dims):
             first = sum(depths[:stage])
+            # A stage that is recomputed as a whole keeps nothing else; the last one's maps and
+            # those of global semantic layers are small.
+            recomputed_here = (
+                recomputed and not activation_checkpoint[stage] and stage < len(depths) - 1
+            )
             blocks = [
                 SwinBlock(
                     dim=dim,
@@ -164,6 +170,7 @@ class SeMaskSwin(SemSegBackbone):
                     drop_path=drop_path_rates[first + block],
                     sdpa=sdpa,
                     chunked=chunked,
+                    recomputed=recomputed_here,
                 )
                 for block in range(depths[stage])
             ]
@@ -178,9 +185,10 @@ class SeMaskSwin(SemSegBackbone):
                     dropout=semantic_dropout,
                     folded=folded,
                     chunked=chunked,
+                    recomputed=recomputed_here and windowed,
                 )
             self.stages.append(SwinStage(blocks, semantic_layer))
-        self.merging = nn.ModuleList(PatchMerging(dim) for dim in dims[:-1])
+        self.merging = nn.ModuleList(PatchMerging(dim, chunked=chunked) for dim in dims[:-1])
         self.output_norms = nn.ModuleDict(
             {name: nn.LayerNorm(self._out_feature_channels[name]) for name in self._out_features}
         )
@@ -214,6 +222,7 @@ class SeMaskSwin(SemSegBackbone):
             "in_channels": input_shape.channels,
             "sdpa": "sdpa" in fast,
             "chunked": "chunked" in fast,
+            "recomputed": "recomputed" in fast,
             "folded": "folded" in fast,
         }
 

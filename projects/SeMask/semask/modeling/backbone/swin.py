@@ -1,25 +1,56 @@
 """The parts of a Swin transformer (arXiv 2103.14030). Token maps are (B, H, W, C)."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tracing import traced
+from ..tracing import evaluated, trained
 from .attention import WindowAttention
-from .window import CHUNK_TOKENS
+from .recomputed import Linear, recomputed
+from .window import (
+    CHUNK_TOKENS,
+    WindowLayout,
+    WindowPart,
+    gather_windows,
+    scatter_windows,
+    window_parts,
+)
 
 
 class PatchEmbed(nn.Module):
-    """Image to tokens: zero-pad to a multiple of the patch, convolve, normalise."""
+    """Image to tokens: zero-pad to a multiple of the patch, convolve, normalise.
 
-    def __init__(self, *, embed_dim: int, in_channels: int = 3, patch_size: int = 4) -> None:
+    Args:
+        embed_dim: channels C.
+        in_channels: of the image.
+        patch_size: side of a patch, in pixels.
+        chunked: without gradients, take a few rows at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        in_channels: int = 3,
+        patch_size: int = 4,
+        chunked: bool = False,
+    ) -> None:
         super().__init__()
+        self.chunked = chunked
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, ceil(H / patch), ceil(W / patch), C)."""
+        if self.chunked and evaluated(self):
+            return in_bands(self._embed, image, dim=2, stride=self.patch_size)
+        return self._embed(image)
+
+    def _embed(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         bottom, right = -height % self.patch_size, -width % self.patch_size
         if bottom or right:
@@ -28,15 +59,26 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Half the height and width, twice the channels; odd sides are zero-padded."""
+    """Half the height and width, twice the channels; odd sides are zero-padded.
 
-    def __init__(self, dim: int) -> None:
+    Args:
+        dim: channels C.
+        chunked: without gradients, take a few rows at a time.
+    """
+
+    def __init__(self, dim: int, *, chunked: bool = False) -> None:
         super().__init__()
+        self.chunked = chunked
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+        if self.chunked and evaluated(self):
+            return in_bands(self._merge, x, dim=1, stride=2)
+        return self._merge(x)
+
+    def _merge(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
@@ -44,6 +86,34 @@ class PatchMerging(nn.Module):
         # (even row, even column), (odd, even), (even, odd), (odd, odd)
         pairs = x.view(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(pairs.reshape(batch, height // 2, width // 2, 4 * dim)))
+
+
+def in_bands(layer: Callable[[Tensor], Tensor], x: Tensor, *, dim: int, stride: int) -> Tensor:
+    """``layer(x)`` for a layer that makes each row of tokens of ``stride`` rows of its input.
+
+    Args:
+        layer: pads the last rows itself.
+        x: an image (B, 3, H, W) or a map (B, H, W, C).
+        dim: the one of H.
+        stride: see above.
+
+    Returns:
+        (B, ceil(H / stride), ceil(W / stride), C).
+    """
+    tokens_of_row = x.shape[0] * -(-x.shape[dim + 1] // stride)
+    step = stride * max(1, CHUNK_TOKENS // tokens_of_row)
+    if step >= x.shape[dim]:
+        return layer(x)
+    out: Tensor | None = None
+    for index, part in enumerate(x.split(step, dim)):
+        tokens = layer(part)
+        if out is None:
+            rows = -(-x.shape[dim] // stride)
+            out = tokens.new_empty(len(tokens), rows, *tokens.shape[2:])
+        start = index * step // stride
+        out[:, start : start + tokens.shape[1]] = tokens
+    assert out is not None  # a map has a row
+    return out
 
 
 class DropPath(nn.Module):
@@ -54,11 +124,16 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale(x)
+        return x if scale is None else x * scale
+
+    def scale(self, x: Tensor) -> Tensor | None:
+        """What each sample of x (B, ...) is multiplied by: (B, 1, ...), drawn anew; None = 1."""
         if not self.training or self.rate == 0.0:
-            return x
+            return None
         keep = 1.0 - self.rate
         mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        return mask.div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -84,7 +159,9 @@ class SwinBlock(nn.Module):
         dim: channels C.
         mlp_ratio: hidden width of the MLP, relative to C.
         drop_path: rate of the stochastic depth.
-        chunked: without gradients, go through the map a few windows and a few tokens at a time.
+        chunked: without gradients, go through the map a few windows at a time.
+        recomputed: in training, too, and keep nothing but the input: see :mod:`.recomputed`.
+            With dropout, whose choices would have to be kept, it has no effect.
         num_heads, window_size, shift, attention_dropout, dropout, sdpa: see
             :class:`WindowAttention`.
     """
@@ -102,9 +179,11 @@ class SwinBlock(nn.Module):
         drop_path: float = 0.0,
         sdpa: bool = False,
         chunked: bool = False,
+        recomputed: bool = False,
     ) -> None:
         super().__init__()
         self.chunked = chunked
+        self.recomputed = recomputed and not (dropout or attention_dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
             dim=dim,
@@ -121,30 +200,59 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
-        if self.chunked and not (self.training or torch.is_grad_enabled() or traced()):
+        if self.chunked and evaluated(self):
             return self._evaluate(x)
+        if self.recomputed and trained(self):
+            return self._train(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _evaluate(self, x: Tensor) -> Tensor:
-        """The same in parts: windows do not see each other, and behind them no two tokens do."""
-        attn = self.attn
-        layout = attn.layout(x)
-        tokens = attn.project(self.norm1(x))
-        attended = x.new_empty(len(layout.gather), x.shape[3])
-        bias = attn.bias().contiguous()
-        step = max(1, CHUNK_TOKENS // attn.window_size**2)
-        for start in range(0, layout.windows, step):
-            part = slice(start, min(start + step, layout.windows))
-            slots = slice(part.start * attn.window_size**2, part.stop * attn.window_size**2)
-            qkv = tokens.index_select(0, layout.gather[slots])
-            qkv = qkv.view(part.stop - part.start, -1, qkv.shape[1])
-            attended[slots] = attn.attend(qkv, attn.masked(bias, layout, part)).flatten(0, 1)
-        out = torch.empty_like(x)
-        pieces = (each.split(CHUNK_TOKENS) for each in (x.flatten(0, 2), layout.scatter))
-        for before, slots, after in zip(
-            *pieces, out.flatten(0, 2).split(CHUNK_TOKENS), strict=True
-        ):
-            torch.add(before, attn.proj(attended.index_select(0, slots)), out=after)
-            after += self.mlp(self.norm2(after))
-        return out
+        """The same a few windows at a time: they do not see each other."""
+        layout = self.attn.layout(x)
+        inputs = (self.attn.bias().contiguous(),)
+        tokens = x.flatten(0, 2)
+        out = torch.empty_like(tokens)
+        for part in window_parts(layout):
+            part.put(self._part(layout, part, part.take(tokens), inputs), out)
+        return out.view_as(x)
+
+    def _train(self, x: Tensor) -> Tensor:
+        """The same, and again for the gradient."""
+        layout = self.attn.layout(x)
+        scales = [self.drop_path.scale(x) for _ in range(2)]
+        inputs = [self.attn.bias().contiguous()]
+        inputs += [
+            each.expand(*x.shape[:3], 1).flatten(0, 2) for each in scales if each is not None
+        ]
+        table = self.attn.relative_position_bias_table
+        parameters = [each for each in self.parameters() if each is not table]
+        part = partial(self._part, layout)
+        return recomputed(part, x.flatten(0, 2), layout, inputs, parameters).view_as(x)
+
+    def _part(
+        self,
+        layout: WindowLayout,
+        part: WindowPart,
+        x: Tensor,
+        inputs: Sequence[Tensor],
+        last_linear: Linear = F.linear,
+    ) -> Tensor:
+        """What becomes of the tokens (n, C) of some windows.
+
+        Args:
+            layout: of all windows.
+            part: which of them.
+            x: their tokens.
+            inputs: the position bias, and with stochastic depth the scales (B * H * W, 1) of the
+                two branches.
+            last_linear: how the last linear layer is computed.
+        """
+        bias, *scales = inputs
+        attn, fc2 = self.attn, self.mlp.fc2
+        qkv = gather_windows(attn.project(self.norm1(x)), part)
+        attended = attn.attend(qkv, attn.masked(bias, layout, part.windows))
+        branch = attn.proj(scatter_windows(attended, part))
+        x = x + (branch * part.take(scales[0]) if scales else branch)
+        branch = last_linear(F.gelu(self.mlp.fc1(self.norm2(x))), fc2.weight, fc2.bias)
+        return x + (branch * part.take(scales[1]) if scales else branch)

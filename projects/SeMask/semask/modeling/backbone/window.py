@@ -5,36 +5,53 @@ that is undone behind the attention. Each of these steps only moves tokens, so a
 together are one list of indices, made once for a size of the map.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Tokens that evaluation takes at a time, so that what it makes of them stays in a CPU's cache.
-CHUNK_TOKENS = 2048
+# Tokens that are taken at a time, so that what is made of them stays in a CPU's cache.
+CHUNK_TOKENS = 4096
 
 
-@dataclass(frozen=True)
-class WindowLayout:
-    """Where each token of a batch of maps lies in their windows.
+@dataclass(frozen=True, eq=False)
+class TokenOrder:
+    """Which of n tokens lies where in windows of size**2 slots.
 
     Attributes:
-        rows, cols: windows of one map.
-        windows: of all maps.
-        gather: (windows * size**2,) int64, the token of each slot of the windows; B * H * W for
-            a slot of padding.
-        scatter: (B * H * W,) int64, the slot of each token.
+        size: side of a window, in tokens.
+        gather: (windows * size**2,) int64, the token of each slot; n for a slot of padding.
+        scatter: (n,) int64, the slot of each token.
         padding: int64, the slots that hold no token; None where there are none.
     """
 
-    rows: int
-    cols: int
-    windows: int
+    size: int
     gather: Tensor
     scatter: Tensor
     padding: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class WindowLayout(TokenOrder):
+    """The order of all B * H * W tokens of a batch of maps.
+
+    Attributes:
+        shift: of the windows, in tokens.
+        height, width: of one map, in tokens.
+        rows, cols: windows of one map.
+        windows: of all maps.
+    """
+
+    shift: int
+    height: int
+    width: int
+    rows: int
+    cols: int
+    windows: int
 
 
 def window_layout(
@@ -69,9 +86,23 @@ def _make_layout(
     col = (torch.arange(cols * size, device=device) + shift) % (cols * size)
     token = torch.where((row < height) & (col < width), (maps * height + row) * width + col, end)
     gather = token.view(batch, rows, size, cols, size).transpose(2, 3).flatten()
-    spare = len(gather) - end
-    padding = gather.topk(spare, sorted=False).indices if spare else None
-    return WindowLayout(rows, cols, batch * rows * cols, gather, scatter, padding)
+    return WindowLayout(
+        size=size,
+        gather=gather,
+        scatter=scatter,
+        padding=_padding(gather, len(scatter)),
+        shift=shift,
+        height=height,
+        width=width,
+        rows=rows,
+        cols=cols,
+        windows=batch * rows * cols,
+    )
+
+
+def _padding(gather: Tensor, tokens: int) -> Tensor | None:
+    spare = len(gather) - tokens
+    return gather.topk(spare, sorted=False).indices if spare else None
 
 
 @lru_cache(maxsize=64)
@@ -80,20 +111,99 @@ def _cached_layout(*shape_and_device: Any) -> WindowLayout:
         return _make_layout(*shape_and_device)
 
 
+@dataclass(frozen=True, eq=False)
+class WindowPart(TokenOrder):
+    """The order of the n tokens in some of the windows, which are in no other.
+
+    Attributes:
+        windows: which.
+        places: where their tokens lie among all: one piece, or two that the shift has joined.
+    """
+
+    windows: slice
+    places: list[slice]
+
+    def take(self, tokens: Tensor) -> Tensor:
+        """All tokens (B * H * W, C) to these (n, C), if possible without a copy."""
+        pieces = [tokens[place] for place in self.places]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def put(self, values: Tensor, tokens: Tensor) -> None:
+        """Write values (n, C) where :meth:`take` has read."""
+        lengths = [place.stop - place.start for place in self.places]
+        for place, piece in zip(self.places, values.split(lengths), strict=True):
+            tokens[place] = piece
+
+
+def window_parts(layout: WindowLayout) -> Sequence[WindowPart]:
+    """All windows, a few maps or a few rows of windows at a time."""
+    return _cached_parts(layout, CHUNK_TOKENS)
+
+
+@lru_cache(maxsize=64)
+def _cached_parts(layout: WindowLayout, tokens_at_once: int) -> Sequence[WindowPart]:
+    parts = []
+    with torch.inference_mode(False):  # see _cached_layout
+        for windows, places in _bands(layout, tokens_at_once):
+            slots = slice(windows.start * layout.size**2, windows.stop * layout.size**2)
+            scatter = torch.cat([layout.scatter[place] for place in places]) - slots.start
+            gather = torch.full_like(layout.gather[slots], len(scatter))
+            gather[scatter] = torch.arange(len(scatter), device=scatter.device)
+            padding = _padding(gather, len(scatter))
+            parts.append(
+                WindowPart(
+                    size=layout.size,
+                    gather=gather,
+                    scatter=scatter,
+                    padding=padding,
+                    windows=windows,
+                    places=places,
+                )
+            )
+    return parts
+
+
+def _bands(layout: WindowLayout, tokens_at_once: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Windows with about so many slots, and where their tokens lie."""
+    in_map, area = layout.rows * layout.cols, layout.height * layout.width
+    maps = layout.windows // in_map
+    together = tokens_at_once // (in_map * layout.size**2)
+    if together:
+        for start in range(0, maps, together):
+            stop = min(start + together, maps)
+            yield slice(start * in_map, stop * in_map), [slice(start * area, stop * area)]
+        return
+    step = max(1, tokens_at_once // (layout.cols * layout.size**2))
+    for first, start in product(range(maps), range(0, layout.rows, step)):
+        stop = min(start + step, layout.rows)
+        # Rolled by the shift, the last band ends with the first rows of the map.
+        ends = [start * layout.size + layout.shift, stop * layout.size + layout.shift]
+        pieces = [ends, [0, layout.shift]] if stop == layout.rows else [ends]
+        clipped = [[min(row, layout.height) for row in piece] for piece in pieces]
+        yield (
+            slice(first * in_map + start * layout.cols, first * in_map + stop * layout.cols),
+            [
+                slice(first * area + top * layout.width, first * area + bottom * layout.width)
+                for top, bottom in clipped
+                if top < bottom
+            ],
+        )
+
+
 class _Gather(torch.autograd.Function):
     """Each token is read once, so the gradient is a gather too, and no sum but the padding's."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return tokens.index_select(0, layout.gather)
+    def forward(ctx: Any, tokens: Tensor, order: TokenOrder) -> Tensor:
+        ctx.order = order
+        return tokens.index_select(0, order.gather)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layout = ctx.layout
-        tokens = grad.new_empty(len(layout.scatter) + 1, grad.shape[1])
-        torch.index_select(grad, 0, layout.scatter, out=tokens[:-1])
-        tokens[-1] = 0 if layout.padding is None else grad.index_select(0, layout.padding).sum(0)
+        order = ctx.order
+        tokens = grad.new_empty(len(order.scatter) + 1, grad.shape[1])
+        torch.index_select(grad, 0, order.scatter, out=tokens[:-1])
+        tokens[-1] = 0 if order.padding is None else grad.index_select(0, order.padding).sum(0)
         return tokens, None
 
 
@@ -101,13 +211,13 @@ class _Scatter(torch.autograd.Function):
     """Slots back into tokens; those of padding are dropped, their gradient is 0."""
 
     @staticmethod
-    def forward(ctx: Any, slots: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return slots.index_select(0, layout.scatter)
+    def forward(ctx: Any, slots: Tensor, order: TokenOrder) -> Tensor:
+        ctx.order = order
+        return slots.index_select(0, order.scatter)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return append_zero(grad).index_select(0, ctx.layout.gather), None
+        return append_zero(grad).index_select(0, ctx.order.gather), None
 
 
 def append_zero(tokens: Tensor) -> Tensor:
@@ -115,26 +225,26 @@ def append_zero(tokens: Tensor) -> Tensor:
     return torch.cat([tokens, tokens.new_zeros(1, tokens.shape[1])])
 
 
-def gather_windows(tokens: Tensor, layout: WindowLayout) -> Tensor:
+def gather_windows(tokens: Tensor, order: TokenOrder) -> Tensor:
     """Cut maps into windows.
 
     Args:
-        tokens: (B * H * W + 1, C), the maps' tokens in rows, then one for all of the padding.
-        layout: of the maps.
+        tokens: (n + 1, C), the tokens of the maps in rows, then one for all of the padding.
+        order: of a layout or a part of it.
 
     Returns:
-        (B * windows, size**2, C), the windows of a map in rows, the maps one after the other.
+        (windows, size**2, C), the windows of a map in rows, the maps one after the other.
     """
     if torch.is_grad_enabled() and tokens.requires_grad:
-        slots = _Gather.apply(tokens, layout)
+        slots = _Gather.apply(tokens, order)
     else:
-        slots = tokens.index_select(0, layout.gather)
-    return slots.view(layout.windows, -1, tokens.shape[1])
+        slots = tokens.index_select(0, order.gather)
+    return slots.view(-1, order.size**2, tokens.shape[1])
 
 
-def scatter_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
-    """Inverse of :func:`gather_windows`: (B * windows, size**2, C) to (B * H * W, C)."""
+def scatter_windows(windows: Tensor, order: TokenOrder) -> Tensor:
+    """Inverse of :func:`gather_windows`, without the padding: (windows, size**2, C) to (n, C)."""
     slots = windows.flatten(0, 1)
     if torch.is_grad_enabled() and slots.requires_grad:
-        return _Scatter.apply(slots, layout)
-    return slots.index_select(0, layout.scatter)
+        return _Scatter.apply(slots, order)
+    return slots.index_select(0, order.scatter)

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 from ..conv3x3 import Conv3x3
 from ..resize import double, resize
+from ..stripes import MapRows, resized
+from ..tracing import evaluated
+
+# Bytes of the finest map that evaluation makes at a time.
+BAND_BYTES = 32 * 2**20
 
 
 class SemanticFPNHead(nn.Module):
@@ -24,6 +29,7 @@ class SemanticFPNHead(nn.Module):
         dropout: rate at which whole channels are dropped before the classifier.
         norm: name of the normalisation, as ``detectron2.layers.get_norm`` takes it.
         winograd: how the convolutions are computed, see :class:`Conv3x3`.
+        chunked: without gradients, make the finest maps a few rows at a time.
 
     Raises:
         ValueError: no input feature has the common stride, or a number is not positive.
@@ -39,6 +45,7 @@ class SemanticFPNHead(nn.Module):
         dropout: float = 0.1,
         norm: str = "SyncBN",
         winograd: bool = False,
+        chunked: bool = False,
     ) -> None:
         super().__init__()
         for key, value in (("NUM_CLASSES", num_classes), ("CONVS_DIM", conv_dims)):
@@ -53,7 +60,8 @@ class SemanticFPNHead(nn.Module):
             )
         self.in_features = [name for name, _ in shapes]
         self.common_stride = common_stride
-        self._finest = {name for name, shape in shapes if shape.stride == common_stride}
+        self.chunked = chunked
+        self._finest_in = [name for name, shape in shapes if shape.stride == common_stride]
         self.scale_heads = nn.ModuleDict(
             {
                 name: self._scale_head(shape.channels, shape.stride, conv_dims, norm, winograd)
@@ -95,20 +103,60 @@ class SemanticFPNHead(nn.Module):
         Returns:
             (B, K, ceil(H / 4), ceil(W / 4)) for a common stride of 4.
         """
-        finest: Tensor | None = None
-        # Up-sampling is linear: branches whose last doubling starts at the same size are summed
-        # in front of it, not behind.
-        coarser: dict[torch.Size, Tensor] = {}
-        for name, head in self.scale_heads.items():
-            branch = head(features[name])
-            if name in self._finest:
-                finest = branch if finest is None else finest + branch
-            else:
-                same = coarser.get(branch.shape)
-                coarser[branch.shape] = branch if same is None else same + branch
-        assert finest is not None  # __init__ has seen to it
-        for branch in coarser.values():
+        coarser = self._coarser(features)
+        if self.chunked and evaluated(self):
+            return self._evaluate(features, coarser)
+        finest = self._finest(features)
+        for branch in coarser:
             branch = resize(double(branch), finest.shape[-2:])
-            # In training, what is summed is kept for the gradient of its activation.
-            finest = finest + branch if torch.is_grad_enabled() else finest.add_(branch)
+            finest = _sum(finest, branch)
         return self.predictor(self.dropout(finest))
+
+    def _finest(self, features: Mapping[str, Tensor], rows: slice = slice(None)) -> Tensor:
+        """The sum of the branches that start at the common stride; ``rows`` alone are read."""
+        branches = [self.scale_heads[name](features[name][:, :, rows]) for name in self._finest_in]
+        return sum(branches[1:], branches[0])
+
+    def _coarser(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """The other branches, before their last doubling.
+
+        Up-sampling is linear: those whose last doubling starts at the same size are summed in
+        front of it, not behind.
+        """
+        sums: dict[torch.Size, Tensor] = {}
+        for name, head in self.scale_heads.items():
+            if name not in self._finest_in:
+                branch = head(features[name])
+                same = sums.get(branch.shape)
+                sums[branch.shape] = branch if same is None else _sum(same, branch)
+        return list(sums.values())
+
+    def _evaluate(self, features: Mapping[str, Tensor], coarser: list[Tensor]) -> Tensor:
+        """The same in bands of rows, for each of which one more on either side is convolved."""
+        batch, _, height, width = features[self._finest_in[0]].shape
+        step = max(1, BAND_BYTES // (width * self.predictor.in_channels * 4))
+        logits: Tensor | None = None
+        for image in range(batch):
+            one = {name: features[name][image : image + 1] for name in self._finest_in}
+            doubled = [
+                resized(MapRows(x[image]), (2 * x.shape[2], 2 * x.shape[3]), (height, width))
+                for x in coarser
+            ]
+            for start in range(0, height, step):
+                rows = slice(start, min(start + step, height))
+                above = min(start, 1)
+                band = self._finest(one, slice(start - above, rows.stop + 1))
+                band = band[:, :, above : above + rows.stop - start]
+                for branch in doubled:
+                    band += branch[rows].permute(2, 0, 1)
+                part = self.predictor(self.dropout(band))
+                if logits is None:
+                    logits = part.new_empty(batch, height, width, part.shape[1])
+                logits[image, rows] = part[0].permute(1, 2, 0)
+        assert logits is not None  # a map has a row
+        return logits.permute(0, 3, 1, 2)
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, in the memory of ``a`` where it is not kept for the gradient of its activation."""
+    return a + b if torch.is_grad_enabled() else a.add_(b)

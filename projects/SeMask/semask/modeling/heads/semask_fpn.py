@@ -104,6 +104,7 @@ class SeMaskFPNHead(nn.Module):
                 dropout=head.DROPOUT,
                 norm=head.NORM,
                 winograd="winograd" in fast_paths(cfg),
+                chunked="chunked" in fast_paths(cfg),
             ),
             "prior_head": (
                 SemanticPriorHead(strides=strides, common_stride=head.COMMON_STRIDE)
