@@ -20,7 +20,8 @@ class Case:
 
     Attributes:
         model: a key of ``MODELS``, or a config.
-        kind: "inference" (to logits of the image's size) or "training" (a step with AdamW).
+        kind: "inference" (to logits of the image's size), "labels" (to the class of each of its
+            pixels) or "training" (a step with AdamW).
         batch, height, width: of the input, in pixels.
         classes: K; 0 = as the config says.
         dtype: "float32", "tf32", "bfloat16" or "float16".
@@ -132,7 +133,8 @@ def memory(base: Case, extent: Extent) -> list[Case]:
         if case.kind == "training" or case.batch == 1
     ]
     height, width = extent.wide
-    return [*cases, replace(base, height=height, width=width)]
+    large = replace(base, height=height, width=width)
+    return [*cases, large, replace(large, kind="labels")]
 
 
 def size(base: Case, extent: Extent) -> list[Case]:

@@ -98,6 +98,8 @@ def prepare(case: Case, side: str) -> Step:
     samples = inputs(case, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if case.kind == "inference":
         return _inference(case, model.eval(), samples)
+    if case.kind == "labels":
+        return _labels(case, side, model.eval(), samples)
     return _training(case, side, cfg, model.train(), samples)
 
 
@@ -105,6 +107,19 @@ def _inference(case: Case, model: nn.Module, samples: list[dict[str, Any]]) -> S
     def step() -> None:
         with torch.inference_mode(), autocast(case):
             model(samples)
+
+    return step
+
+
+def _labels(case: Case, side: str, model: Any, samples: list[dict[str, Any]]) -> Step:
+    def step() -> None:
+        with torch.inference_mode(), autocast(case):
+            if side == "fast":
+                for output in model.scores(samples):
+                    output["sem_seg"].labels()
+            else:
+                for output in model(samples):
+                    output["sem_seg"].argmax(dim=0)
 
     return step
 

@@ -78,7 +78,7 @@ def grid(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
-    kind = " (training)" if result["kind"] == "training" else ""
+    kind = "" if result["kind"] == "inference" else f" ({result['kind']})"
     start = [
         result["model"] + kind,
         f"{result['batch']} x {result['height']} x {result['width']}",

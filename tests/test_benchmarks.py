@@ -54,7 +54,7 @@ def test_a_training_step_counts_as_three_inferences() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["inference", "training"])
+@pytest.mark.parametrize("kind", ["inference", "labels", "training"])
 @pytest.mark.parametrize("side", cases.SIDES)
 def test_sides_run(side: str, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[torch.nn.Module] = []
@@ -204,7 +204,7 @@ def test_the_tool_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
     assert {row: len(report["rows"][row]) for row in cases.MODEL_ROWS} == {
         "inference": 4,
         "training": 2,
-        "memory": 5,
+        "memory": 6,
         "size": 2,
         "classes": 2,
         "batch": 1,
