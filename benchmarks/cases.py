@@ -68,7 +68,8 @@ class Extent:
         sizes, classes: of the rows that vary them.
         inference_batches, training_batches: images at once.
         training_batch: of the training step.
-        wide: (height, width) of the large image of the memory row.
+        wide: (height, width) of the large image of the memory row; labels are made of one twice
+            as high and wide.
     """
 
     models: tuple[str, ...] = ("semask-t", "semask-l", "swin-t")
@@ -83,7 +84,7 @@ class Extent:
 
 def on_gpu(extent: Extent) -> Extent:
     """The batches that fill a GPU."""
-    return replace(extent, training_batches=(4, 8, 16, 32), training_batch=16, wide=(2048, 4096))
+    return replace(extent, training_batches=(4, 8, 16, 32), training_batch=16)
 
 
 def quick(extent: Extent) -> Extent:
@@ -134,7 +135,9 @@ def memory(base: Case, extent: Extent) -> list[Case]:
     ]
     height, width = extent.wide
     large = replace(base, height=height, width=width)
-    return [*cases, large, replace(large, kind="labels")]
+    # Labels do without the logits of all pixels.
+    labels = replace(large, kind="labels", height=2 * height, width=2 * width, apart=True)
+    return [*cases, large, labels]
 
 
 def size(base: Case, extent: Extent) -> list[Case]:

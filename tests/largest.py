@@ -1,18 +1,30 @@
 """How large the tensors are that a computation makes."""
 
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Largest(TorchDispatchMode):
-    """The number of values in the largest tensor that is made."""
+    """The number of values in the largest tensor that is made, and in each.
 
-    values = 0
+    Attributes:
+        values: in the largest.
+        sizes: how many tensors have how many.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+        self.sizes: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.values = max(self.values, result.numel())
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                self.values = max(self.values, made.numel())
+                self.sizes[made.numel()] += 1
         return result

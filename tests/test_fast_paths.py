@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from semask import fast_paths as module
 from semask.config import ConfigError, load_config
 from semask.fast_paths import FAST_PATHS, fast_paths
 from semask.kept_memory import can_keep_memory
-from semask.modeling import SeMaskSwin
+from semask.modeling import SemanticAttention, SeMaskSwin
 from semask.modeling.backbone import semantic_layer, swin, window
 from semask.modeling.conv3x3 import Conv3x3
 from semask.modeling.heads import SemanticFPNHead, semantic_fpn
@@ -72,7 +72,12 @@ def test_the_model_uses_what_was_chosen(tmp_path: Path, setting: str) -> None:
     assert bool(build_optimizer(cfg, model).defaults["fused"]) == fast
 
 
-def test_every_choice_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_every_choice_gives_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (window, swin):
+        monkeypatch.setattr(file, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(semantic_fpn, "BAND_BYTES", 2000)
     torch.manual_seed(0)
     batch = [
         {"image": torch.rand(3, 40, 36) * 255, "sem_seg": torch.randint(3, (40, 36))}
@@ -80,7 +85,7 @@ def test_every_choice_gives_the_same_numbers(tmp_path: Path) -> None:
     ]
     results = {}
     state: dict[str, Any] = {}
-    for setting in ("none", *FAST_PATHS):
+    for setting in ("none", "auto", *FAST_PATHS):
         model: Any = build_model(config(tmp_path, "MODEL.FAST_PATHS", setting))
         model.double()
         state = state or copy.deepcopy(model.state_dict())
@@ -177,27 +182,52 @@ def test_parts_of_the_windows_are_all_of_them(
     assert torch.equal(back, values)
 
 
-@pytest.mark.parametrize("winograd", [False, True])
-@pytest.mark.parametrize("band_bytes", [1, 1500, 10**6])
+@pytest.mark.parametrize(
+    ("winograd", "norm"), [(False, "BN"), (True, "BN"), (False, "FrozenBN"), (True, "GN")]
+)
+@pytest.mark.parametrize("band_bytes", [1, 10_000, 10**6])
 @pytest.mark.parametrize(("height", "width"), [(80, 48), (61, 37), (3, 5)])
 def test_decoder_in_bands(
-    height: int, width: int, band_bytes: int, winograd: bool, monkeypatch: pytest.MonkeyPatch
+    height: int,
+    width: int,
+    band_bytes: int,
+    winograd: bool,
+    norm: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(semantic_fpn, "BAND_BYTES", band_bytes)
     torch.manual_seed(0)
     shapes = {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
-    settings: dict[str, Any] = {"input_shape": shapes, "num_classes": 3, "conv_dims": 8}
-    plain = SemanticFPNHead(**settings, norm="BN").double().eval()
-    fast = SemanticFPNHead(**settings, norm="BN", chunked=True, winograd=winograd).double().eval()
+    settings: dict[str, Any] = {"input_shape": shapes, "num_classes": 3, "conv_dims": 32}
+    plain = SemanticFPNHead(**settings, norm=norm).double().eval()
+    fast = SemanticFPNHead(**settings, norm=norm, chunked=True, winograd=winograd).double().eval()
     fast.load_state_dict(plain.state_dict())
     features = {
         name: torch.randn(
             2, shape.channels, -(-height // shape.stride), -(-width // shape.stride)
         ).double()
-        for name, shape in ((k, v) for k, v in shapes.items() if v.stride)
+        for name, shape in shapes.items()
     }
     with torch.inference_mode():
         torch.testing.assert_close(fast(features), plain(features), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("return_prior", [False, True])
+def test_parts_of_similarities_follow_mixed_precision(
+    return_prior: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer = semantic_layer.SemanticLayer(dim=8, num_classes=20, window_size=None, folded=True)
+    for block in layer.blocks:
+        nn.init.ones_(cast(SemanticAttention, block).gamma)
+    x = torch.randn(2, 9, 7, 8)
+    results = []
+    for limit in (1, 10**9):
+        monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", limit)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(layer.eval()(x, return_prior)[0])
+    assert results[0].dtype == results[1].dtype
+    torch.testing.assert_close(results[0], results[1], rtol=2e-2, atol=2e-2)
 
 
 def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,3 +251,16 @@ def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None
     with torch.inference_mode(), Largest() as largest:
         head(backbone(image))
     assert largest.values == 64 * 64 * 8
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bands_make_no_second_map(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swin, "CHUNK_TOKENS", 8)
+    for layer, x in (
+        (swin.PatchEmbed(embed_dim=8, chunked=chunked), torch.randn(1, 3, 64, 64)),
+        (swin.PatchMerging(8, chunked=chunked), torch.randn(1, 16, 16, 8)),
+    ):
+        with torch.inference_mode(), Largest() as largest:
+            out = layer.eval()(x)
+        large = sum(number for size, number in largest.sizes.items() if size >= out.numel())
+        assert (large == 1) == chunked  # the result alone

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from semask.modeling import SeMaskSwin
+from semask.modeling import SemanticLayer, SeMaskSwin
 from semask.modeling.backbone import window
 from semask.modeling.backbone.swin import SwinBlock
 
@@ -95,20 +96,56 @@ def test_mixed_precision_is_that_of_the_forward_pass() -> None:
 def test_nothing_but_the_input_is_kept() -> None:
     _, fast = blocks(drop_path=0.1)
     x = torch.randn(2, 16, 16, DIM, dtype=torch.float64, requires_grad=True)
+    tokens, pairs = 2 * 16 * 16, 16**2  # of the maps, and in a window
+    # The input, the scale of two branches for each token, position bias and its index.
+    kept = kept_for_the_gradient(fast, x)
+    assert x.numel() <= kept <= x.numel() + 2 * tokens + 3 * pairs + pairs
+
+
+def kept_for_the_gradient(module: nn.Module, x: Tensor) -> int:
+    """Numbers that are kept, without parameters."""
+    parameters = {each.untyped_storage().data_ptr() for each in module.parameters()}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
         return tensor
 
-    parameters = {each.untyped_storage().data_ptr() for each in fast.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        fast(x)
-    beside = [number for place, number in kept.items() if place not in parameters]
-    tokens, pairs = 2 * 16 * 16, 16**2  # of the maps, and in a window
-    # The input, the scale of two branches for each token, position bias and its index.
-    assert sum(beside) <= x.numel() + 2 * tokens + 3 * pairs + pairs
-    assert max(beside) == x.numel()
+        held = module(x)
+    assert held is not None
+    return sum(kept.values())
+
+
+def test_semantic_layer_keeps_its_input_alone() -> None:
+    x = torch.randn(1, 16, 16, DIM, requires_grad=True)
+    settings: dict[str, Any] = {"dim": DIM, "num_classes": 5, "window_size": 4}
+    assert kept_for_the_gradient(SemanticLayer(**settings), x) > 4 * x.numel()
+    assert kept_for_the_gradient(SemanticLayer(**settings, recomputed=True), x) == x.numel()
+
+
+def test_layers_with_hooks_compute_themselves() -> None:
+    """Pruning, for one, sets a layer's weight anew before each call."""
+    steps = []
+    for block in blocks():
+        prune.random_unstructured(block.mlp.fc2, "weight", amount=0.0)
+        block.mlp.fc2.weight_mask[::2] = 0
+        x = torch.randn(2, 6, 7, DIM, dtype=torch.float64, requires_grad=True)
+        torch.manual_seed(0)
+        x.data.normal_()
+        steps.append([step(block, x) for _ in range(2)])
+    for expected, result in zip(*steps, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_hooks_of_parameters_are_called_once() -> None:
+    x = torch.randn(2, 16, 16, DIM, dtype=torch.float64, requires_grad=True)
+    pair = blocks()
+    for block in pair:
+        block.mlp.fc1.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    expected, result = (step(block, x) for block in pair)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_only_where_nothing_is_drawn_inside() -> None:
@@ -146,7 +183,10 @@ def test_backbone_with_dropout_in_its_semantic_layers(
     }
     plain, fast = (SeMaskSwin(**settings, recomputed=it).double() for it in (False, True))
     chosen = [[block.recomputed for block in stage.blocks] for stage in fast.stages]
-    assert chosen == [2 * [not checkpointed], [True, True], [False]]
+    assert chosen == [[True, True], [True, True], [False]]
+    windowed = [kind == "window" for kind in attention]
+    chosen = [stage.semantic_layer.recomputed for stage in fast.stages]
+    assert chosen == [windowed[0] and not checkpointed, windowed[1], False]
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.3)
     fast.load_state_dict(plain.state_dict())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from detectron2.layers import Conv2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from . import winograd
@@ -60,6 +60,10 @@ class Conv3x3(Conv2d):
             x = x if self.bias is None else x + self.bias[:, None, None]
             x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+    def is_local(self) -> bool:
+        """Whether an output depends on nothing but its 3x3 inputs: a part may go alone."""
+        return isinstance(self.norm, FrozenBatchNorm2d) or _can_be_folded(self.norm)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Convolution and normalisation in one."""

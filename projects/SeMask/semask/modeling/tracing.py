@@ -15,5 +15,8 @@ def trained(module: nn.Module) -> bool:
 
 
 def evaluated(module: nn.Module) -> bool:
-    """Whether a module is run in evaluation, without gradients, and no graph is made of it."""
+    """Whether a module is run in evaluation, without gradients, and no graph is made of it.
+
+    The modules in it are taken to be in evaluation, too, where nothing is drawn at random.
+    """
     return not (module.training or torch.is_grad_enabled() or traced())

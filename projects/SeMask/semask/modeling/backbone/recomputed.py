@@ -12,17 +12,16 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .window import WindowLayout, WindowPart, window_parts
 
-# (x, weight, bias) to x weight^T + bias
-Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
+# How a layer is computed.
+Call = Callable[[nn.Module, Tensor], Tensor]
 # (some of the windows, their tokens (n, C), other inputs, how the last linear layer is computed)
 # to the tokens (n, C) behind the block
-PartOfBlock = Callable[[WindowPart, Tensor, Sequence[Tensor], Linear], Tensor]
+PartOfBlock = Callable[[WindowPart, Tensor, Sequence[Tensor], Call], Tensor]
 
 
 def recomputed(
@@ -39,7 +38,7 @@ def recomputed(
         tokens: (B * H * W, C).
         layout: of the windows.
         inputs: what ``block`` is given besides.
-        parameters: those that it uses, some of which may be frozen.
+        parameters: all that it uses, some of which may be frozen.
 
     Returns:
         (B * H * W, C). It can be differentiated once.
@@ -62,8 +61,9 @@ class _Recomputed(torch.autograd.Function):
         ctx.autocast = _autocast(tokens.device.type)
         ctx.save_for_backward(tokens, *others)
         out = torch.empty_like(tokens)
-        for part in window_parts(layout):
-            part.put(block(part, part.take(tokens), others[:num_inputs], F.linear), out)
+        with ctx.autocast():
+            for part in window_parts(layout):
+                part.put(block(part, part.take(tokens), others[:num_inputs], call), out)
         return out
 
     @staticmethod
@@ -82,18 +82,36 @@ class _Recomputed(torch.autograd.Function):
         for part in window_parts(ctx.layout):
             x = part.take(tokens).detach().requires_grad_()
             with torch.enable_grad(), ctx.autocast():
-                out = ctx.block(part, x, inputs, _UnvaluedLinear.apply)
-            grad_x, *found = torch.autograd.grad(out, [x, *sources], part.take(grad))
+                out = ctx.block(part, x, inputs, _call_unvalued)
+            grad_x, *found = torch.autograd.grad(
+                out, [x, *sources], part.take(grad), allow_unused=True
+            )
             part.put(grad_x, grad_tokens)
             for total, addend in zip(sums, found, strict=True):
-                total += addend
+                if addend is not None:
+                    total += addend
         of_others = iter(sums)
         rest = [next(of_others) if is_wanted else None for is_wanted in wanted]
         return None, None, None, grad_tokens, *rest
 
 
+def call(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``."""
+    out: Tensor = layer(x)
+    return out
+
+
+def _call_unvalued(layer: nn.Module, x: Tensor) -> Tensor:
+    """The same for a layer of which only the gradient is asked for."""
+    hooks = layer._forward_pre_hooks or layer._forward_hooks
+    if type(layer) is not nn.Linear or hooks:  # pruned, adapted, ...: only it knows how
+        return call(layer, x)
+    out: Tensor = _UnvaluedLinear.apply(x, layer.weight, layer.bias)
+    return out
+
+
 class _UnvaluedLinear(torch.autograd.Function):
-    """A linear layer of which only the gradient is asked for: its value is undefined."""
+    """A linear layer whose value is undefined and whose gradient is right."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -107,7 +125,10 @@ class _UnvaluedLinear(torch.autograd.Function):
 
 
 def _autocast(device_type: str) -> Callable[[], AbstractContextManager[None]]:
-    """Makes the mixed precision that is in use now; the backward pass does not know it."""
+    """Makes the mixed precision that is in use now; the backward pass does not know it.
+
+    Without its cache, which would hand a weight that was cast without gradients to what needs them.
+    """
     enabled = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type)
-    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
+    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)

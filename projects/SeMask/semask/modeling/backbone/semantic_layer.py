@@ -21,7 +21,8 @@ from .window import (
     window_parts,
 )
 
-# Without gradients, the similarities of as many queries as fit are held at a time.
+# Without gradients, the similarities of as many queries as fit are held at a time, and as many
+# attention weights.
 SIMILARITY_BYTES = 64 * 2**20
 
 
@@ -103,6 +104,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     # With gradients, all similarities are kept for them anyway.
     if step >= tokens or torch.is_grad_enabled() or traced():
         return (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+    key = key.to(query.dtype)  # results that are given do not follow mixed precision
     # Each query has its own softmax, so they may be taken a part at a time, in the same memory:
     # blocks of this size that come and go leave holes that nothing fits into.
     similarity, weights = query.new_empty(2, groups * step * tokens)

@@ -153,11 +153,8 @@ class SeMaskSwin(SemSegBackbone):
         self.stages = nn.ModuleList()
         for stage, dim in enumerate(dims):
             first = sum(depths[:stage])
-            # A stage that is recomputed as a whole keeps nothing else; the last one's maps and
-            # those of global semantic layers are small.
-            recomputed_here = (
-                recomputed and not activation_checkpoint[stage] and stage < len(depths) - 1
-            )
+            # The last stage's maps are small, and those of global semantic layers.
+            recomputed_here = recomputed and stage < len(depths) - 1
             blocks = [
                 SwinBlock(
                     dim=dim,
@@ -185,7 +182,8 @@ class SeMaskSwin(SemSegBackbone):
                     dropout=semantic_dropout,
                     folded=folded,
                     chunked=chunked,
-                    recomputed=recomputed_here and windowed,
+                    # Where the whole stage is recomputed, twice would be once too often.
+                    recomputed=recomputed_here and windowed and not activation_checkpoint[stage],
                 )
             self.stages.append(SwinStage(blocks, semantic_layer))
         self.merging = nn.ModuleList(PatchMerging(dim, chunked=chunked) for dim in dims[:-1])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..tracing import evaluated, trained
 from .attention import WindowAttention
-from .recomputed import Linear, recomputed
+from .recomputed import Call, call, recomputed
 from .window import (
     CHUNK_TOKENS,
     WindowLayout,
@@ -161,7 +161,9 @@ class SwinBlock(nn.Module):
         drop_path: rate of the stochastic depth.
         chunked: without gradients, go through the map a few windows at a time.
         recomputed: in training, too, and keep nothing but the input: see :mod:`.recomputed`.
-            With dropout, whose choices would have to be kept, it has no effect.
+            With dropout, whose choices would have to be kept, it has no effect, nor where a
+            parameter has a hook, which would be called for each part. Hooks of the layers inside
+            are called for each part, those of ``attn`` and ``mlp`` not at all.
         num_heads, window_size, shift, attention_dropout, dropout, sdpa: see
             :class:`WindowAttention`.
     """
@@ -202,10 +204,13 @@ class SwinBlock(nn.Module):
         """(B, H, W, C) to the same shape."""
         if self.chunked and evaluated(self):
             return self._evaluate(x)
-        if self.recomputed and trained(self):
+        if self.recomputed and trained(self) and not self._has_hooked_parameters():
             return self._train(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _has_hooked_parameters(self) -> bool:
+        return any(parameter._backward_hooks for parameter in self.parameters())
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """The same a few windows at a time: they do not see each other."""
@@ -236,7 +241,7 @@ class SwinBlock(nn.Module):
         part: WindowPart,
         x: Tensor,
         inputs: Sequence[Tensor],
-        last_linear: Linear = F.linear,
+        call_last: Call = call,
     ) -> Tensor:
         """What becomes of the tokens (n, C) of some windows.
 
@@ -246,13 +251,13 @@ class SwinBlock(nn.Module):
             x: their tokens.
             inputs: the position bias, and with stochastic depth the scales (B * H * W, 1) of the
                 two branches.
-            last_linear: how the last linear layer is computed.
+            call_last: how the last linear layer is computed.
         """
         bias, *scales = inputs
-        attn, fc2 = self.attn, self.mlp.fc2
+        attn, mlp = self.attn, self.mlp
         qkv = gather_windows(attn.project(self.norm1(x)), part)
         attended = attn.attend(qkv, attn.masked(bias, layout, part.windows))
         branch = attn.proj(scatter_windows(attended, part))
         x = x + (branch * part.take(scales[0]) if scales else branch)
-        branch = last_linear(F.gelu(self.mlp.fc1(self.norm2(x))), fc2.weight, fc2.bias)
+        branch = call_last(mlp.fc2, F.gelu(mlp.fc1(self.norm2(x))))
         return x + (branch * part.take(scales[1]) if scales else branch)

@@ -6,7 +6,7 @@ together are one list of indices, made once for a size of the map.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -44,6 +44,7 @@ class WindowLayout(TokenOrder):
         height, width: of one map, in tokens.
         rows, cols: windows of one map.
         windows: of all maps.
+        parts: see :func:`window_parts`; by the number of tokens that are taken at a time.
     """
 
     shift: int
@@ -52,6 +53,7 @@ class WindowLayout(TokenOrder):
     rows: int
     cols: int
     windows: int
+    parts: dict[int, Sequence["WindowPart"]] = field(default_factory=dict)
 
 
 def window_layout(
@@ -137,11 +139,12 @@ class WindowPart(TokenOrder):
 
 def window_parts(layout: WindowLayout) -> Sequence[WindowPart]:
     """All windows, a few maps or a few rows of windows at a time."""
-    return _cached_parts(layout, CHUNK_TOKENS)
+    if CHUNK_TOKENS not in layout.parts:
+        layout.parts[CHUNK_TOKENS] = _make_parts(layout, CHUNK_TOKENS)
+    return layout.parts[CHUNK_TOKENS]
 
 
-@lru_cache(maxsize=64)
-def _cached_parts(layout: WindowLayout, tokens_at_once: int) -> Sequence[WindowPart]:
+def _make_parts(layout: WindowLayout, tokens_at_once: int) -> Sequence[WindowPart]:
     parts = []
     with torch.inference_mode(False):  # see _cached_layout
         for windows, places in _bands(layout, tokens_at_once):

@@ -104,13 +104,21 @@ class SemanticFPNHead(nn.Module):
             (B, K, ceil(H / 4), ceil(W / 4)) for a common stride of 4.
         """
         coarser = self._coarser(features)
-        if self.chunked and evaluated(self):
+        if self.chunked and evaluated(self) and self._is_local():
             return self._evaluate(features, coarser)
         finest = self._finest(features)
         for branch in coarser:
             branch = resize(double(branch), finest.shape[-2:])
             finest = _sum(finest, branch)
         return self.predictor(self.dropout(finest))
+
+    def _is_local(self) -> bool:
+        """Whether a band of the finest map can be made by itself."""
+        branches = [self.scale_heads[name] for name in self._finest_in]
+        convolutions = [
+            layer for branch in branches for layer in branch.modules() if isinstance(layer, Conv3x3)
+        ]
+        return all(map(Conv3x3.is_local, convolutions)) and not self.dropout.training
 
     def _finest(self, features: Mapping[str, Tensor], rows: slice = slice(None)) -> Tensor:
         """The sum of the branches that start at the common stride; ``rows`` alone are read."""
@@ -133,8 +141,10 @@ class SemanticFPNHead(nn.Module):
 
     def _evaluate(self, features: Mapping[str, Tensor], coarser: list[Tensor]) -> Tensor:
         """The same in bands of rows, for each of which one more on either side is convolved."""
-        batch, _, height, width = features[self._finest_in[0]].shape
-        step = max(1, BAND_BYTES // (width * self.predictor.in_channels * 4))
+        finest = features[self._finest_in[0]]
+        batch, _, height, width = finest.shape
+        row_bytes = width * self.predictor.in_channels * finest.element_size()
+        step = max(1, BAND_BYTES // row_bytes)
         logits: Tensor | None = None
         for image in range(batch):
             one = {name: features[name][image : image + 1] for name in self._finest_in}
