@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
 from .evaluation.instance_drawing import detection_texts, draw_instances, draw_stuff
+from .prediction import check_opacity, enlarged_priors
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +69,7 @@ class InstancePrediction:
         Raises:
             ValueError: ``alpha`` is outside 0..1.
         """
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"the opacity has to lie in 0..1, not {alpha}")
+        check_opacity(alpha)
         shown = self.scores >= min_score
         picture = self.image
         if self.panoptic is not None and self.stuff_colors is not None:
@@ -95,12 +94,7 @@ class InstancePrediction:
         """
         if self.prior_colors is None:
             return {}
-        size = self.image.shape[1], self.image.shape[0]
-        maps = {name: logits.argmax(0) for name, logits in (self.priors or {}).items()}
-        return {
-            name: cv2.resize(self.prior_colors[classes], size, interpolation=cv2.INTER_NEAREST)
-            for name, classes in maps.items()
-        }
+        return enlarged_priors(self.priors or {}, self.prior_colors, self.image.shape[:2])
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
         """All instances in COCO's result format, in plain types, for JSON.

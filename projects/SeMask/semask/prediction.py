@@ -1,5 +1,6 @@
 """What a model says about one image, and the pictures of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -47,8 +48,7 @@ class Prediction:
         Raises:
             ValueError: ``alpha`` is outside 0..1.
         """
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"the opacity has to lie in 0..1, not {alpha}")
+        check_opacity(alpha)
         return cv2.addWeighted(self.colored, alpha, self.image, 1 - alpha, 0.0)
 
     def prior_pictures(self) -> dict[str, np.ndarray]:
@@ -58,8 +58,33 @@ class Prediction:
             {"prior2": (H, W, 3) uint8 RGB, ...}: enlarged in plain squares, one for each token;
             empty where the priors were not asked for.
         """
-        size = self.labels.shape[1], self.labels.shape[0]
-        return {
-            name: cv2.resize(self.colors[logits.argmax(0)], size, interpolation=cv2.INTER_NEAREST)
-            for name, logits in (self.priors or {}).items()
-        }
+        return enlarged_priors(self.priors or {}, self.colors, self.labels.shape)
+
+
+def check_opacity(alpha: float) -> None:
+    """
+    Raises:
+        ValueError: ``alpha`` is outside 0..1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"the opacity has to lie in 0..1, not {alpha}")
+
+
+def enlarged_priors(
+    priors: Mapping[str, np.ndarray], colors: np.ndarray, size: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """The class that each logit map names, in its colour and in plain squares.
+
+    Args:
+        priors: {name: (K, h, w)}.
+        colors: (K, 3) uint8, RGB.
+        size: (H, W).
+
+    Returns:
+        {name: (H, W, 3) uint8 RGB}.
+    """
+    height, width = size
+    return {
+        name: cv2.resize(colors[logits.argmax(0)], (width, height), interpolation=cv2.INTER_NEAREST)
+        for name, logits in priors.items()
+    }

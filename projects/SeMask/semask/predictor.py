@@ -23,7 +23,8 @@ from semask.data.reading import DataError, read_image, rgb_pixels
 from semask.engine.checks import resolve_device
 from semask.evaluation.palette import class_colors
 from semask.evaluation.predicting import class_map, predict
-from semask.modeling import Scores, SeMaskSegmentor, SemSegBackbone, check_protocol
+from semask.modeling import Scores, SeMaskSegmentor, check_protocol
+from semask.modeling.prior_maps import gives_priors
 from semask.prediction import Prediction
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,7 @@ class Predictor:
     @property
     def has_priors(self) -> bool:
         """Whether the model has semantic layers, and so prior maps to show."""
-        model = self.model
-        return (
-            isinstance(model, SeMaskSegmentor)
-            and isinstance(model.backbone, SemSegBackbone)
-            and model.backbone.num_semantic_classes > 0
-        )
+        return isinstance(self.model, SeMaskSegmentor) and gives_priors(self.model)
 
     def __call__(
         self, image: AnyImage, *, probabilities: bool = False, priors: bool = False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .window import WindowLayout, WindowPart, window_parts
+from .window import WindowLayout, WindowPart, map_parts, window_parts
 
 # How a layer is computed.
 Call = Callable[[nn.Module, Tensor], Tensor]
@@ -60,11 +60,10 @@ class _Recomputed(torch.autograd.Function):
         ctx.block, ctx.layout, ctx.num_inputs = block, layout, num_inputs
         ctx.autocast = _autocast(tokens.device.type)
         ctx.save_for_backward(tokens, *others)
-        out = torch.empty_like(tokens)
         with ctx.autocast():
-            for part in window_parts(layout):
-                part.put(block(part, part.take(tokens), others[:num_inputs], call), out)
-        return out
+            return map_parts(
+                lambda part, x: block(part, x, others[:num_inputs], call), tokens, layout
+            )
 
     @staticmethod
     @once_differentiable

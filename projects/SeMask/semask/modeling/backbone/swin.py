@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,8 +14,8 @@ from .window import (
     WindowLayout,
     WindowPart,
     gather_windows,
+    map_parts,
     scatter_windows,
-    window_parts,
 )
 
 
@@ -216,11 +215,8 @@ class SwinBlock(nn.Module):
         """The same a few windows at a time: they do not see each other."""
         layout = self.attn.layout(x)
         inputs = (self.attn.bias().contiguous(),)
-        tokens = x.flatten(0, 2)
-        out = torch.empty_like(tokens)
-        for part in window_parts(layout):
-            part.put(self._part(layout, part, part.take(tokens), inputs), out)
-        return out.view_as(x)
+        part = partial(self._part, layout, inputs=inputs)
+        return map_parts(part, x.flatten(0, 2), layout).view_as(x)
 
     def _train(self, x: Tensor) -> Tensor:
         """The same, and again for the gradient."""

@@ -5,7 +5,7 @@ that is undone behind the attention. Each of these steps only moves tokens, so a
 together are one list of indices, made once for a size of the map.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -142,6 +142,22 @@ def window_parts(layout: WindowLayout) -> Sequence[WindowPart]:
     if CHUNK_TOKENS not in layout.parts:
         layout.parts[CHUNK_TOKENS] = _make_parts(layout, CHUNK_TOKENS)
     return layout.parts[CHUNK_TOKENS]
+
+
+def map_parts(
+    function: Callable[[WindowPart, Tensor], Tensor], tokens: Tensor, layout: WindowLayout
+) -> Tensor:
+    """What a function makes of the tokens of each part, put together.
+
+    Args:
+        function: (part, its tokens (n, C)) to (n, C).
+        tokens: (B * H * W, C).
+        layout: of the windows.
+    """
+    out = torch.empty_like(tokens)
+    for part in window_parts(layout):
+        part.put(function(part, part.take(tokens)), out)
+    return out
 
 
 def _make_parts(layout: WindowLayout, tokens_at_once: int) -> Sequence[WindowPart]:
