@@ -1,30 +1,18 @@
 """A small dataset of label maps, and everything that can be wrong with it."""
 
-import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from semask.data import register_folder
 
 CLASSES = ["sky", "grass", "tree", "snow"]
 IMAGES = 5
-
-
-@contextlib.contextmanager
-def own_catalogs() -> Iterator[None]:
-    """Take back what is registered in the ``with`` block."""
-    before = [dict(catalog.data) for catalog in (DatasetCatalog, MetadataCatalog)]
-    yield
-    for catalog, old in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        catalog.data.clear()
-        catalog.data.update(old)
 
 
 def write_folder(tmp_path: Path) -> Path:

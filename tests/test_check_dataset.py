@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from own_folder import (
     CLASSES,
     IMAGES,
     break_value,
-    own_catalogs,
     remove_label,
     resize_label,
     truncate_image,
@@ -27,11 +26,7 @@ from semask.data import register_folder
 from semask.data.check import check_dataset, evenly_spaced, quick_check
 from semask.data.reading import DataError
 
-
-@pytest.fixture(autouse=True)
-def catalogs() -> Iterator[None]:
-    with own_catalogs():
-        yield
+pytestmark = pytest.mark.usefixtures("catalogs")
 
 
 @pytest.fixture

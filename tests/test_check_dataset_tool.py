@@ -1,7 +1,7 @@
 """The command that checks datasets: what it prints and draws, and its exit status."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,11 @@ import pytest
 from PIL import Image
 
 import tiny
-from own_folder import BY_DEFECT, CLASSES, own_catalogs, write_folder
+from own_folder import BY_DEFECT, CLASSES, write_folder
 from scripts import load_tool
 from semask.data import register_folder
 
-
-@pytest.fixture(autouse=True)
-def catalogs() -> Iterator[None]:
-    with own_catalogs():
-        yield
+pytestmark = pytest.mark.usefixtures("catalogs")
 
 
 @pytest.fixture

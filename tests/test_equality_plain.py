@@ -1,7 +1,6 @@
 """The project's model equals the plain one: outputs, losses, gradients and statistics."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,13 +24,7 @@ DTYPES = pytest.mark.parametrize(
 WINDOW, GLOBAL, NONE = "window", "global", "none"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nothing here is large enough to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 PATTERNS = [

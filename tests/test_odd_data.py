@@ -1,7 +1,6 @@
 """Data that is unusual, but no mistake: training and evaluation run to their end."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,7 @@ import tiny
 from semask.config import load_config
 from semask.engine import Trainer
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def odd_data(folder: Path, kind: str) -> list[dict[str, Any]]:
