@@ -34,7 +34,7 @@ camvid: $(READY) ## SeMask, then plain Swin, on CamVid (found under DETECTRON2_D
 nuclei: $(READY) ## Mask R-CNN with SeMask on cell nuclei (found under DETECTRON2_DATASETS)
 	$(BIN)/python train_net.py --config-file configs/nuclei/semask_mask_rcnn.yaml $(ARGS)
 
-benchmark: $(READY) ## time and memory against the plain form, some 15 minutes (ARGS=--help)
+benchmark: $(READY) ## time and memory against the plain form, over half an hour (ARGS=--help)
 	$(BIN)/python benchmarks/run.py --output output/benchmark $(ARGS)
 
 test: lint ## all static checks and all tests
