@@ -64,7 +64,7 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
         "inference_on_dataset",
     },
     "detectron2.evaluation.testing": {"flatten_results_dict"},
-    "detectron2.layers": {"Conv2d", "ShapeSpec", "get_norm"},
+    "detectron2.layers": {"Conv2d", "FrozenBatchNorm2d", "ShapeSpec", "get_norm"},
     "detectron2.modeling": {
         "BACKBONE_REGISTRY",
         "Backbone",
