@@ -63,8 +63,8 @@ def prepare_data(message: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     from benchmarks.sides import import_project, load_case_config
 
     import_project()
-    from semask.fast_paths import fast_paths
-    from semask.kept_memory import keep_freed_memory
+    from semask.ops.fast_paths import fast_paths
+    from semask.ops.malloc import keep_freed_memory
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -128,7 +128,7 @@ def kill_at_event(_rank: int, kind: str, number: int) -> None:
         if events[kind] == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def pluralize(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             event(name)
             result = function(*arguments, **options)
@@ -161,10 +161,10 @@ def kill_at_event(_rank: int, kind: str, number: int) -> None:
         save(content, CountedFile(file))
 
     torch.save = counted_save  # type: ignore[assignment]
-    os.fsync = counted("flush", os.fsync)
-    os.replace = counted("rename", os.replace)
+    os.fsync = pluralize("flush", os.fsync)
+    os.replace = pluralize("rename", os.replace)
     before_step(lambda _trainer: event("step"))
-    Trainer.evaluate = counted("evaluation", Trainer.evaluate)  # type: ignore[method-assign]
+    Trainer.evaluate = pluralize("evaluation", Trainer.evaluate)  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

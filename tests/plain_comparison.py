@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plain import PlainSegmentor, plain_model
 from plain.head import resize
-from semask.config import load_config
+from semask.config.loading import load_config
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "ade20k" / "semask_swin_tiny_fpn.yaml")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

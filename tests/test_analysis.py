@@ -16,9 +16,11 @@ from torch import nn
 
 import tiny
 from scripts import load_tool
-from semask import analysis, config_path
-from semask.analysis import ModelCost, analyze_model
-from semask.config import ConfigError, load_config
+from semask import config_path
+from semask.config.loading import load_config
+from semask.errors import ConfigError
+from semask.inference import analysis
+from semask.inference.analysis import ModelCost, analyze_model
 
 # arXiv 2112.12782 and 2103.14030: GFLOP of one inference with 150 classes, by size of the image.
 GFLOP = {

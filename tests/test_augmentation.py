@@ -8,15 +8,15 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
-from semask.data.arrays import planes
-from semask.data.augmentation import (
+from semask.data.transforms.arrays import planes
+from semask.data.transforms.geometry import (
     OpenCVResizeTransform,
     PadToSize,
     RandomCropWithCategoryLimit,
     ResizeByScale,
     scaled_size,
 )
-from semask.data.photometric import PhotometricDistortion
+from semask.data.transforms.photometric import PhotometricDistortion
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import nn
 
-from semask.config import load_config
+from semask.config.loading import load_config
 from semask.modeling import (
     SemanticFPNHead,
     SemanticLayer,

@@ -9,7 +9,7 @@ import torch
 
 from semask.evaluation import BoundaryIoU, EvaluatedImage, boundary_band, confusion_matrix
 from semask.evaluation.boundary import band_width
-from semask.modeling import Scores
+from semask.ops.scores import Scores
 
 IGNORE = 255
 NAMES = ["sky", "wall", "road"]

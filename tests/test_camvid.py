@@ -13,7 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.data.datasets import load_sem_seg_pairs, register_sem_seg
 from semask.data.datasets.camvid import CLASSES_AND_COLORS, register_camvid
-from semask.data.reading import DataError, check_label_values, read_image, read_label
+from semask.data.reading import check_label_values, read_image, read_label
+from semask.errors import DataError
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

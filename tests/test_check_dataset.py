@@ -21,10 +21,9 @@ from own_folder import (
     truncate_image,
     write_folder,
 )
-from semask.config import ConfigError
 from semask.data import register_folder
-from semask.data.check import check_dataset, evenly_spaced, quick_check
-from semask.data.reading import DataError
+from semask.data.checks.semantic import check_dataset, evenly_spaced, quick_check
+from semask.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 

@@ -11,9 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from scripts import load_tool
-from semask.config import ConfigError
 from semask.data import register_coco_folder
-from semask.data.check_instances import check_instance_dataset, has_instances
+from semask.data.checks.instances import check_instance_dataset, has_instances
+from semask.errors import ConfigError
 from tiny_instances import SIDE, box_annotation, two_boxes, write_dataset
 
 Content = dict[str, Any]

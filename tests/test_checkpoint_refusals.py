@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from semask.checkpoint import CheckpointError, SeMaskCheckpointer
+from semask.checkpoint import SeMaskCheckpointer
+from semask.errors import CheckpointError
 from toy_model import Toy, imagenet, same, saved, values
 
 

@@ -9,8 +9,9 @@ import torch
 from detectron2.config import CfgNode
 
 import tiny
-from semask.config import ConfigError, load_config
+from semask.config.loading import load_config
 from semask.engine import check_run
+from semask.errors import ConfigError
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import train_net
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import tiny
-from semask import ConfigError, load_config
+from semask import load_config
 from semask.data import build_mapper, register_coco_folder, register_config_folders
 from semask.data.annotations import list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
-from semask.data.reading import DataError
 from semask.engine import check_run
+from semask.errors import ConfigError, DataError
 from tiny_instances import SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from semask.config import KEYS_VERSION, ConfigError, load_config
+from semask.config.loading import KEYS_VERSION, load_config
+from semask.errors import ConfigError
 
 
 def write(folder: Path, text: str) -> str:

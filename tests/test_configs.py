@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from semask.config import load_config
+from semask.config.loading import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(

@@ -5,13 +5,9 @@ import pytest
 import torch
 
 from reference import CASES, FIXTURES, load_meta, reference_state_dict, weights
-from semask.checkpoint import (
-    CheckpointError,
-    CheckpointKind,
-    convert_state_dict,
-    resize_bias_tables,
-)
-from semask.config import load_config
+from semask.checkpoint import CheckpointKind, convert_state_dict, resize_bias_tables
+from semask.config.loading import load_config
+from semask.errors import CheckpointError
 from semask.modeling import SeMaskSwin
 
 KINDS = {

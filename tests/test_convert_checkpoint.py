@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import faults
 from reference import CASES, Model, load_meta
 from scripts import load_tool
-from semask.checkpoint import CheckpointError, SeMaskCheckpointer, read_checkpoint
+from semask.checkpoint import SeMaskCheckpointer, read_checkpoint
 from semask.checkpoint.writing import write_checkpoint
+from semask.errors import CheckpointError
 
 tool = load_tool("convert_checkpoint")
 

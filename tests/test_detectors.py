@@ -14,13 +14,14 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from semask.checkpoint import SeMaskCheckpointer
-from semask.config import ConfigError, load_config
+from semask.config.loading import load_config
 from semask.engine.compilation import compile_for_training
 from semask.engine.precision import Precision
+from semask.errors import ConfigError
 from semask.modeling import PriorLoss, PriorSupervision, SeMaskFPN
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads import SemanticPriorHead
-from semask.modeling.prior_supervision import outputs_of
+from semask.modeling.meta_arch.detectors import outputs_of
 from tiny_instances import SMALL_MODEL, flat
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -17,13 +17,21 @@ from torch.multiprocessing.spawn import ProcessExitedException
 import faults
 import runs
 import tiny
-from semask.config import ConfigError, load_config
-from semask.data.unreadable import UnreadableFiles
-from semask.engine import Torchrun, is_lost_peer, joined, once_per_machine, resolve_device, wrap_ddp
-from semask.engine.distributed import create_local_group
-from semask.engine.preemption import EXIT_STATUS, Preempted
+from semask.config.loading import load_config
+from semask.data.loading.unreadable import UnreadableFiles
+from semask.engine import (
+    Torchrun,
+    is_lost_peer,
+    joined,
+    once_per_machine,
+    resolve_device,
+    wrap_ddp,
+)
+from semask.engine.launch.distributed import create_local_group
+from semask.engine.launch.preemption import EXIT_STATUS, Preempted
 from semask.engine.train_step import TrainStep
-from semask.modeling.norm import CpuSyncBatchNorm2d, synchronize_batch_norm
+from semask.errors import ConfigError
+from semask.modeling.layers.norm import CpuSyncBatchNorm2d, synchronize_batch_norm
 from tiny_runs import TinyRuns
 
 

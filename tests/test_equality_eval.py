@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reference import CASES, build_reference, load_arrays, load_meta, weights
-from semask.modeling.resize import resize
+from semask.modeling.layers.resize import resize
 
 SIZES = ("128x128", "101x137")
 

@@ -20,10 +20,11 @@ from torch import nn
 import tiny
 import tiny_model
 from oracle import IGNORE, NAME, NAMES, Oracle, dataset
-from semask.config import load_config
-from semask.data.mapper import SemSegMapper
-from semask.data.reading import DataError, read_label
+from semask.config.loading import load_config
+from semask.data.mappers.semantic import SemSegMapper
+from semask.data.reading import read_label
 from semask.engine import Trainer
+from semask.errors import DataError
 from semask.evaluation import (
     BoundaryIoU,
     Calibration,
@@ -32,14 +33,12 @@ from semask.evaluation import (
     ImageScores,
     PredictionFiles,
     SemSegConfusionEvaluator,
-    build_evaluator,
     confusion_matrix,
-    inference_folder,
-    report_parts,
-    write_reports,
 )
 from semask.evaluation.image_scores import ranked
-from semask.modeling import Scores
+from semask.ops.scores import Scores
+from semask.report.semantic import report_parts
+from semask.tasks.build import build_evaluator, inference_folder, write_reports
 
 
 @pytest.fixture

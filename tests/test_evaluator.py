@@ -19,8 +19,7 @@ from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
-from semask.config import ConfigError
-from semask.data.reading import DataError
+from semask.errors import ConfigError, DataError
 from semask.evaluation import (
     SemSegConfusionEvaluator,
     class_table,

@@ -10,8 +10,8 @@ import torch
 from detectron2.modeling import build_model
 
 from scripts import load_tool
-from semask import ConfigError
-from semask.export import (
+from semask.errors import ConfigError
+from semask.inference.export import (
     ExportError,
     ImageToLogits,
     export_program,

@@ -15,14 +15,17 @@ from torch import nn
 
 import tiny
 from largest import Largest
-from semask import fast_paths as module
-from semask.config import ConfigError, load_config
-from semask.fast_paths import FAST_PATHS, fast_paths
-from semask.kept_memory import can_keep_memory
+from semask.config.loading import load_config
+from semask.errors import ConfigError
 from semask.modeling import SemanticAttention, SeMaskSwin
-from semask.modeling.backbone import semantic_layer, swin, window
-from semask.modeling.conv3x3 import Conv3x3
-from semask.modeling.heads import SemanticFPNHead, semantic_fpn
+from semask.modeling.backbone import semantic_layer, swin
+from semask.modeling.heads import SemanticFPNHead
+from semask.modeling.pixel_decoder import semantic_fpn
+from semask.ops import fast_paths as module
+from semask.ops import window
+from semask.ops.conv3x3 import Conv3x3
+from semask.ops.fast_paths import FAST_PATHS, fast_paths
+from semask.ops.malloc import can_keep_memory
 from semask.solver import build_optimizer
 
 

@@ -16,9 +16,10 @@ import torch
 import faults
 import runs
 import tiny
-from semask.checkpoint import CheckpointError, SeMaskCheckpointer
-from semask.config import load_config
+from semask.checkpoint import SeMaskCheckpointer
+from semask.config.loading import load_config
 from semask.engine import Trainer
+from semask.errors import CheckpointError
 from tiny_runs import TinyRuns, assert_same_state
 
 STEPS = 6

@@ -11,12 +11,13 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
-from semask import ConfigError, load_config
+from semask import load_config
 from semask.data import register_coco_folder
 from semask.data.annotations import inspect
-from semask.data.prior_target import Region
-from semask.engine.instance_checks import check_instance_metadata
-from semask.evaluation import build_evaluator
+from semask.data.mappers.prior_target import Region
+from semask.engine.launch.instance_checks import check_instance_metadata
+from semask.errors import ConfigError
+from semask.tasks.build import build_evaluator
 from tiny_instances import SIDE, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"

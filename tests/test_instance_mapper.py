@@ -13,11 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, PolygonMasks
 from PIL import Image
 
-from semask.config import ConfigError, load_config
+from semask.config.loading import load_config
 from semask.data import InstanceMapper, build_mapper
 from semask.data.annotations import inspect, list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
-from semask.data.reading import DataError, UnreadableError
+from semask.errors import ConfigError, DataError, UnreadableError
 from tiny_instances import (
     SIDE,
     SMALL_MODEL,

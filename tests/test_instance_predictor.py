@@ -13,11 +13,12 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from scripts import load_tool
-from semask import ConfigError, InstancePrediction, InstancePredictor, Predictor, load_config
+from semask import InstancePrediction, InstancePredictor, Predictor, load_config
 from semask.data import build_mapper, register_coco_folder
-from semask.evaluation.instance_drawing import detection_texts, draw_instances
-from semask.instance_prediction import panoptic_picture
-from semask.modeling.prior_maps import prior_maps_of
+from semask.errors import ConfigError
+from semask.inference.instance_prediction import panoptic_picture
+from semask.modeling.meta_arch.prior_maps import prior_maps_of
+from semask.visualize.instances import detection_texts, draw_instances
 from tiny_instances import SMALL_MODEL, flat, two_boxes, write_dataset
 from tiny_model import photograph
 

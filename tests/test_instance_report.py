@@ -20,11 +20,11 @@ from torch import nn
 import tiny
 from semask import load_config
 from semask.data import build_mapper, register_coco_folder
-from semask.data.reading import DataError
+from semask.errors import DataError
 from semask.evaluation.instance_matching import FALSE, IN_CROWD, match_instances
-from semask.evaluation.instance_report import write_instance_report
-from semask.evaluation.instance_report_html import category_ap
-from semask.evaluation.instance_report_pictures import show_instances
+from semask.report.instance_html import category_ap
+from semask.report.instance_pictures import show_instances
+from semask.report.instances import write_instance_report
 from tiny_instances import SIDE, SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -8,9 +8,10 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from semask.config import ConfigError, load_config
+from semask.config.loading import load_config
 from semask.data import build_mapper
 from semask.data.datasets.coco_folder import load_coco_folder
+from semask.errors import ConfigError
 from tiny_instances import SIDE, SMALL_MODEL, box_annotation, flat, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -15,12 +15,13 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.data import transforms as T
 from PIL import Image
 
-from semask.config import ConfigError, load_config
+from semask.config.loading import load_config
 from semask.data import reading
-from semask.data.augmentation import PadToSize, ResizeByScale
-from semask.data.mapper import SemSegMapper, build_augmentations
-from semask.data.photometric import PhotometricDistortion
-from semask.data.reading import DataError, register_label_map
+from semask.data.mappers.semantic import SemSegMapper, build_augmentations
+from semask.data.reading import register_label_map
+from semask.data.transforms.geometry import PadToSize, ResizeByScale
+from semask.data.transforms.photometric import PhotometricDistortion
+from semask.errors import ConfigError, DataError
 
 K = 5
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("[!_]*/*.yaml"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import runs
-from semask.modeling.norm import CpuSyncBatchNorm2d, synchronize_batch_norm
+from semask.modeling.layers.norm import CpuSyncBatchNorm2d, synchronize_batch_norm
 
 SIZES = ((2, 5, 4), (1, 3, 7))  # images, height and width in each process
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tiny
-from semask.config import load_config
+from semask.config.loading import load_config
 from semask.engine import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,10 +13,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import tiny
-from semask import ConfigError, config_path, load_config
+from semask import config_path, load_config
 from semask.data import reading, register_config_folders, register_folder
-from semask.data.reading import DataError, read_label
+from semask.data.reading import read_label
 from semask.engine import Trainer
+from semask.errors import ConfigError, DataError
 
 CLASSES = ["sky", "grass", "tree"]
 

@@ -13,17 +13,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
 
-from semask.config import ConfigError
-from semask.data.reading import DataError
-from semask.evaluation import (
-    Panel,
-    class_colors,
-    compose_panels,
-    drawing,
-    render_panel,
-    render_panels,
-    write_panels,
-)
+from semask.errors import ConfigError, DataError
+from semask.report.panels import render_panels, write_panels
+from semask.utils.palette import class_colors
+from semask.visualize import drawing
+from semask.visualize.drawing import Panel, compose_panels, render_panel
 
 Inputs = list[dict[str, Any]]
 Outputs = list[dict[str, torch.Tensor]]

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from semask.data.photometric import PhotometricDistortion, PhotometricTransform
+from semask.data.transforms.photometric import PhotometricDistortion, PhotometricTransform
 
 
 def noise(*shape: int, high: int = 256, seed: int = 0) -> np.ndarray:

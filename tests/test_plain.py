@@ -15,7 +15,7 @@ from plain.head import resize
 from plain_comparison import config
 from reference import CASES, load_arrays, load_meta, reference_state_dict, weights
 from semask.checkpoint import convert_state_dict
-from semask.data.mapper import SemSegMapper
+from semask.data.mappers.semantic import SemSegMapper
 from test_equality_train import FILE, inputs, norm, set_batch_norm
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from scripts import load_tool
 from semask import Predictor
-from semask.data import DataError
-from semask.video import VideoError, VideoReader, writing_video
+from semask.errors import DataError
+from semask.inference.video import VideoError, VideoReader, writing_video
 from tiny_model import checkpoint, photograph
 
 tool = load_tool("predict")

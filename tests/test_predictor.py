@@ -13,11 +13,11 @@ from PIL import Image, ImageOps
 
 import semask
 import tiny
-from semask import ConfigError, Prediction, Predictor
-from semask.checkpoint import CheckpointError
-from semask.data import DataError
+from semask import Prediction, Predictor
 from semask.engine import Trainer
-from semask.evaluation import class_colors, for_evaluators
+from semask.errors import CheckpointError, ConfigError, DataError
+from semask.inference.predicting import for_evaluators
+from semask.utils.palette import class_colors
 from tiny_model import build_tiny_model, checkpoint, config, photograph
 
 MULTI_SCALE = ["TEST.PROTOCOL", "multi_scale", "TEST.MULTI_SCALE_FACTORS", "[0.5, 1.25]"]

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
 from semask.data import PriorTarget
-from semask.data.prior_target import Region, paint, panoptic_to_semantic
+from semask.data.mappers.prior_target import Region, paint, panoptic_to_semantic
 from tiny_instances import box_polygon
 
 SIZE = (12, 16)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from reference import CASES, Model, load_meta
-from semask.checkpoint import CheckpointError, SeMaskCheckpointer
+from semask.checkpoint import SeMaskCheckpointer
+from semask.errors import CheckpointError
 
 
 def saved(path: Path, content: Any) -> Path:

@@ -14,11 +14,12 @@ from detectron2.data.datasets import builtin
 from PIL import Image
 
 import tiny
-from semask.config import load_config
+from semask.config.loading import load_config
 from semask.data.datasets.coco_stuff import NAMES
-from semask.data.mapper import SemSegMapper
-from semask.data.reading import DataError, UnreadableError, check_label_values, read_label
+from semask.data.mappers.semantic import SemSegMapper
+from semask.data.reading import check_label_values, read_label
 from semask.engine import Trainer
+from semask.errors import DataError, UnreadableError
 
 # COCO's ids that no class has.
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)

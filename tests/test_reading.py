@@ -13,13 +13,13 @@ from PIL import Image, ImageFile
 
 from semask.data import reading
 from semask.data.reading import (
-    DataError,
     check_label_values,
     check_same_size,
     read_image,
     read_label,
     register_label_map,
 )
+from semask.errors import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch import nn
 
-from semask.config import load_config
-from semask.data.augmentation import PadToSize, RandomCropWithCategoryLimit, ResizeByScale
-from semask.data.mapper import build_augmentations
-from semask.data.photometric import PhotometricDistortion
+from semask.config.loading import load_config
+from semask.data.mappers.semantic import build_augmentations
+from semask.data.transforms.geometry import PadToSize, RandomCropWithCategoryLimit, ResizeByScale
+from semask.data.transforms.photometric import PhotometricDistortion
 from semask.solver import build_lr_scheduler, build_optimizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"

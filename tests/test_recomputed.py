@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from semask.modeling import SemanticLayer, SeMaskSwin
-from semask.modeling.backbone import window
 from semask.modeling.backbone.swin import SwinBlock
+from semask.ops import window
 
 DIM = 12
 

@@ -20,15 +20,10 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from oracle import HEIGHT, IGNORE, NAME, NAMES, WIDTH, Oracle, OracleWithPriors, dataset, label_of
-from semask.data.reading import DataError
-from semask.evaluation import (
-    BoundaryIoU,
-    EvaluationPart,
-    SemSegConfusionEvaluator,
-    report_charts,
-    report_parts,
-    write_report,
-)
+from semask.errors import DataError
+from semask.evaluation import BoundaryIoU, EvaluationPart, SemSegConfusionEvaluator
+from semask.report import charts as report_charts
+from semask.report.semantic import report_parts, write_report
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 import faults
 import runs
-from semask.config import ConfigError
-from semask.engine.run_lock import LOCK_FILE, run_lock
+from semask.engine.launch.run_lock import LOCK_FILE, run_lock
+from semask.errors import ConfigError
 from tiny_runs import TinyRuns
 
 

@@ -23,10 +23,11 @@ import semask  # also makes Detectron2 importable
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from semask.data.datasets import scenes
-from semask.data.datasets.scenes_classes import CLASSES, CLASSES_OF_MATERIAL
-from semask.data.datasets.scenes_render import render_scene
-from semask.data.reading import DataError, read_image, read_label
+from semask.data.datasets.scenes import dataset as scenes
+from semask.data.datasets.scenes.classes import CLASSES, CLASSES_OF_MATERIAL
+from semask.data.datasets.scenes.render import render_scene
+from semask.data.reading import read_image, read_label
+from semask.errors import DataError
 
 FEW = {"train": 5, "val": 2}
 

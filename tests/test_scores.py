@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from largest import Largest
-from semask.evaluation import for_evaluators
-from semask.modeling import MultiScale, Scores, SlidingWindow, WholeImage, stripes
-from semask.modeling.protocol import TestProtocol
-from semask.modeling.stripes import MapRows, resized
+from semask.inference.predicting import for_evaluators
+from semask.modeling import MultiScale, SlidingWindow, WholeImage
+from semask.modeling.meta_arch.protocol import TestProtocol
+from semask.ops import stripes
+from semask.ops.scores import Scores
+from semask.ops.stripes import MapRows, resized
 from tiny_model import build_tiny_model, config, photograph, tensor
 
 # (height, width) of the logits, of the input and of the original image: whole factors, one

@@ -11,7 +11,8 @@ from torch import nn
 
 from reference import CASES, FIXTURES, Model
 from semask.checkpoint import convert_state_dict
-from semask.config import ConfigError, load_config
+from semask.config.loading import load_config
+from semask.errors import ConfigError
 from semask.solver import WarmupPoly, build_lr_scheduler, build_optimizer, parameter_groups
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from semask.modeling import segmentation_loss, stripes
+from semask.modeling import segmentation_loss
+from semask.ops import stripes
 
 # (height, width) of the logits and of the labels: whole factors, odd sizes, none, smaller, 1 x 1.
 SIZES = [

@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
-from semask.config import ConfigError, load_config
+from semask.config.loading import load_config
 from semask.data import SemSegMapper
+from semask.errors import ConfigError
 from semask.modeling import MultiScale, SlidingWindow, WholeImage
-from semask.modeling.protocol import window_starts
+from semask.modeling.meta_arch.protocol import window_starts
 from tiny_model import build_tiny_model, config, photograph, tensor
 
 CLASSES = 3

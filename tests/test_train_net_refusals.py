@@ -14,7 +14,7 @@ from PIL import Image
 
 import tiny
 import train_command
-from semask.config import load_config
+from semask.config.loading import load_config
 from semask.data.datasets.camvid import CLASSES_AND_COLORS as CAMVID
 from semask.engine import Trainer
 

@@ -16,14 +16,15 @@ from torch.utils.data import Dataset
 
 import tiny
 from semask.checkpoint import SeMaskCheckpointer
-from semask.config import ConfigError, load_config
-from semask.data.training_loader import TrainingLoader
+from semask.config.loading import load_config
+from semask.data.loading.training_loader import TrainingLoader
 from semask.engine import NonFiniteLossError, WeightAverage
-from semask.engine.best_checkpoint import BestCheckpoint, best_checkpoints
 from semask.engine.compilation import CompiledParts, compile_parts, placeholder_batch
+from semask.engine.hooks.best_checkpoint import BestCheckpoint, best_checkpoints
+from semask.engine.hooks.prior_watch import PriorLossWatch
 from semask.engine.precision import Precision, check_precision
-from semask.engine.prior_watch import PriorLossWatch
 from semask.engine.train_step import TrainStep
+from semask.errors import ConfigError
 
 State = dict[str, Tensor]
 

@@ -15,11 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import tiny
-from semask.checkpoint import CheckpointError
-from semask.config import load_config
-from semask.data.reading import DataError
+from semask.config.loading import load_config
 from semask.engine import Trainer, draw_panels, wrap_ddp
-from semask.engine.prior_watch import PriorLossWatch
+from semask.engine.hooks.prior_watch import PriorLossWatch
+from semask.errors import CheckpointError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -116,11 +115,11 @@ def test_evaluations_and_their_panels(
     calls: list[str] = []
     test: Any = vars(Trainer)["test"].__func__
 
-    def counted(cls: type[Trainer], *args: Any) -> Any:
+    def count(cls: type[Trainer], *args: Any) -> Any:
         calls.append("test")
         return test(cls, *args)
 
-    monkeypatch.setattr(Trainer, "test", classmethod(counted))
+    monkeypatch.setattr(Trainer, "test", classmethod(count))
     train(config(tmp_path, "SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", period))
     events = EventAccumulator(str(tmp_path / "out"), size_guidance={"images": 0}).Reload()
     assert len(calls) == len(events.Images("panels")) == evaluations

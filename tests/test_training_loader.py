@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from semask.data.reading import UnreadableError
-from semask.data.training_loader import TrainingLoader
-from semask.data.unreadable import SKIPPED, ReadableDataset
-from semask.randomness import image_randomness, seed_step, shared_seed, shuffled
+from semask.data.loading.training_loader import TrainingLoader
+from semask.data.loading.unreadable import SKIPPED, ReadableDataset
+from semask.errors import UnreadableError
+from semask.utils.randomness import image_randomness, seed_step, shared_seed, shuffled
 
 IMAGES = 5
 

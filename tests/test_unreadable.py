@@ -15,13 +15,18 @@ from detectron2.engine import TrainerBase
 
 import runs
 import tiny
-from semask.config import load_config
-from semask.data.mapper import SemSegMapper
-from semask.data.reading import DataError, UnreadableError
-from semask.data.unreadable import SKIPPED, ReadableBatches, ReadableDataset, UnreadableFiles
+from semask.config.loading import load_config
+from semask.data.loading.unreadable import (
+    SKIPPED,
+    ReadableBatches,
+    ReadableDataset,
+    UnreadableFiles,
+)
+from semask.data.mappers.semantic import SemSegMapper
 from semask.engine import Trainer
-from semask.engine.checks import check_images, check_run
-from semask.engine.unreadable_hook import UnreadableFilesHook
+from semask.engine.hooks.unreadable import UnreadableFilesHook
+from semask.engine.launch.checks import check_images, check_run
+from semask.errors import DataError, UnreadableError
 from tiny_runs import TinyRuns
 
 IMAGES = 6

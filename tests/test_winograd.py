@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from semask.modeling import winograd
-from semask.modeling.conv3x3 import Conv3x3
+from semask.ops import winograd
+from semask.ops.conv3x3 import Conv3x3
 
 SIZES = [(1, 1), (2, 9), (5, 7), (8, 8), (1, 6)]
 

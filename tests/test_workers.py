@@ -8,9 +8,9 @@ import pytest
 from detectron2.utils import comm
 
 import tiny
-from semask.config import load_config
-from semask.data import workers
-from semask.data.workers import loading_processes
+from semask.config.loading import load_config
+from semask.data.loading import workers
+from semask.data.loading.workers import loading_processes
 from semask.engine import Trainer
 
 

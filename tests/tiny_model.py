@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 import tiny
-from semask.config import load_config
+from semask.config.loading import load_config
 
 
 def config(folder: Path, **test: Any) -> CfgNode:

@@ -67,7 +67,7 @@ def _train_net(
 ) -> int:
     import train_net
 
-    from semask.engine import run_setup
+    from semask.engine.launch import run_setup
 
     run_setup.collect_env_info = lambda: ""  # it calls other programs
     tiny.register("tiny_train", records[:-2])

@@ -1,16 +1,21 @@
 """SeMask: semantically masked transformers for semantic segmentation (arXiv 2112.12782)."""
 
-from . import compat
+from semask import compat
 
 compat.apply()  # before anything that imports Detectron2
 
-from . import data, evaluation, modeling, solver  # noqa: E402  (each registers its classes)
-from .config import ConfigError, add_semask_config, load_config  # noqa: E402
-from .config_files import config_names, config_path  # noqa: E402
-from .instance_prediction import InstancePrediction  # noqa: E402
-from .instance_predictor import InstancePredictor  # noqa: E402
-from .prediction import Prediction  # noqa: E402
-from .predictor import Predictor  # noqa: E402
+from semask import data, evaluation, modeling, solver  # noqa: E402  (each registers its classes)
+from semask.config import (  # noqa: E402
+    add_semask_config,
+    config_names,
+    config_path,
+    load_config,
+)
+from semask.errors import ConfigError  # noqa: E402
+from semask.inference.instance_prediction import InstancePrediction  # noqa: E402
+from semask.inference.instance_predictor import InstancePredictor  # noqa: E402
+from semask.inference.prediction import Prediction  # noqa: E402
+from semask.inference.predictor import Predictor  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -16,8 +16,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from semask import ConfigError, config_path, load_config
-from semask.analysis import analyze_model
+from semask import config_path, load_config
+from semask.errors import ConfigError
+from semask.inference.analysis import analyze_model
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -25,17 +25,16 @@ from functools import partial
 from tqdm import tqdm
 
 import semask
-from semask.config import ConfigError
-from semask.data.check import check_dataset, evenly_spaced, list_dataset
-from semask.data.check_instances import check_instance_dataset, has_instances
-from semask.data.check_report import DatasetReport
+from semask.data.checks.instance_report import InstanceDatasetReport
+from semask.data.checks.instances import check_instance_dataset, has_instances
+from semask.data.checks.report import DatasetReport
+from semask.data.checks.semantic import check_dataset, evenly_spaced, list_dataset
 from semask.data.datasets import PairingError
 from semask.data.datasets.folder import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
-from semask.data.instance_report import InstanceDatasetReport
-from semask.data.reading import DataError
-from semask.evaluation import save_picture
-from semask.evaluation.samples import render_instance_samples, render_samples
-from semask.files import replacing
+from semask.errors import ConfigError, DataError
+from semask.report.panels import save_picture
+from semask.report.samples import render_instance_samples, render_samples
+from semask.utils.files import replacing
 
 FOLDER = "folder"
 

@@ -26,7 +26,6 @@ import semask  # first: it makes older releases of Detectron2 importable
 from detectron2.modeling import build_model
 
 from semask.checkpoint import (
-    CheckpointError,
     CheckpointKind,
     SeMaskCheckpointer,
     convert_state_dict,
@@ -34,6 +33,7 @@ from semask.checkpoint import (
     write_checkpoint,
 )
 from semask.checkpoint.reading import parameters_by_name
+from semask.errors import CheckpointError
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -19,9 +19,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from semask import ConfigError, Predictor
-from semask.checkpoint import CheckpointError
-from semask.export import ExportError, largest_difference, save_onnx, save_program
+from semask import Predictor
+from semask.errors import CheckpointError, ConfigError
+from semask.inference.export import ExportError, largest_difference, save_onnx, save_program
 
 WRITERS = {".onnx": save_onnx, ".pt2": save_program}
 

@@ -28,7 +28,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from semask.files import replacing
+from semask.utils.files import replacing
 
 FILE_NAME = "metrics.json"
 # Okabe and Ito's colours, which can be told apart without full colour vision.

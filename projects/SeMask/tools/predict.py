@@ -42,15 +42,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from semask import ConfigError, InstancePrediction, InstancePredictor, Prediction, Predictor
-from semask.checkpoint import CheckpointError
-from semask.data import DataError
+from semask import InstancePrediction, InstancePredictor, Prediction, Predictor
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
-from semask.evaluation import save_picture
-from semask.files import replacing
-from semask.instance_prediction import panoptic_picture
-from semask.predictor import read_config
-from semask.video import VIDEO_EXTENSIONS, VideoError, VideoReader, VideoWriter, writing_video
+from semask.errors import CheckpointError, ConfigError, DataError
+from semask.inference.instance_prediction import panoptic_picture
+from semask.inference.predictor import read_config
+from semask.inference.video import (
+    VIDEO_EXTENSIONS,
+    VideoError,
+    VideoReader,
+    VideoWriter,
+    writing_video,
+)
+from semask.report.panels import save_picture
+from semask.utils.files import replacing
 
 AnyPredictor = Predictor | InstancePredictor
 

@@ -1,15 +1,15 @@
 """Checkpoints: names of published ones, strict loading, atomic saving."""
 
-from .checkpointer import SeMaskCheckpointer
-from .convert import CheckpointKind, convert_state_dict, resize_bias_tables
-from .errors import (
+from semask.checkpoint.checkpointer import SeMaskCheckpointer
+from semask.checkpoint.convert import CheckpointKind, convert_state_dict, resize_bias_tables
+from semask.checkpoint.reading import read_checkpoint
+from semask.checkpoint.writing import write_checkpoint
+from semask.errors import (
     CheckpointError,
     DamagedCheckpointError,
     MissingCheckpointError,
     UnwritableCheckpointError,
 )
-from .reading import read_checkpoint
-from .writing import write_checkpoint
 
 __all__ = [
     "CheckpointError",

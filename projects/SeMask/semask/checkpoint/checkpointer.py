@@ -11,10 +11,16 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from .convert import CheckpointKind, below_pyramid, convert_state_dict, resize_bias_tables
-from .errors import CheckpointError, DamagedCheckpointError
-from .reading import one_line, read_checkpoint
-from .writing import write_checkpoint, written_durably
+from semask.checkpoint.convert import (
+    CheckpointKind,
+    below_pyramid,
+    convert_state_dict,
+    resize_bias_tables,
+)
+from semask.checkpoint.reading import read_checkpoint
+from semask.checkpoint.writing import write_checkpoint, written_durably
+from semask.errors import CheckpointError, DamagedCheckpointError
+from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import CheckpointError
+from semask.errors import CheckpointError
 
 
 class CheckpointKind(Enum):

@@ -11,7 +11,8 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from .errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError
+from semask.errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError
+from semask.utils.text import one_line
 
 
 def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -74,11 +75,6 @@ def parameters_by_name(entries: Mapping[Any, Any], filename: str) -> dict[str, T
                 "parameter should be a tensor. Save it from the model's state_dict() again."
             )
     return dict(entries)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _local_path(filename: str) -> str:

@@ -7,10 +7,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from semask.files import replacing
-
-from .errors import UnwritableCheckpointError
-from .reading import one_line
+from semask.errors import UnwritableCheckpointError
+from semask.utils.files import replacing
+from semask.utils.text import one_line
 
 
 def write_checkpoint(path: str, content: Mapping[str, Any]) -> None:

@@ -1,12 +1,13 @@
 """Datasets, and the way from a file to what the model takes."""
 
-from . import datasets
-from .build import build_mapper
-from .datasets import register_coco_folder, register_config_folders, register_folder
-from .instance_mapper import InstanceMapper
-from .mapper import SemSegMapper
-from .prior_target import PriorTarget
-from .reading import DataError, register_label_map
+from semask.data import datasets
+from semask.data.datasets import register_coco_folder, register_config_folders, register_folder
+from semask.data.mappers.build import build_mapper
+from semask.data.mappers.instance import InstanceMapper
+from semask.data.mappers.prior_target import PriorTarget
+from semask.data.mappers.semantic import SemSegMapper
+from semask.data.reading import register_label_map
+from semask.errors import DataError
 
 __all__ = [
     "DataError",

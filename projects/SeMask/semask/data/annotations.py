@@ -14,7 +14,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from semask.data.reading import DataError
+from semask.errors import DataError
 
 # The kinds of problems.
 NO_BOX, BAD_BOX = "no box of four numbers", "box without area"

@@ -17,7 +17,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from semask.data.matlab import is_matlab, read_matlab_label
-from semask.wording import counted
+from semask.errors import DataError, UnreadableError
+from semask.utils.text import pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -42,22 +43,6 @@ _UNKNOWN = -1
 
 LABEL_MAPS: dict[str, np.ndarray] = {}
 """Registered tables from a dataset's raw label values to training ids, by name."""
-
-
-class DataError(ValueError):
-    """A file of a dataset that cannot be used; the message names it and says what to do.
-
-    Attributes:
-        advice: the end of the message where it would be the same for many files; or "".
-    """
-
-    def __init__(self, message: str, advice: str = "") -> None:
-        super().__init__(f"{message} {advice}" if advice else message)
-        self.advice = advice
-
-
-class UnreadableError(DataError):
-    """A file that is missing or damaged, in a dataset that may be sound otherwise."""
 
 
 def register_label_map(name: str, table: Sequence[int] | np.ndarray | Mapping[int, int]) -> None:
@@ -204,7 +189,7 @@ def check_label_values(
         counts[ignore] = 0
     wrong = np.flatnonzero(counts)
     if wrong.size:
-        listed = ", ".join(f"{value} ({counted(counts[value], 'pixel')})" for value in wrong[:10])
+        listed = ", ".join(f"{value} ({pluralize(counts[value], 'pixel')})" for value in wrong[:10])
         more = f" and {wrong.size - 10} more values" if wrong.size > 10 else ""
         raise DataError(
             f"Label map '{path}' has values that are no class: {listed}{more}.",
@@ -308,7 +293,7 @@ def _mapped(label: np.ndarray, name: str, path: str | os.PathLike[str]) -> np.nd
     if ids.size and ids.min() == _UNKNOWN:
         values, counts = np.unique(label[ids == _UNKNOWN], return_counts=True)
         pairs = zip(values[:10], counts, strict=False)
-        listed = ", ".join(f"{value} ({counted(count, 'pixel')})" for value, count in pairs)
+        listed = ", ".join(f"{value} ({pluralize(count, 'pixel')})" for value, count in pairs)
         raise DataError(
             f"Label map '{path}' has raw values that do not exist in the layout '{name}': "
             f"{listed}.",

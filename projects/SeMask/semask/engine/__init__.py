@@ -1,7 +1,10 @@
 """Training and evaluation runs: what is checked before them, the trainer, its hooks."""
 
-from .checks import check_run, resolve_device
-from .distributed import (
+from semask.engine.ema import WeightAverage
+from semask.engine.evaluate import evaluate
+from semask.engine.hooks.evaluation import PanelsHook, draw_panels, panels_path
+from semask.engine.launch.checks import check_run, resolve_device
+from semask.engine.launch.distributed import (
     LOST_PEER,
     Torchrun,
     ignore_storage_warning,
@@ -9,16 +12,13 @@ from .distributed import (
     joined,
     once_per_machine,
 )
-from .ema import WeightAverage
-from .evaluate import evaluate
-from .exit_status import exit_statuses
-from .hooks import PanelsHook, draw_panels, panels_path
-from .nonfinite import NonFiniteLossError
-from .preemption import Preempted, passed_on
-from .resume import resumes
-from .run_lock import run_lock
-from .run_setup import set_up_run
-from .trainer import Trainer, wrap_ddp
+from semask.engine.launch.exit_status import exit_statuses
+from semask.engine.launch.preemption import Preempted, passed_on
+from semask.engine.launch.resume import resumes
+from semask.engine.launch.run_lock import run_lock
+from semask.engine.launch.run_setup import set_up_run
+from semask.engine.nonfinite import NonFiniteLossError
+from semask.engine.trainer import Trainer, wrap_ddp
 
 __all__ = [
     "LOST_PEER",

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from .precision import Precision
+from semask.engine.precision import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from semask.checkpoint import SeMaskCheckpointer
-
-from .ema import WeightAverage
-from .hooks import draw_panels
-from .peers import watched_peers
-from .trainer import Trainer
+from semask.engine.ema import WeightAverage
+from semask.engine.hooks.evaluation import draw_panels
+from semask.engine.launch.peers import watched_peers
+from semask.engine.trainer import Trainer
 
 
 def evaluate(cfg: CfgNode, *, resume: bool) -> None:

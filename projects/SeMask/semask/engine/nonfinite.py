@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from semask.files import replacing
+from semask.utils.files import replacing
 
 REPORT = "nonfinite_batch.json"
 

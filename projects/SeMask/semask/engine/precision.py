@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.optim import Optimizer
 
-from semask.config import ConfigError
+from semask.errors import ConfigError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from semask.data.training_loader import TrainingLoader
-from semask.randomness import seed_step
-
-from .compilation import CompiledParts
-from .nonfinite import refuse_nonfinite
-from .precision import Precision
+from semask.data.loading.training_loader import TrainingLoader
+from semask.engine.compilation import CompiledParts
+from semask.engine.nonfinite import refuse_nonfinite
+from semask.engine.precision import Precision
+from semask.utils.randomness import seed_step
 
 
 class TrainStep:

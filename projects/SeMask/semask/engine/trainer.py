@@ -19,27 +19,28 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from semask.checkpoint import CheckpointError, SeMaskCheckpointer
-from semask.data.build import build_mapper
-from semask.data.training_loader import TrainingLoader
-from semask.data.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
-from semask.data.workers import loading_processes
-from semask.evaluation import build_evaluator, for_evaluators, write_reports
-from semask.modeling.norm import synchronize_batch_norm
-from semask.randomness import shared_seed
+from semask.checkpoint import SeMaskCheckpointer
+from semask.data.loading.training_loader import TrainingLoader
+from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
+from semask.data.loading.workers import loading_processes
+from semask.data.mappers.build import build_mapper
+from semask.engine.compilation import compile_for_training
+from semask.engine.ema import WeightAverage
+from semask.engine.hooks.best_checkpoint import best_checkpoints
+from semask.engine.hooks.evaluation import EvaluationHook, PanelsHook
+from semask.engine.hooks.prior_watch import PriorLossWatch
+from semask.engine.hooks.unreadable import UnreadableFilesHook
+from semask.engine.launch.peers import watched_peers
+from semask.engine.launch.preemption import Preempted, StopHook, StopRequest
+from semask.engine.launch.run_setup import log_to_console
+from semask.engine.precision import Precision
+from semask.engine.train_step import TrainStep
+from semask.errors import CheckpointError
+from semask.inference.predicting import for_evaluators
+from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.solver import build_lr_scheduler, build_optimizer
-
-from .best_checkpoint import best_checkpoints
-from .compilation import compile_for_training
-from .ema import WeightAverage
-from .hooks import EvaluationHook, PanelsHook
-from .peers import watched_peers
-from .precision import Precision
-from .preemption import Preempted, StopHook, StopRequest
-from .prior_watch import PriorLossWatch
-from .run_setup import log_to_console
-from .train_step import TrainStep
-from .unreadable_hook import UnreadableFilesHook
+from semask.tasks.build import build_evaluator, write_reports
+from semask.utils.randomness import shared_seed
 
 logger = logging.getLogger(__name__)
 

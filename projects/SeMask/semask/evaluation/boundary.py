@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .confusion import ClassCounts
-from .parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.confusion import ClassCounts
+from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
 
 # Width of the bands, as a share of the image's diagonal: the paper's choice.
 DILATION_RATIO = 0.02

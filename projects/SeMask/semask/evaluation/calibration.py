@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
 
 NUM_BINS = 20
 # Confidences are rounded to a multiple of this and added up as integers, so that the sum does not

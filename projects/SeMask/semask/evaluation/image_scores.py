@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .confusion import ClassCounts
-from .parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.confusion import ClassCounts
+from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
 
 
 class ImageScores(EvaluationPart):

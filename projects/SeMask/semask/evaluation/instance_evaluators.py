@@ -16,10 +16,9 @@ from detectron2.evaluation import (
 )
 from pycocotools.coco import COCO
 
-from semask.config import ConfigError
 from semask.data.annotations import inspect
-
-from .instance_results import RecordedEvaluation
+from semask.errors import ConfigError
+from semask.evaluation.instance_results import RecordedEvaluation
 
 # Values of "evaluator_type" in a dataset's metadata.
 INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"

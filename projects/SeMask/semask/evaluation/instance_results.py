@@ -12,9 +12,8 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 
-from semask.files import replacing
-
-from .instance_matching import boxes_or_masks, match_instances
+from semask.evaluation.instance_matching import boxes_or_masks, match_instances
+from semask.utils.files import replacing
 
 RESULT_FILE = "instance_evaluation.json"
 # What Detectron2's COCOEvaluator writes.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from semask.modeling import Scores
+from semask.ops.scores import Scores
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from semask.data.reading import DataError
-from semask.files import replacing
-
-from .parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.errors import DataError
+from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.utils.files import replacing
 
 
 class PredictionFiles(EvaluationPart):

@@ -14,14 +14,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from semask.config import ConfigError
-from semask.data.reading import DataError, check_label_values, read_label
-from semask.files import replacing
-from semask.modeling import Scores
-
-from .confusion import confusion_matrix, mean_iou_of_labelled_classes, metrics_from_confusion
-from .parts import EvaluatedImage, EvaluationPart
-from .table import class_table
+from semask.data.reading import check_label_values, read_label
+from semask.errors import ConfigError, DataError
+from semask.evaluation.confusion import (
+    confusion_matrix,
+    mean_iou_of_labelled_classes,
+    metrics_from_confusion,
+)
+from semask.evaluation.parts import EvaluatedImage, EvaluationPart
+from semask.evaluation.table import class_table
+from semask.ops.scores import Scores
+from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from tabulate import tabulate
 
-from .confusion import (
+from semask.evaluation.confusion import (
     ClassCounts,
     check_matrix,
     mean_iou_of_labelled_classes,

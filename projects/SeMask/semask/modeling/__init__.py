@@ -1,18 +1,30 @@
 """The model: backbone (features and priors), heads, losses."""
 
-from .backbone import SemanticAttention, SemanticLayer, SeMaskFPN, SeMaskSwin, SemSegBackbone
-from .heads import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead
-from .losses import segmentation_loss
-from .prior_supervision import (
+from semask.modeling.backbone import (
+    SemanticAttention,
+    SemanticLayer,
+    SeMaskFPN,
+    SeMaskSwin,
+    SemSegBackbone,
+)
+from semask.modeling.heads import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead
+from semask.modeling.losses import segmentation_loss
+from semask.modeling.meta_arch.detectors import (
     PriorLoss,
     PriorSupervision,
     SeMaskGeneralizedRCNN,
     SeMaskPanopticFPN,
     SeMaskRetinaNet,
 )
-from .protocol import MultiScale, SlidingWindow, TestProtocol, WholeImage, build_test_protocol
-from .scores import Scores
-from .segmentor import SeMaskSegmentor, check_protocol
+from semask.modeling.meta_arch.protocol import (
+    MultiScale,
+    SlidingWindow,
+    TestProtocol,
+    WholeImage,
+    build_test_protocol,
+)
+from semask.modeling.meta_arch.semantic import SeMaskSegmentor, check_protocol
+from semask.ops.scores import Scores
 
 __all__ = [
     "MultiScale",

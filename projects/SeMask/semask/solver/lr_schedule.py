@@ -7,7 +7,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from semask.config import ConfigError
+from semask.errors import ConfigError
 
 
 class WarmupPoly(ParamScheduler):

@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from semask.config import ConfigError
-from semask.fast_paths import fast_paths
+from semask.errors import ConfigError
+from semask.ops.fast_paths import fast_paths
 
 # Parameters that are a position's own value: shrinking them has no meaning.
 POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")

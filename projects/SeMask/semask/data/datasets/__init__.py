@@ -10,7 +10,7 @@ from semask.data.datasets.config_folders import register_config_folders
 from semask.data.datasets.folder import register_folder
 from semask.data.datasets.nuclei import register_nuclei
 from semask.data.datasets.pairs import PairingError, load_sem_seg_pairs
-from semask.data.datasets.scenes import register_scenes
+from semask.data.datasets.scenes.dataset import register_scenes
 
 __all__ = [
     "PairingError",

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from semask.data.reading import DataError
+from semask.errors import DataError
 
 _ANNOTATION_KEYS = ("id", "iscrowd", "bbox", "keypoints", "segmentation")
 _REQUIRED = {

@@ -15,8 +15,9 @@ from detectron2.utils.file_io import PathManager
 
 from semask.data.datasets.catalog import datasets_root, layout_hint, register_sem_seg
 from semask.data.datasets.pairs import find_files, pair_files
-from semask.data.reading import DataError, register_label_map
-from semask.evaluation.palette import class_colors
+from semask.data.reading import register_label_map
+from semask.errors import DataError
+from semask.utils.palette import class_colors
 
 # Ids 92 to 182.
 _STUFF = """

@@ -6,10 +6,9 @@ import os
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from semask.config import ConfigError
 from semask.data.datasets.catalog import datasets_root
 from semask.data.datasets.coco_folder import register_coco_folder
-from semask.data.reading import DataError
+from semask.errors import ConfigError, DataError
 
 KEYS = ("NAME", "IMAGE_DIR", "JSON_FILE")
 

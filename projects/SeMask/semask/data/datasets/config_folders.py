@@ -7,11 +7,15 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from semask.config import ConfigError
+from semask.config import register_resolver
 from semask.data.datasets.catalog import datasets_root
-from semask.data.datasets.config_coco_folders import register_config_coco_folders
+from semask.data.datasets.config_coco_folders import (
+    register_config_coco_folders,
+    resolve_detector_classes,
+)
 from semask.data.datasets.folder import register_folder
 from semask.data.reading import LABEL_MAPS
+from semask.errors import ConfigError
 
 REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
 # Further keys of an entry of DATASETS.FOLDERS, and the arguments of ``register_folder`` they give.
@@ -101,3 +105,7 @@ def _forget(name: str) -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
         LABEL_MAPS.pop(name, None)
+
+
+for _resolver in (register_config_folders, resolve_num_classes, resolve_detector_classes):
+    register_resolver(_resolver)

@@ -8,7 +8,7 @@ from typing import Any
 from semask.data.datasets.catalog import register_sem_seg
 from semask.data.datasets.pairs import load_sem_seg_pairs
 from semask.data.reading import LABEL_MAPS, register_label_map
-from semask.evaluation.palette import class_colors
+from semask.utils.palette import class_colors
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # No JPEG or WebP: they change the values of the pixels.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semask.data.reading import DataError
+from semask.errors import DataError
 
 
 class PairingError(DataError):

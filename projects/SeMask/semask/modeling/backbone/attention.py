@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .window import WindowLayout, append_zero, gather_windows, scatter_windows, window_layout
+from semask.ops.window import (
+    WindowLayout,
+    append_zero,
+    gather_windows,
+    scatter_windows,
+    window_layout,
+)
 
 # Added to the attention logits of token pairs that are not neighbours in the image.
 MASKED_LOGIT = -100.0

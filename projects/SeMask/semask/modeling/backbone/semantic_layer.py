@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..prepared import Prepared
-from ..tracing import evaluated, traced, trained
-from .window import (
+from semask.ops.prepared import Prepared
+from semask.ops.tracing import evaluated, traced, trained
+from semask.ops.window import (
     WindowLayout,
     append_zero,
     gather_windows,

@@ -12,10 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from semask.fast_paths import fast_paths
-from semask.kept_memory import keep_freed_memory
-
-from .base import (
+from semask.modeling.backbone.base import (
     ATTENTION_KINDS,
     SemSegBackbone,
     has_semantic_layer,
@@ -23,8 +20,10 @@ from .base import (
     stage_name,
     stage_stride,
 )
-from .semantic_layer import SemanticLayer
-from .swin import PatchEmbed, PatchMerging, SwinBlock
+from semask.modeling.backbone.semantic_layer import SemanticLayer
+from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock
+from semask.ops.fast_paths import fast_paths
+from semask.ops.malloc import keep_freed_memory
 
 
 class SwinStage(nn.Module):

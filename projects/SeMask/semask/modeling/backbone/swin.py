@@ -6,10 +6,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tracing import evaluated, trained
-from .attention import WindowAttention
-from .recomputed import Call, call, recomputed
-from .window import (
+from semask.modeling.backbone.attention import WindowAttention
+from semask.ops.recomputed import Call, call, recomputed
+from semask.ops.tracing import evaluated, trained
+from semask.ops.window import (
     CHUNK_TOKENS,
     WindowLayout,
     WindowPart,

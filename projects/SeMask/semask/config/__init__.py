@@ -1,0 +1,14 @@
+"""The configuration: its keys, how files are read, and the shipped ones."""
+
+from semask.config.keys import add_semask_config
+from semask.config.loading import load_config, merge_overrides, register_resolver
+from semask.config.shipped import config_names, config_path
+
+__all__ = [
+    "add_semask_config",
+    "config_names",
+    "config_path",
+    "load_config",
+    "merge_overrides",
+    "register_resolver",
+]

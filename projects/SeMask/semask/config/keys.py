@@ -1,0 +1,171 @@
+"""Every configuration key that this project adds to Detectron2's."""
+
+from detectron2.config import CfgNode
+
+# See SEMASK_VERSION.
+KEYS_VERSION = 1
+
+
+def add_semask_config(cfg: CfgNode) -> None:
+    """Add the keys of this project to ``cfg`` (a Detectron2 ``get_cfg()``), in place."""
+    # Version of the keys below: rises when the meaning of an older file would change. Files that
+    # a run wrote carry it; in one written by hand it can be left out.
+    cfg.SEMASK_VERSION = KEYS_VERSION
+    # Refuse a second run that would write to the same OUTPUT_DIR.
+    cfg.OUTPUT_DIR_LOCK = True
+    # Also read MODEL.WEIGHTS files ending in .pkl, as Detectron2's model zoo has them. Reading one
+    # can run any code: only for files whose author you trust.
+    cfg.MODEL.ALLOW_PICKLE = False
+    # The recipe starts from pre-trained weights: a training without MODEL.WEIGHTS gives a warning.
+    cfg.MODEL.EXPECTS_WEIGHTS = False
+
+    # Faster forms of the same computations: "auto" (those that suit MODEL.DEVICE), "none", or names
+    # from semask/fast_paths.py with commas between them. The log says which are used.
+    cfg.MODEL.FAST_PATHS = "auto"
+
+    # ---- Swin transformer (arXiv 2103.14030); lists have one entry per stage ----
+    cfg.MODEL.SWIN = CfgNode()
+    # Channels of the first stage; they double at each following stage.
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    # Swin blocks and attention heads of each stage.
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    # Side of the attention window, in tokens.
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Hidden width of a block's MLP, as a multiple of its channels.
+    cfg.MODEL.SWIN.MLP_RATIO = 4.0
+    # Dropout after projections and MLP layers, on attention weights, and stochastic depth
+    # (which rises linearly from 0 to this rate over all blocks).
+    cfg.MODEL.SWIN.DROP_RATE = 0.0
+    cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
+    # Learned absolute position embedding, and the image side it is made for.
+    cfg.MODEL.SWIN.ABSOLUTE_POS_EMBED = False
+    cfg.MODEL.SWIN.PRETRAIN_IMAGE_SIZE = 224
+    # Features returned, among "res2".."res5" (strides 4, 8, 16, 32).
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Stages that are not trained: 0 = all are trained, 1 = the patch embedding is frozen,
+    # 2 = also the first stage, and so on (Detectron2's meaning of MODEL.BACKBONE.FREEZE_AT).
+    cfg.MODEL.SWIN.FREEZE_AT = 0
+    # Recompute a stage's activations in the backward pass instead of keeping them.
+    cfg.MODEL.SWIN.ACTIVATION_CHECKPOINT = [False, False, False, False]
+
+    # ---- SeMask's semantic layers (arXiv 2112.12782, section 3) ----
+    cfg.MODEL.SEMASK = CfgNode()
+    # Semantic attention of each stage: "window", "global" or "none" (none anywhere = plain Swin).
+    cfg.MODEL.SEMASK.ATTENTION = ["window", "window", "global", "global"]
+    # Chained semantic attention blocks of each stage; 0 is the same as "none".
+    cfg.MODEL.SEMASK.NUM_BLOCKS = [1, 1, 1, 1]
+    # Side of the semantic window; 0 = as MODEL.SWIN.WINDOW_SIZE.
+    cfg.MODEL.SEMASK.WINDOW_SIZE = 0
+    # Classes of the semantic-prior maps; 0 = as MODEL.SEM_SEG_HEAD.NUM_CLASSES, and in detectors
+    # as many as the prior's target has (PRIOR_TARGET below).
+    cfg.MODEL.SEMASK.NUM_CLASSES = 0
+    # Dropout at the end of a semantic attention block.
+    cfg.MODEL.SEMASK.DROPOUT = 0.1
+    # Detectors: what supervises the priors. "instances" = a map painted from the instances, whose
+    # classes are the categories and one for the background; "sem_seg" = the dataset's semantic or
+    # panoptic map, of MODEL.SEM_SEG_HEAD.NUM_CLASSES classes. Weight, ignore value and reduction
+    # of the loss are PRIOR_LOSS_WEIGHT, IGNORE_VALUE and LOSS_REDUCTION of MODEL.SEM_SEG_HEAD.
+    cfg.MODEL.SEMASK.PRIOR_TARGET = "instances"
+    # Pixels in no instance are ignored instead of background, for datasets in which not every
+    # object is annotated.
+    cfg.MODEL.SEMASK.IGNORE_OUTSIDE = False
+
+    # ---- heads and losses (beside Detectron2's MODEL.SEM_SEG_HEAD keys) ----
+    # Channel dropout in front of the last convolution.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
+    # Weight of the semantic-prior loss; 0 leaves the prior head out.
+    cfg.MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT = 0.4
+    # Denominator of the cross entropy: "all" pixels (as published) or "valid" (not ignored) ones.
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_REDUCTION = "all"
+    # Online hard example mining: pixels kept per image (100000 as published); 0 = off.
+    cfg.MODEL.SEM_SEG_HEAD.OHEM_PIXELS = 0
+
+    # ---- datasets ----
+    # Own datasets, each a mapping with NAME (what DATASETS.TRAIN and TEST call it), IMAGE_DIR and
+    # LABEL_DIR, and where wanted CLASSES, COLORS, IGNORE, IMAGE_EXT, LABEL_EXT and LABEL_MAP: the
+    # arguments of semask.data.register_folder. CLASSES and IGNORE are the following key and
+    # MODEL.SEM_SEG_HEAD.IGNORE_VALUE by default. With MODEL.SEM_SEG_HEAD.NUM_CLASSES 0 there are
+    # as many classes as the dataset has.
+    cfg.DATASETS.FOLDERS = []
+    # Names of the classes, in the order of their indices.
+    cfg.DATASETS.FOLDER_CLASSES = []
+    # Where relative IMAGE_DIR and LABEL_DIR start: a path as of the command, or "" for
+    # $DETECTRON2_DATASETS.
+    cfg.DATASETS.FOLDER_ROOT = ""
+    # Own datasets in COCO's format, each a mapping with NAME, IMAGE_DIR and JSON_FILE, the
+    # arguments of semask.data.register_coco_folder; relative paths start at FOLDER_ROOT, too. With
+    # MODEL.ROI_HEADS.NUM_CLASSES (MODEL.RETINANET.NUM_CLASSES) 0 there are as many categories as
+    # the dataset has.
+    cfg.DATASETS.COCO_FOLDERS = []
+    # Images of each dataset that are checked before a run; 0 = none.
+    cfg.DATASETS.CHECK_SAMPLE = 16
+    # Missing or damaged files that a run skips, and names at its end, before it gives up.
+    cfg.DATALOADER.MAX_UNREADABLE = 10
+
+    # ---- input (beside Detectron2's INPUT.FORMAT, INPUT.CROP and INPUT.RANDOM_FLIP) ----
+    # What is read and augmented: "sem_seg" = an image and its label map, as described by the keys
+    # below; "instances" = an image and its instances, for Detectron2's detectors, as described by
+    # Detectron2's keys (MIN_SIZE_TRAIN, ...) and PHOTOMETRIC_DISTORTION.
+    cfg.INPUT.MAPPER = "sem_seg"
+    # The image is resized, aspect ratio kept, by min(long / longer side, short / shorter side).
+    cfg.INPUT.SCALE = [2048, 512]
+    # In training that scale is multiplied by one of these factors ("choice") or by one drawn
+    # uniformly between the two given ("range").
+    cfg.INPUT.SCALE_FACTORS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    cfg.INPUT.SCALE_SAMPLING = "choice"
+    # Random brightness, contrast, saturation and hue.
+    cfg.INPUT.PHOTOMETRIC_DISTORTION = True
+    # INPUT.CROP.SIZE is (height, width) in pixels, and what smaller images are padded to.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Detectors: large-scale jitter in training, in place of MIN_SIZE_TRAIN and INPUT.CROP. The
+    # image is made to fit into SIZE (height, width) times a factor from SCALE, and cropped to SIZE.
+    cfg.INPUT.LSJ = CfgNode()
+    cfg.INPUT.LSJ.ENABLED = False
+    cfg.INPUT.LSJ.SCALE = [0.1, 2.0]
+    cfg.INPUT.LSJ.SIZE = [1024, 1024]
+
+    # ---- solver ----
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BETAS = [0.9, 0.999]
+    cfg.SOLVER.EPS = 1e-8
+    # Exponent of SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR".
+    cfg.SOLVER.POLY_LR_POWER = 1.0
+    # Batches whose gradients are averaged to one step: SOLVER.IMS_PER_BATCH is the batch of a
+    # step, in all processes together, and each holds IMS_PER_BATCH / ACCUMULATE_STEPS of it at a
+    # time. BatchNorm sees these parts one by one.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # With SOLVER.AMP.ENABLED: "bfloat16" (CUDA and CPU) or "float16" (CUDA, with loss scaling).
+    cfg.SOLVER.AMP.PRECISION = "bfloat16"
+    # torch.compile for the training; where it does not work, a warning says so.
+    cfg.SOLVER.COMPILE = False
+    # Keep an exponential moving average of the weights, which is evaluated beside them.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the former average in the new one, after each step.
+    cfg.SOLVER.EMA.DECAY = 0.999
+
+    # ---- evaluation ----
+    # How an image is predicted, by SeMaskSegmentor: "whole" at INPUT.SCALE; "multi_scale", the
+    # mean of the class probabilities over several scales; or "slide", in overlapping windows of
+    # the image at INPUT.SCALE, for images too large for the device.
+    cfg.TEST.PROTOCOL = "whole"
+    # What INPUT.SCALE is multiplied by, and whether each size is also predicted mirrored.
+    cfg.TEST.MULTI_SCALE_FACTORS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    cfg.TEST.MULTI_SCALE_FLIP = True
+    # (height, width) of a window, and the steps between windows, in pixels.
+    cfg.TEST.SLIDE_CROP = [512, 512]
+    cfg.TEST.SLIDE_STRIDE = [341, 341]
+    # The weights with the largest value of this result (on the first dataset of DATASETS.TEST)
+    # are kept as model_best.pth; "" = none are.
+    cfg.TEST.BEST_METRIC = "sem_seg/mIoU"
+    # Images drawn beside their labels after each evaluation; 0 = none.
+    cfg.TEST.NUM_PANELS = 8
+    # A page to look at, OUTPUT_DIR/inference/DATASET/report.html, after each evaluation. It costs
+    # about as much as a second argmax of every image, and eight images predicted once more.
+    cfg.TEST.REPORT = True
+    # Also measure Boundary IoU (arXiv 2103.16562): IoU within 2 % of the diagonal from contours.
+    cfg.TEST.BOUNDARY_IOU = False
+    # Write each prediction, as a label map, to OUTPUT_DIR/inference/DATASET/predictions.
+    cfg.TEST.SAVE_PREDICTIONS = False

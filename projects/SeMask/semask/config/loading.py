@@ -1,0 +1,172 @@
+"""How a config file is read, without ever running code from it.
+
+A mistyped key becomes a sentence with the nearest key that exists.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from semask.config.keys import KEYS_VERSION, add_semask_config
+from semask.errors import ConfigError
+from semask.utils.text import one_line
+
+logger = logging.getLogger(__name__)
+
+# What completes a config that has been read, such as a number of classes of 0 ("as the dataset").
+Resolver = Callable[[CfgNode], None]
+_resolvers: list[Resolver] = []
+
+
+def register_resolver(resolver: Resolver) -> Resolver:
+    """Have every config completed by ``resolver``, after those that were registered before.
+
+    So what knows datasets, which stands above this module, takes part in loading.
+
+    Args:
+        resolver: changes a config that is not frozen, in place; it may raise ``ConfigError``.
+
+    Returns:
+        ``resolver``, so that this can be a decorator.
+    """
+    _resolvers.append(resolver)
+    return resolver
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's defaults, this project's keys, then ``config_file``, then ``overrides``.
+
+    The datasets in ``DATASETS.FOLDERS`` are registered.
+
+    Args:
+        config_file: a YAML file, with Detectron2's ``_BASE_`` inheritance; "" for none.
+        overrides: flat ``[KEY, VALUE, ...]`` as given on the command line.
+
+    Returns:
+        The merged config, not frozen.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, carries a tag that would run code,
+            has a key that does not exist or a value of another type, or describes own datasets
+            wrongly.
+    """
+    cfg = get_cfg()
+    add_semask_config(cfg)
+    if config_file:
+        _merge_file(cfg, config_file)
+    merge_overrides(cfg, overrides)
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    if not PathManager.isfile(config_file):
+        raise ConfigError(f"Config file '{config_file}' does not exist.")
+    try:
+        with PathManager.open(config_file, "r") as file:
+            content = yaml.safe_load(file)
+        if not isinstance(content, Mapping):
+            raise ConfigError(
+                f"Config file '{config_file}' has to be a mapping of keys to values; it holds "
+                f"{'nothing' if content is None else type(content).__name__}."
+            )
+        loaded = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
+        refusal = _not_sections(loaded, cfg) or _newer_version(loaded, cfg)
+        if not refusal:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"Config file '{config_file}' is refused: it carries a YAML tag that would run "
+            f"code when loaded ({one_line(error)}). Write the value out instead."
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{config_file}' is not valid YAML: {one_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"Config file '{config_file}' is its own _BASE_.") from error
+    except ConfigError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
+        raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
+    if refusal:
+        raise ConfigError(f"Config file '{config_file}' {refusal}")
+    if loaded.get("SEMASK_VERSION", KEYS_VERSION) < KEYS_VERSION:
+        logger.warning(
+            "Config file '%s' is of an older release of this project (SEMASK_VERSION %s, now "
+            "%s): compare its keys with the shipped configs.",
+            *(config_file, loaded["SEMASK_VERSION"], KEYS_VERSION),
+        )
+    cfg.SEMASK_VERSION = KEYS_VERSION
+
+
+def _not_sections(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
+    """What to say where a section holds no keys; "" otherwise."""
+    for name, value in loaded.items():
+        if isinstance(cfg.get(name), CfgNode) and not isinstance(value, Mapping):
+            return f"gives {value!r} for '{name}', which is a section and has to hold keys."
+    return ""
+
+
+def _newer_version(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
+    """What to say of a file made for a later release than the installed ones; "" otherwise."""
+    if loaded.get("SEMASK_VERSION", KEYS_VERSION) > KEYS_VERSION:
+        return (
+            f"is of a newer release of this project (SEMASK_VERSION {loaded['SEMASK_VERSION']}, "
+            f"here {KEYS_VERSION}): update the project."
+        )
+    if loaded.get("VERSION", cfg.VERSION) > cfg.VERSION:
+        return (
+            f"is of a newer release of Detectron2 (VERSION {loaded['VERSION']}, here "
+            f"{cfg.VERSION}): update Detectron2."
+        )
+    return ""
+
+
+def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Set keys of ``cfg``, which is not frozen, in place, and register its ``DATASETS.FOLDERS``.
+
+    Args:
+        cfg: a config with this project's keys.
+        overrides: flat ``[KEY, VALUE, ...]`` as given on the command line.
+
+    Raises:
+        ConfigError: a key does not exist or a value is of another type or cannot be used.
+    """
+    if len(overrides) % 2:
+        option = next((text for text in overrides if text.startswith("--")), "--resume")
+        raise ConfigError(
+            f"Overrides come in pairs KEY VALUE; got {' '.join(overrides)}. Options such as "
+            f"{option} go before them."
+        )
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"Command-line override: {_explain(cfg, error)}") from error
+    for resolve in _resolvers:
+        resolve(cfg)
+
+
+def _explain(cfg: CfgNode, error: Exception) -> str:
+    """yacs's complaint, with the nearest existing key where a key does not exist."""
+    # str() of a KeyError is the repr of its message
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    marker = "Non-existent "
+    if marker not in text:
+        return text
+    wrong = text.split(marker, 1)[1].split(":", 1)[1].strip()
+    known = list(_keys(cfg))
+    near = difflib.get_close_matches(wrong, known, n=1) or [
+        key for key in known if key.endswith("." + wrong.rsplit(".", 1)[-1])
+    ]
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"there is no key '{wrong}'.{hint}"

@@ -1,0 +1,227 @@
+"""What can be wrong with the files of a dataset, found before they are trained on.
+
+``check_dataset`` looks at all of them, ``quick_check`` at a sample, with the same words.
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from semask.data.checks.report import DatasetReport, PairReport, Problem
+from semask.data.datasets.catalog import datasets_root
+from semask.data.datasets.pairs import PairingError
+from semask.data.reading import check_label_values, check_same_size, read_image, read_label
+from semask.errors import ConfigError, DataError, UnreadableError
+from semask.utils.text import pluralize
+
+logger = logging.getLogger(__name__)
+
+# The kinds of problems.
+UNLISTED, UNPAIRED, UNREADABLE = "cannot be listed", "without counterpart", "unreadable"
+BAD_IMAGE, BAD_LABEL, BAD_SIZE = "unusable image", "unusable label map", "sizes differ"
+NO_LABELS = "nothing labelled"
+
+Record = dict[str, Any]
+Progress = Callable[..., Iterable[PairReport]]
+
+
+class HasProblems(Protocol):
+    """A report that problems are added to."""
+
+    problems: list[Problem]
+
+
+def list_dataset(name: str) -> list[Record]:
+    """The dicts of a registered dataset, at least one.
+
+    Raises:
+        DataError: the dataset cannot be listed, or is empty.
+    """
+    try:
+        records = DatasetCatalog.get(name)
+    except (OSError, AssertionError) as error:  # from loaders of Detectron2 itself
+        root = os.path.abspath(datasets_root())
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"Dataset '{name}' cannot be listed: {reason}. Datasets are looked for in '{root}' "
+            "(environment variable DETECTRON2_DATASETS)."
+        ) from error
+    if not records:
+        raise DataError(f"Dataset '{name}' has no images.")
+    return records
+
+
+def check_dataset(
+    name: str, *, sample: int = 0, threads: int = 1, progress: Progress | None = None
+) -> DatasetReport:
+    """Read the images and label maps of a dataset and see what is wrong with them.
+
+    Args:
+        name: a registered dataset.
+        sample: number of images to look at, evenly spaced; 0 = all.
+        threads: number of images that are read at once.
+        progress: wraps the iteration over the images, as ``tqdm`` does: ``progress(images,
+            total=number)``.
+
+    Returns:
+        The report, in which everything is that is wrong with the files.
+
+    Raises:
+        ConfigError: there is no such dataset, or it has no class names.
+    """
+    report = DatasetReport(name, *_classes_and_ignore(name))
+    records: Sequence[Record] = ()
+    try:
+        records = list_dataset(name)
+    except PairingError as error:
+        report.problems.append(Problem(UNPAIRED, str(error)))
+        report.images_alone, report.labels_alone = error.images, error.labels
+        records = error.records
+    except DataError as error:
+        report.problems.append(Problem(UNLISTED, str(error)))
+    report.pairs = len(records)
+    examine = partial(examine_pair, num_classes=len(report.classes), ignore=report.ignore)
+    chosen = evenly_spaced(records, sample)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        pairs: Iterable[PairReport] = pool.map(examine, chosen)
+        for pair in progress(pairs, total=len(chosen)) if progress else pairs:
+            report.add(pair)
+    finally:  # also where somebody has lost patience
+        pool.shutdown(cancel_futures=True)
+    if report.examined and not report.pixels.any():
+        message = f"No image of dataset '{name}' has a labelled pixel."
+        report.problems.append(Problem(NO_LABELS, message))
+    return report
+
+
+def quick_check(
+    name: str, num_classes: int, ignore: int, sample: int = 16, *, max_unreadable: int = 0
+) -> list[Record]:
+    """Refuse a dataset that cannot be used, as far as a sample of it tells.
+
+    Args:
+        name: a registered dataset.
+        num_classes: K; labels are 0..K-1,
+        ignore: or this.
+        sample: number of images to look at, evenly spaced; 0 = only list the dataset.
+        max_unreadable: so many missing or damaged files give a warning only.
+
+    Returns:
+        The dicts of the dataset.
+
+    Raises:
+        DataError: the dataset cannot be listed or is empty, or images of the sample or their label
+            maps cannot be used.
+    """
+    records = list_dataset(name)
+    chosen = evenly_spaced(records, sample) if sample > 0 else []
+    reports = [examine_pair(record, num_classes, ignore) for record in chosen]
+    problems = [problem for report in reports for problem in report.problems]
+    if all(problem.kind == UNREADABLE for problem in problems) and len(problems) <= max_unreadable:
+        for problem in problems:
+            logger.warning("Dataset '%s': %s", name, problem.message)
+        return records
+    # The gravest first: what training would not skip.
+    problems.sort(key=lambda problem: problem.kind == UNREADABLE)
+    concerned = sum(bool(report.problems) for report in reports)
+    raise DataError(
+        f"{problems[0].message} In dataset '{name}', {concerned} of the "
+        f"{pluralize(len(reports), 'image')} looked at cannot be used; "
+        "projects/SeMask/tools/check_dataset.py looks at all."
+    )
+
+
+def examine_pair(record: Record, num_classes: int, ignore: int) -> PairReport:
+    """Read an image and its label map, as training does, and see what is wrong with them.
+
+    Args:
+        record: the dataset dict.
+        num_classes: K; labels are 0..K-1,
+        ignore: or this.
+    """
+    report = PairReport()
+    image_path, label_path = record["file_name"], record.get("sem_seg_file_name")
+    image = label = None
+    with noted(report, BAD_IMAGE):
+        image = read_image(image_path)
+        report.size, report.mode = (image.shape[1], image.shape[0]), image_mode(image_path)
+    with noted(report, BAD_LABEL):
+        if label_path is None:
+            raise DataError(f"Image '{image_path}' has no label map ('sem_seg_file_name').")
+        label = read_label(label_path, record.get("label_map"))
+        report.counts = np.bincount(label.ravel(), minlength=256)
+        check_label_values(label, num_classes, ignore, label_path)
+    if image is not None and label is not None:
+        with noted(report, BAD_SIZE):
+            check_same_size(image, label, image_path, record["sem_seg_file_name"])
+    return report
+
+
+def evenly_spaced(records: Sequence[Record], number: int) -> list[Record]:
+    """``number`` of the records, from the first to the last; all for 0 or where there are fewer."""
+    if number == 0 or number >= len(records):
+        return list(records)
+    positions = np.linspace(0, len(records) - 1, number).round().astype(int)
+    return [records[position] for position in positions]
+
+
+@contextlib.contextmanager
+def noted(report: HasProblems, kind: str) -> Iterator[None]:
+    """What is wrong in the ``with`` block becomes a problem of that kind, or is unreadable."""
+    try:
+        yield
+    except UnreadableError as error:
+        report.problems.append(Problem(UNREADABLE, str(error), error.advice))
+    except DataError as error:
+        report.problems.append(Problem(kind, str(error), error.advice))
+
+
+def image_mode(path: str) -> str:
+    """How an image file stores pixels, as Pillow calls it."""
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:
+        return image.mode
+
+
+def registered_metadata(name: str) -> Any:
+    """What is known of a dataset.
+
+    Raises:
+        ConfigError: there is no such dataset.
+    """
+    registered = DatasetCatalog.list()
+    if name not in registered:
+        raise ConfigError(f"There is no dataset '{name}'. {_similar(name, registered)}")
+    return MetadataCatalog.get(name)
+
+
+def _similar(name: str, registered: Sequence[str]) -> str:
+    """What somebody may have meant by a name that is not registered."""
+    if near := difflib.get_close_matches(name, registered, n=1):
+        return f"Did you mean '{near[0]}'?"
+    if alike := sorted(other for other in registered if other.startswith(name.split("_")[0])):
+        return f"With a name like that there are {', '.join(alike)}."
+    beginnings = sorted({other.split("_")[0] for other in registered})
+    return (
+        f"Known ones begin with {', '.join(beginnings)}; an own one has to be described in the "
+        "config (DATASETS.FOLDERS, see configs/own_dataset) or registered in Python "
+        "(semask.data.register_folder)."
+    )
+
+
+def _classes_and_ignore(name: str) -> tuple[list[str], int]:
+    metadata = registered_metadata(name)
+    classes = metadata.get("stuff_classes")
+    if not classes:
+        raise ConfigError(f"Dataset '{name}' has no class names: its metadata need stuff_classes.")
+    return list(classes), int(metadata.get("ignore_label", 255))

@@ -1,0 +1,1 @@
+"""A synthetic dataset that is rendered on first use."""

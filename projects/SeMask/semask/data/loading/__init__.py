@@ -1,0 +1,1 @@
+"""Batches of images, exact after a resume, with unreadable files skipped."""

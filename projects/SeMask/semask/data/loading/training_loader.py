@@ -1,0 +1,147 @@
+"""The endless stream of training batches, a function of the seed and the place in it alone.
+
+Image number p of a run is the same, with the same augmentation, however many processes, data
+loading processes and accumulation steps share the work, and wherever the run was resumed.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from semask.data.loading.unreadable import ReadableBatches, UnreadableFiles
+from semask.utils.randomness import image_randomness, shuffled
+
+# Seconds after which a data loading process ends by itself once it has been told to.
+_FAREWELL = 30
+
+
+class TrainingLoader:
+    """Batches of samples for one process of a run; iterating goes on from ``position``."""
+
+    def __init__(
+        self,
+        dataset: Dataset[dict[str, Any]],
+        *,
+        images_per_step: int,
+        accumulate_steps: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        max_unreadable: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            dataset: indexed samples, which a ``ReadableDataset`` gives.
+            images_per_step: images of one optimizer step, in all processes together.
+            accumulate_steps: batches that make up a step.
+            seed: of order and augmentation, not negative.
+            num_workers: data loading processes; 0 = none.
+            max_unreadable: as of ``UnreadableFiles``.
+            rank, world_size: this process among those of the run.
+
+        Raises:
+            ValueError: the images of a step cannot be shared equally.
+        """
+        if images_per_step % (accumulate_steps * world_size):
+            raise ValueError(
+                f"{images_per_step} images of a step cannot be shared equally by {world_size} "
+                f"processes times {accumulate_steps} accumulated batches"
+            )
+        self.unreadable = UnreadableFiles(max_unreadable)
+        self.seed = seed
+        self.position = 0
+        self._dataset = dataset
+        self._images_per_step = images_per_step
+        self._accumulate_steps = accumulate_steps
+        self._num_workers = num_workers
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """
+        Yields:
+            Batches of images_per_step / accumulate_steps / world_size samples, without end.
+
+        Raises:
+            DataError: an image or a label map cannot be used.
+        """
+        loader = DataLoader(
+            _ReproducibleDataset(self._dataset, self.seed),
+            batch_sampler=_Places(self),
+            num_workers=self._num_workers,
+            collate_fn=list,
+            worker_init_fn=_prepare_worker,
+        )
+        for number, batch in enumerate(ReadableBatches(loader, self.unreadable), start=1):
+            if number % self._accumulate_steps == 0:
+                self.position += self._images_per_step
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream is, between two steps."""
+        return {"seed": self.seed, "position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there with the next iterator."""
+        self.seed, self.position = state_dict["seed"], state_dict["position"]
+
+    def places(self) -> Iterator[list[tuple[int, int]]]:
+        """The (index in the dataset, number in the run) of the samples of each batch to come."""
+        size = len(self._dataset)  # type: ignore[arg-type]  # it has a length
+        share = self._images_per_step // (self._accumulate_steps * self._world_size)
+        first = self.position + self._rank * share
+        passes: tuple[int, list[int]] = (-1, [])
+        while True:
+            batch = []
+            for position in range(first, first + share):
+                if position // size != passes[0]:
+                    number = position // size
+                    passes = (number, shuffled(size, self.seed, number))
+                batch.append((passes[1][position % size], position))
+            yield batch
+            first += share * self._world_size
+
+
+class _Places(Sampler[list[tuple[int, int]]]):
+    def __init__(self, loader: TrainingLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._loader.places()
+
+
+class _ReproducibleDataset(Dataset[dict[str, Any]]):
+    """Gives each sample the random sequence of its place in the run."""
+
+    def __init__(self, dataset: Dataset[dict[str, Any]], seed: int) -> None:
+        self._dataset = dataset
+        self._seed = seed
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        index, position = place
+        with image_randomness(self._seed, position):
+            return self._dataset[index]
+
+
+def _prepare_worker(_number: int) -> None:
+    """Let a data loading process outlive a SIGTERM to the whole process group.
+
+    The main process has to finish its step and to write a checkpoint then, for which it needs
+    the batch; it ends its data loading processes itself.
+    """
+    parent = os.getppid()
+
+    def end_later(_signal: int, _frame: FrameType | None) -> None:
+        if os.getppid() != parent:
+            sys.exit(0)
+        timer = threading.Timer(_FAREWELL, os._exit, args=(0,))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, end_later)

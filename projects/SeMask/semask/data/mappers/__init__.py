@@ -1,0 +1,1 @@
+"""From a dataset dict to what the model takes."""

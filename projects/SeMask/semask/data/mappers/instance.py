@@ -1,0 +1,299 @@
+"""From a dataset dict to what Detectron2's detectors take, and the target of their priors."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode, Instances
+
+from semask.data.annotations import NO_MASK, Segmentation, check_stated_size, describe, inspect
+from semask.data.mappers.prior_target import PriorTarget, annotation_region, panoptic_to_semantic
+from semask.data.reading import check_label_values, check_same_size, read_image, read_label
+from semask.data.transforms.large_scale_jitter import build_large_scale_jitter
+from semask.data.transforms.photometric import PhotometricDistortion
+from semask.errors import ConfigError, DataError
+from semask.modeling.backbone.detector_fpn import detector_classes
+from semask.modeling.meta_arch.detectors import PRIOR_TARGET, PriorLoss
+
+logger = logging.getLogger(__name__)
+
+# An annotation in Detectron2's form.
+Annotation = dict[str, Any]
+
+
+def build_instance_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Detectron2's pipeline of ``cfg.INPUT``: crop, shortest edge, flip; then distorted colours.
+
+    ``cfg.INPUT.LSJ`` takes the place of crop and shortest edge, where it is enabled.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    try:
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.LSJ.ENABLED:
+            kept = [step for step in augmentations if not isinstance(step, T.ResizeShortestEdge)]
+            augmentations = [*build_large_scale_jitter(cfg), *kept]
+        elif is_train and cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE)))
+    except ConfigError:
+        raise
+    except (AssertionError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"INPUT (MIN_SIZE_TRAIN, RANDOM_FLIP, CROP, ...): {reason}.") from error
+    if is_train and cfg.INPUT.PHOTOMETRIC_DISTORTION:
+        augmentations.append(PhotometricDistortion())
+    return augmentations
+
+
+class InstanceMapper:
+    """Read and augment one image with its instances, and paint the target of the priors.
+
+    Annotations that cannot be used are skipped: their boxes do not count in the target. A
+    callable for Detectron2's data loaders; its only random state is NumPy's global generator.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        num_categories: int,
+        use_masks: bool = True,
+        mask_format: str = "polygon",
+        crops: bool = False,
+        image_format: str = "RGB",
+        prior_target: PriorTarget | None = None,
+        semantic_classes: int = 0,
+        semantic_prior: bool = False,
+        ignore_value: int = 255,
+    ) -> None:
+        """
+        Args:
+            is_train: give the annotations too.
+            augmentations: applied in order, to RGB images.
+            num_categories: N; category ids are 0..N-1.
+            use_masks: instances have masks, and those without one are skipped.
+            mask_format: "polygon" or "bitmask". Instances that do not all have polygons are
+                bit masks in any case.
+            crops: the augmentations crop; masks are then bit masks, and boxes follow them.
+            image_format: channel order of the result, "RGB" or "BGR".
+            prior_target: paints the target from the instances; None = there is none, or it is
+                the semantic map.
+            semantic_classes: K of the dataset's semantic maps, which are read; 0 = they are not.
+            semantic_prior: the semantic map is the target of the priors.
+            ignore_value: of its pixels that do not count.
+
+        Raises:
+            ConfigError: a format is not as described.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ConfigError(f"INPUT.FORMAT is '{image_format}'; use 'RGB' or 'BGR'.")
+        if mask_format not in ("polygon", "bitmask"):
+            raise ConfigError(f"INPUT.MASK_FORMAT is '{mask_format}'; use 'polygon' or 'bitmask'.")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.num_categories = num_categories
+        self.use_masks = use_masks
+        self.mask_format = mask_format
+        self.crops = crops
+        self.image_format = image_format
+        self.prior_target = prior_target
+        self.semantic_classes = semantic_classes
+        self.semantic_prior = semantic_prior
+        self.ignore_value = ignore_value
+        self.skipped = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        head, semask = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEMASK
+        supervised = is_train and PriorLoss.from_config(cfg) is not None
+        semantic_prior = supervised and semask.PRIOR_TARGET == "sem_seg"
+        panoptic = is_train and "PanopticFPN" in cfg.MODEL.META_ARCHITECTURE
+        categories = detector_classes(cfg)
+        prior_target = None
+        if supervised and not semantic_prior:
+            prior_target = PriorTarget(
+                num_categories=categories,
+                ignore_value=head.IGNORE_VALUE,
+                ignore_outside=semask.IGNORE_OUTSIDE,
+            )
+        return {
+            "is_train": is_train,
+            "augmentations": build_instance_augmentations(cfg, is_train),
+            "num_categories": categories,
+            "use_masks": cfg.MODEL.MASK_ON and "RetinaNet" not in cfg.MODEL.META_ARCHITECTURE,
+            "mask_format": cfg.INPUT.MASK_FORMAT,
+            "crops": cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED,
+            "image_format": cfg.INPUT.FORMAT,
+            "prior_target": prior_target,
+            "semantic_classes": head.NUM_CLASSES if panoptic or semantic_prior else 0,
+            "semantic_prior": semantic_prior,
+            "ignore_value": head.IGNORE_VALUE,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: Detectron2's standard dict of an image: "file_name", in training
+                "annotations", and "sem_seg_file_name" or "pan_seg_file_name" with
+                "segments_info" where the semantic map is asked for. It is not modified.
+
+        Returns:
+            The given entries except the annotations, and: "image", a (3, H, W) uint8 tensor;
+            "height" and "width" of the image file (upright); in training "instances", and where
+            asked for "sem_seg" and "prior_target", (H, W) int64 tensors.
+
+        Raises:
+            DataError: a file is missing or damaged, an image has another size than its record
+                says, a category does not exist, or the semantic map cannot be used.
+        """
+        path = dataset_dict["file_name"]
+        image = read_image(path)
+        height, width = image.shape[:2]
+        check_stated_size(dataset_dict, height, width)
+        semantic = self._semantic_map(dataset_dict, image) if self.semantic_classes else None
+        inputs = T.AugInput(image, sem_seg=semantic)
+        transforms = self.augmentations(inputs)
+        left_out = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info")
+        output = {k: v for k, v in dataset_dict.items() if not self.is_train or k not in left_out}
+        output.pop("annotations", None)
+        output |= {"height": height, "width": width, "image": self._tensor(inputs.image)}
+        if not self.is_train:
+            return output
+        size = (inputs.image.shape[0], inputs.image.shape[1])
+        annotations = self._annotations(dataset_dict, transforms, (height, width), size)
+        output["instances"] = self._instances(annotations, size)
+        if semantic is not None:
+            output["sem_seg"] = _as_target(inputs.sem_seg)
+        if self.semantic_prior:
+            output[PRIOR_TARGET] = output["sem_seg"]
+        elif self.prior_target is not None:
+            output[PRIOR_TARGET] = _as_target(self.prior_target.from_annotations(annotations, size))
+        return output
+
+    def transform(self, image: np.ndarray) -> dict[str, Any]:
+        """What the model takes in evaluation, from an image that has been read already.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+
+        Returns:
+            "image", "height" and "width", as :meth:`__call__` gives them.
+        """
+        inputs = T.AugInput(image)
+        self.augmentations(inputs)
+        height, width = image.shape[:2]
+        return {"height": height, "width": width, "image": self._tensor(inputs.image)}
+
+    def _tensor(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) RGB pixels to a (3, H, W) tensor in the model's channel order."""
+        image = image if self.image_format == "RGB" else image[:, :, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    def _annotations(
+        self,
+        dataset_dict: dict[str, Any],
+        transforms: T.TransformList,
+        old: tuple[int, int],
+        new: tuple[int, int],
+    ) -> list[Annotation]:
+        """The annotations after the augmentation.
+
+        Those that are skipped are crowds in it: what they cover is not known.
+        """
+        annotations = []
+        for given in dataset_dict.get("annotations", ()):
+            category = given.get("category_id")
+            if not isinstance(category, int) or not 0 <= category < self.num_categories:
+                raise DataError(
+                    f"{describe(given, dataset_dict)} has the category {category!r}, but the "
+                    f"model knows 0..{self.num_categories - 1}: set MODEL.ROI_HEADS.NUM_CLASSES "
+                    "(MODEL.RETINANET.NUM_CLASSES) to the dataset's number of categories."
+                )
+            found = inspect(given, *old)
+            crowd = int(bool(given.get("iscrowd", 0)))
+            unusable = found.box is None or (self.use_masks and found.segmentation is None)
+            if unusable and not crowd:
+                self._note_skipped(given, dataset_dict, found.problems)
+            if found.box is None:
+                continue
+            box = transforms.apply_box(np.array([found.box]))[0].clip(min=0)
+            box = np.minimum(box, [new[1], new[0], new[1], new[0]])
+            if box[0] >= box[2] or box[1] >= box[3]:
+                continue  # cropped away
+            annotation: Annotation = {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": category,
+                "iscrowd": int(crowd or unusable),
+            }
+            if found.segmentation is not None:
+                annotation["segmentation"] = _transformed(found.segmentation, transforms)
+            annotations.append(annotation)
+        return annotations
+
+    def _instances(self, annotations: Sequence[Annotation], size: tuple[int, int]) -> Instances:
+        kept = [dict(entry) for entry in annotations if not entry["iscrowd"]]
+        for entry in kept:
+            if not self.use_masks:
+                entry.pop("segmentation", None)
+            elif self.crops:
+                entry["segmentation"] = annotation_region(entry).mask_of_image(*size)
+        polygons = all(isinstance(entry.get("segmentation", []), list) for entry in kept)
+        mask_format = self.mask_format if polygons else "bitmask"
+        instances = detection_utils.annotations_to_instances(kept, size, mask_format)
+        if self.crops and instances.has("gt_masks"):
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return detection_utils.filter_empty_instances(instances)
+
+    def _semantic_map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> np.ndarray:
+        """(H, W) uint8, from the stuff map or the panoptic map."""
+        path = dataset_dict.get("sem_seg_file_name") or dataset_dict.get("pan_seg_file_name")
+        if path is None:
+            raise DataError(
+                f"Image '{dataset_dict['file_name']}' has no semantic map: its entry needs "
+                "'sem_seg_file_name', or 'pan_seg_file_name' and 'segments_info'. With "
+                "MODEL.SEMASK.PRIOR_TARGET 'instances' the prior's target is painted from the "
+                "instances."
+            )
+        if "sem_seg_file_name" in dataset_dict:
+            semantic = read_label(path, dataset_dict.get("label_map"))
+        else:
+            segments = dataset_dict.get("segments_info", ())
+            semantic = panoptic_to_semantic(read_image(path), segments, self.ignore_value)
+        check_same_size(image, semantic, dataset_dict["file_name"], path)
+        check_label_values(semantic, self.semantic_classes, self.ignore_value, path)
+        return semantic
+
+    def _note_skipped(
+        self, annotation: Annotation, record: dict[str, Any], problems: Sequence[str]
+    ) -> None:
+        self.skipped += 1
+        if self.skipped <= 3 or self.skipped in (10, 100, 1000, 10000):
+            logger.warning(
+                "Skipped %s: %s (annotations skipped so far by this process: %d)",
+                *(describe(annotation, record), ", ".join(problems) or NO_MASK, self.skipped),
+            )
+
+
+def _transformed(segmentation: Segmentation, transforms: T.TransformList) -> Any:
+    """Polygons or an RLE after the augmentation: polygons, or an (H, W) mask.
+
+    Polygons may stick out of the image: they are clipped where they are drawn. (Detectron2 clips
+    them before, for which it needs shapely.)
+    """
+    if isinstance(segmentation, dict):
+        return np.array(transforms.apply_segmentation(mask_util.decode(segmentation)))
+    return [transforms.apply_coords(polygon.reshape(-1, 2)).reshape(-1) for polygon in segmentation]
+
+
+def _as_target(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64))

@@ -1,0 +1,207 @@
+"""From a dataset dict to what a semantic segmentation model takes."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from torch.utils.data import get_worker_info
+
+from semask.data.reading import check_label_values, check_same_size, read_image, read_label
+from semask.data.transforms.arrays import contiguous, planes
+from semask.data.transforms.geometry import PadToSize, RandomCropWithCategoryLimit, ResizeByScale
+from semask.data.transforms.photometric import PhotometricDistortion
+from semask.errors import ConfigError, DataError
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """The pipeline that ``cfg.INPUT`` describes, for RGB images.
+
+    Args:
+        cfg: with this project's keys.
+        is_train: the random pipeline; else the resizing to ``INPUT.SCALE`` alone.
+
+    Returns:
+        Augmentations, in order.
+
+    Raises:
+        ConfigError: a value cannot be used; it names the key.
+    """
+    with _blaming("INPUT.SCALE, SCALE_FACTORS, SCALE_SAMPLING"):
+        if not is_train:
+            return [ResizeByScale(cfg.INPUT.SCALE)]
+        augmentations: list[T.Augmentation] = [
+            ResizeByScale(cfg.INPUT.SCALE, cfg.INPUT.SCALE_FACTORS, cfg.INPUT.SCALE_SAMPLING)
+        ]
+    crop, ignore_value = cfg.INPUT.CROP, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    if crop.ENABLED:
+        if crop.TYPE != "absolute":
+            raise ConfigError(
+                f"INPUT.CROP.TYPE is '{crop.TYPE}'; only 'absolute' is supported, with "
+                "INPUT.CROP.SIZE as (height, width) in pixels."
+            )
+        with _blaming("INPUT.CROP"):
+            augmentations.append(
+                RandomCropWithCategoryLimit(crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignore_value)
+            )
+    if cfg.INPUT.RANDOM_FLIP == "horizontal":
+        augmentations.append(T.RandomFlip(prob=0.5))
+    elif cfg.INPUT.RANDOM_FLIP != "none":
+        raise ConfigError(
+            f"INPUT.RANDOM_FLIP is '{cfg.INPUT.RANDOM_FLIP}'; use 'horizontal' or 'none'."
+        )
+    if cfg.INPUT.PHOTOMETRIC_DISTORTION:
+        augmentations.append(PhotometricDistortion())
+    if crop.ENABLED:
+        mean = cfg.MODEL.PIXEL_MEAN
+        rgb_mean = mean[::-1] if cfg.INPUT.FORMAT == "BGR" else mean
+        augmentations.append(PadToSize(crop.SIZE, rgb_mean, ignore_value))
+    return augmentations
+
+
+def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
+    """How evaluation resizes the original image for the multi-scale protocol, else nothing.
+
+    Raises:
+        ConfigError: ``TEST.MULTI_SCALE_FACTORS`` cannot be used.
+    """
+    if cfg.TEST.PROTOCOL != "multi_scale":
+        return []
+    if not cfg.TEST.MULTI_SCALE_FACTORS:
+        raise ConfigError("TEST.MULTI_SCALE_FACTORS is empty: give at least one factor.")
+    with _blaming("INPUT.SCALE, TEST.MULTI_SCALE_FACTORS"):
+        return [ResizeByScale(cfg.INPUT.SCALE, [f]) for f in cfg.TEST.MULTI_SCALE_FACTORS]
+
+
+class SemSegMapper:
+    """Read, check and augment one image and its label map.
+
+    A callable for Detectron2's data loaders. It can be pickled, and its only state is NumPy's
+    global generator.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        num_classes: int,
+        ignore_value: int = 255,
+        image_format: str = "RGB",
+        test_scales: Sequence[ResizeByScale] = (),
+    ) -> None:
+        """
+        Args:
+            is_train: read, check and augment the label map too.
+            augmentations: applied in order, to RGB images.
+            num_classes: labels are 0..num_classes-1,
+            ignore_value: or this, 0..255.
+            image_format: channel order of the result, "RGB" or "BGR".
+            test_scales: sizes of the original image that the multi-scale protocol wants.
+
+        Raises:
+            ConfigError: the format or the ignore value is not as described.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ConfigError(f"INPUT.FORMAT is '{image_format}'; use 'RGB' or 'BGR'.")
+        if not 0 <= ignore_value <= 255:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}; label maps have 8 bits, so "
+                "it has to lie in 0..255."
+            )
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.image_format = image_format
+        self.test_scales = list(test_scales)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "image_format": cfg.INPUT.FORMAT,
+            "test_scales": [] if is_train else build_test_scales(cfg),
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: "file_name"; in training "sem_seg_file_name"; optionally "label_map",
+                the name of a registered map from raw label values (``register_label_map``).
+                It is not modified.
+
+        Returns:
+            The given entries and: "image", a (3, H, W) tensor, uint8, or float32 where it has
+            been padded, both 0..255; in training "sem_seg", a (H, W) int64 tensor; "height" and
+            "width" of the image file (upright); for the multi-scale protocol "images", the
+            original image at each test scale.
+
+        Raises:
+            DataError: a file is missing or damaged, the two differ in size, or a label is no
+                class.
+        """
+        if get_worker_info() is not None:
+            cv2.setNumThreads(0)  # The workers are the parallelism; their threads would compete.
+        image, sem_seg = self._read(dataset_dict)
+        return {**dataset_dict, **self.transform(image, sem_seg)}
+
+    def transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> dict[str, Any]:
+        """What the model takes, from an image that has been read already.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            sem_seg: its label map, (H, W) uint8, to be augmented alike.
+
+        Returns:
+            The entries that :meth:`__call__` adds.
+        """
+        inputs = T.AugInput(image, sem_seg=sem_seg)
+        self.augmentations(inputs)
+        output: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
+        output["image"] = self._tensor(inputs.image)
+        if sem_seg is not None:
+            output["sem_seg"] = torch.from_numpy(contiguous(inputs.sem_seg).astype(np.int64))
+        if self.test_scales:
+            resized = (scale.get_transform(image).apply_image(image) for scale in self.test_scales)
+            output["images"] = [self._tensor(pixels) for pixels in resized]
+        return output
+
+    def _tensor(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) RGB pixels to a (3, H, W) tensor in the model's channel order."""
+        rgb = planes(image)
+        return torch.from_numpy(rgb if self.image_format == "RGB" else rgb[::-1].copy())
+
+    def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image, and in training its label map, both found sound."""
+        image_path = dataset_dict["file_name"]
+        image = read_image(image_path)
+        if not self.is_train:
+            return image, None
+        label_path = dataset_dict.get("sem_seg_file_name")
+        if label_path is None:
+            raise DataError(
+                f"Image '{image_path}' has no label map: training needs 'sem_seg_file_name' in "
+                "every entry of the dataset."
+            )
+        sem_seg = read_label(label_path, dataset_dict.get("label_map"))
+        check_same_size(image, sem_seg, image_path, label_path)
+        check_label_values(sem_seg, self.num_classes, self.ignore_value, label_path)
+        return image, sem_seg
+
+
+@contextlib.contextmanager
+def _blaming(keys: str) -> Iterator[None]:
+    """Give a component's complaint about its arguments the config keys they come from."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{keys}: {error}.") from error

@@ -1,0 +1,1 @@
+"""What happens during training beside Detectron2's own hooks."""

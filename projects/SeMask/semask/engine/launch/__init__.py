@@ -1,0 +1,1 @@
+"""Processes: what is checked before them, how they start, and how they end."""

@@ -1,0 +1,164 @@
+"""The processes of a run that torchrun has started; Detectron2's ``launch`` makes its own."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from semask.errors import ConfigError
+
+# How long a process waits for the others, as with ``launch``: one of them may evaluate meanwhile.
+TIMEOUT = timedelta(minutes=30)
+
+LOST_PEER = (
+    "Another process of this run has ended or cannot be reached, so this one ends too. What went "
+    "wrong stands in the other's output; --resume goes on from the last checkpoint."
+)
+
+
+@dataclass(frozen=True)
+class Torchrun:
+    """What torchrun tells a process that it has started.
+
+    Attributes:
+        rank, world_size: number of the process, and of all processes of the run.
+        local_rank, local_world_size: the same among those of this machine.
+        restarts: how often torchrun has started the processes anew.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    restarts: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "Torchrun | None":
+        """None where torchrun (or what sets the same variables) has not started the process."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        if not all(name in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
+            return None
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return cls(*(int(value) for value in (*(os.environ[name] for name in names), restarts)))
+
+
+def ignore_storage_warning() -> None:
+    """Keep PyTorch from warning, in each process, of how Detectron2 v0.6 packs what it sends."""
+    warnings.filterwarnings(
+        "ignore",
+        message="TypedStorage is deprecated",
+        category=UserWarning,
+        module=r"detectron2\.utils\.comm$",
+    )
+
+
+@contextlib.contextmanager
+def joined(torchrun: Torchrun | None, device: str) -> Iterator[None]:
+    """Connect this process with the others, over NCCL for GPUs and Gloo for CPUs.
+
+    Args:
+        torchrun: None changes nothing: a single process, or one of ``launch``.
+        device: ``MODEL.DEVICE``; "cuda" gives each process of a machine a GPU of its own.
+
+    Raises:
+        ConfigError: the machines run different numbers of processes.
+    """
+    if torchrun is None:
+        yield
+        return
+    ignore_storage_warning()
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(torchrun.local_rank)
+    store = _store_of_this_start(torchrun)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=torchrun.rank,
+        world_size=torchrun.world_size,
+        timeout=TIMEOUT,
+    )
+    create_local_group(torchrun.local_world_size)
+    comm.synchronize()
+    yield
+    # After an error the others may be gone, and destroying would wait for them.
+    dist.destroy_process_group()
+
+
+def _store_of_this_start(torchrun: Torchrun) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps its store when it starts the processes anew, and with it the addresses of those
+    that are gone, at which Gloo would look for the new ones.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    name = f"semask/{torchrun.world_size}/{torchrun.restarts}"
+    # Starts without a failure (machines that came or went) have the same number of restarts.
+    start = (store.add(f"{name}/processes", 1) - 1) // torchrun.world_size
+    return dist.PrefixStore(f"{name}/{start}", store)
+
+
+def once_per_machine(action: Callable[[], None], torchrun: Torchrun | None) -> None:
+    """Let one process of each machine do something; where one fails, all of them end.
+
+    Args:
+        action: what it does.
+        torchrun: None where there is no other process yet.
+
+    Raises:
+        Exception: what ``action`` raised, in the process that did it.
+        SystemExit: in the others, with status 2.
+    """
+    if torchrun is None:
+        action()
+        return
+    failure: Exception | None = None
+    if torchrun.local_rank == 0:
+        try:
+            action()
+        except Exception as error:
+            failure = error
+    anywhere = any(comm.all_gather(failure is not None))
+    if failure is not None:
+        raise failure
+    if anywhere:
+        raise SystemExit(2)
+
+
+def create_local_group(size: int) -> None:
+    """Tell Detectron2 which processes are on the same machine; for all processes together.
+
+    Args:
+        size: number of processes on each machine.
+
+    Raises:
+        ConfigError: that is not the same on all of them.
+    """
+    world_size, rank = comm.get_world_size(), comm.get_rank()
+    if any(other != size for other in comm.all_gather(size)):
+        raise ConfigError("Every machine has to run as many processes as the others.")
+    create = getattr(comm, "create_local_process_group", None)
+    if create is not None:
+        create(size)
+        return
+    for first in range(0, world_size, size):  # release v0.6 leaves it to ``launch``
+        ranks = list(range(first, first + size))
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process of the run cannot be reached any more."""
+    if comm.get_world_size() == 1:
+        return False
+    # Gloo has no error class of its own, but its messages begin with a source file of it.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/" in str(error)
+    )

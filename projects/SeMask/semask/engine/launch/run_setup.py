@@ -1,0 +1,67 @@
+"""What a run does first: its log, its config file and its random numbers."""
+
+import argparse
+import logging
+import os
+import sys
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from semask.engine.launch.exit_status import is_expected
+from semask.utils.files import replacing
+
+logger = logging.getLogger(__name__)
+
+
+def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Start the log, write OUTPUT_DIR/config.yaml and seed the random numbers.
+
+    Detectron2's ``default_setup``, except that colours are for terminals alone, that environment
+    and config go to the log file but not to the console, that the console shows no traceback of
+    what ``exit_statuses`` says in a sentence, and that an evaluation leaves the config of the
+    training in its folder as it is.
+
+    Args:
+        cfg: of the run; its OUTPUT_DIR is there.
+        args: the command line.
+    """
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", "semask"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name, color=sys.stdout.isatty())
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.setLevel(logging.INFO)
+                handler.addFilter(_without_expected_errors)
+    logger.info("Process %d of %d", rank, comm.get_world_size())
+    logger.info("Command line arguments: %s", args)
+    logger.debug("Environment:\n%s", collect_env_info())
+    logger.debug("Config:\n%s", cfg.dump())
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if comm.is_main_process() and not (args.eval_only and os.path.exists(path)):
+        with replacing(path) as file:
+            file.write(cfg.dump().encode())
+        logger.info("The full config is in %s", path)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not args.eval_only:  # finding the fastest convolutions does not pay for a few images
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def log_to_console() -> None:
+    """Let the log of a run appear where no program has said what to do with it.
+
+    As Detectron2's ``DefaultTrainer`` does, for this project's log, too.
+    """
+    for name in ("detectron2", "semask"):
+        if not logging.getLogger(name).isEnabledFor(logging.INFO):
+            setup_logger(distributed_rank=comm.get_rank(), name=name, color=sys.stdout.isatty())
+
+
+def _without_expected_errors(record: logging.LogRecord) -> bool:
+    """Whether a log record is shown on the console."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not is_expected(error)

@@ -1,0 +1,37 @@
+"""What a user can mend: mistakes in a config, a dataset or a checkpoint, each in one sentence."""
+
+
+class ConfigError(ValueError):
+    """A configuration file or override that cannot be used; the message says where and why."""
+
+
+class DataError(ValueError):
+    """A file of a dataset that cannot be used; the message names it and says what to do.
+
+    Attributes:
+        advice: the end of the message where it would be the same for many files; or "".
+    """
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(f"{message} {advice}" if advice else message)
+        self.advice = advice
+
+
+class UnreadableError(DataError):
+    """A file that is missing or damaged, in a dataset that may be sound otherwise."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken or of another model; the message lists what and why."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose file is missing, incomplete or not readable; another file may do."""
+
+
+class MissingCheckpointError(DamagedCheckpointError):
+    """A checkpoint whose file is not there."""
+
+
+class UnwritableCheckpointError(CheckpointError):
+    """A checkpoint that cannot be written, for instance because the disk is full."""

@@ -1,0 +1,291 @@
+"""What a model costs: parameters, arithmetic and activation memory of every module.
+
+By default nothing is computed: the model is built and run on PyTorch's "meta" device, which knows
+shapes alone, so that the largest models take seconds and no memory.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from semask.errors import ConfigError
+from semask.modeling.backbone import SemanticLayer
+
+WHOLE = "(whole model)"
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """One module with everything inside it.
+
+    Attributes:
+        parameters: number of parameters, shared ones once.
+        flops: operations of its matrix products and convolutions in the inference of one image,
+            two for each multiply-add. Normalisation, resizing and the like do not count.
+        saved_bytes: memory that a training step's forward pass keeps for its backward pass, the
+            parameters themselves left out.
+    """
+
+    parameters: int
+    flops: int
+    saved_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """The cost of a model.
+
+    Attributes:
+        height, width: of the input, in pixels.
+        batch_size: images of the training step.
+        device: where the training step was run; "meta" = shapes alone.
+        modules: by dotted name, in the model's order; "" is the whole model.
+        semantic_layers: names of SeMask's semantic layers among them.
+        peak_bytes: the most memory that was allocated on the GPU at any time of a training step
+            (parameters and gradients included, optimizer state not); None on other devices.
+    """
+
+    height: int
+    width: int
+    batch_size: int
+    device: str
+    modules: Mapping[str, ModuleCost]
+    semantic_layers: tuple[str, ...]
+    peak_bytes: int | None
+
+    def sum_of(self, names: tuple[str, ...]) -> ModuleCost:
+        """Of several modules together, none inside another."""
+        costs = [self.modules[name] for name in names]
+        return ModuleCost(
+            parameters=sum(cost.parameters for cost in costs),
+            flops=sum(cost.flops for cost in costs),
+            saved_bytes=sum(cost.saved_bytes for cost in costs),
+        )
+
+    def table(self, depth: int = 2) -> str:
+        """The modules down to ``depth`` dots of their names, as text."""
+        rows = [
+            _row(name or WHOLE, cost)
+            for name, cost in self.modules.items()
+            if not name or (name.count(".") < depth and any(asdict(cost).values()))
+        ]
+        if self.semantic_layers:
+            rows.append(_row("(all semantic layers)", self.sum_of(self.semantic_layers)))
+        table = tabulate(
+            rows,
+            headers=["module", "parameters", "GFLOP", "saved, MiB"],
+            tablefmt="pipe",
+            colalign=["left", "right", "right", "right"],
+            disable_numparse=True,
+        )
+        lines = [
+            table,
+            "",
+            f"GFLOP: inference of one image of {self.width}x{self.height} pixels; matrix products "
+            "and convolutions, two operations per multiply-add.",
+            f"saved: what a training step on {self.batch_size} such image(s) keeps for the backward"
+            f" pass in float32, on device '{self.device}'.",
+        ]
+        if self.device == "meta":
+            lines.append(
+                "On 'meta' nothing runs: attention counts as if its weights were stored, which "
+                "fused kernels avoid. --device cuda measures."
+            )
+        if self.peak_bytes is not None:
+            lines.append(f"Peak GPU memory of the step: {self.peak_bytes / 2**20:,.0f} MiB.")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything in plain types, for JSON."""
+        return {**asdict(self), "modules": {k: asdict(v) for k, v in self.modules.items()}}
+
+
+def analyze_model(
+    cfg: CfgNode,
+    size: tuple[int, int] | None = None,
+    *,
+    batch_size: int = 1,
+    device: str = "meta",
+) -> ModelCost:
+    """Count the parameters, operations and saved activations of each module.
+
+    Args:
+        cfg: describes the model; it is not changed.
+        size: height and width of the input in pixels; None = the training crop,
+            ``INPUT.CROP.SIZE``.
+        batch_size: images of the training step.
+        device: where the training step runs: "meta", or a real device such as "cuda", whose
+            attention kernels decide what is kept.
+
+    Raises:
+        ConfigError: the size, the batch or the device cannot be used.
+    """
+    height, width = size or tuple(cfg.INPUT.CROP.SIZE)
+    if min(height, width, batch_size) < 1:
+        raise ConfigError(
+            f"An input of {batch_size} image(s) of {width}x{height} pixels cannot be analysed: "
+            "each of the three has to be at least 1."
+        )
+    model = _build(cfg, "meta")
+    flops = _flops(model, height, width)
+    if device != "meta":
+        model = _build(cfg, device)
+    saved, peak_bytes = _saved_bytes(model, height, width, batch_size)
+    return ModelCost(
+        height=height,
+        width=width,
+        batch_size=batch_size,
+        device=device,
+        modules={
+            name: ModuleCost(
+                parameters=sum(parameter.numel() for parameter in module.parameters()),
+                flops=_inclusive(flops, name),
+                saved_bytes=_inclusive(saved, name),
+            )
+            for name, module in model.named_modules()
+        },
+        semantic_layers=tuple(
+            name for name, module in model.named_modules() if isinstance(module, SemanticLayer)
+        ),
+        peak_bytes=peak_bytes,
+    )
+
+
+class _Place:
+    """The innermost module of a model whose ``forward`` is running, by name."""
+
+    def __init__(self, leaving: Callable[[str], None] = lambda name: None) -> None:
+        """
+        Args:
+            leaving: called with the name of the module that has been running, whenever another
+                one starts or goes on.
+        """
+        self._stack = [""]
+        self._leaving = leaving
+
+    @property
+    def name(self) -> str:
+        return self._stack[-1]
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Be up to date while ``model`` runs."""
+
+        def enter(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any) -> None:
+                self._leaving(self.name)
+                self._stack.append(name)
+
+            return hook
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._leaving(self._stack.pop())
+
+        handles = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(name)))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
+    """Operations of one inference, by the module that does them itself."""
+    model.eval()
+    counter = FlopCounterMode(display=False)
+    own: dict[str, int] = defaultdict(int)
+
+    def credit(name: str) -> None:
+        own[name] += counter.get_total_flops() - sum(own.values())
+
+    image = torch.zeros(3, height, width, device=_device_of(model))
+    with torch.no_grad(), _Place(credit).following(model), counter:
+        model([{"image": image, "height": height, "width": width}])
+    return own
+
+
+def _saved_bytes(
+    model: nn.Module, height: int, width: int, batch_size: int
+) -> tuple[dict[str, int], int | None]:
+    """Bytes kept for the backward pass, by the module that keeps them first; and the peak."""
+    model.train()
+    device = _device_of(model)
+    place = _Place()
+    saved: dict[str, int] = defaultdict(int)
+    # Several saved tensors may be views of one piece of memory, which is kept once. The pieces are
+    # held here so that none is freed and its identity given to another.
+    pieces = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage()
+        for tensor in [*model.parameters(), *model.buffers()]
+    }
+
+    def pack(tensor: Tensor) -> Tensor:
+        piece = tensor.untyped_storage()
+        if piece._cdata not in pieces:
+            pieces[piece._cdata] = piece
+            saved[place.name] += piece.nbytes()
+        return tensor
+
+    inputs = [
+        {
+            "image": torch.zeros(3, height, width, device=device),
+            "sem_seg": torch.zeros(height, width, dtype=torch.int64, device=device),
+        }
+        for _ in range(batch_size)
+    ]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with place.following(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        losses = model(inputs)
+    if device.type != "cuda":
+        return saved, None
+    pieces.clear()
+    sum(losses.values()).backward()
+    return saved, torch.cuda.max_memory_allocated(device)
+
+
+def _build(cfg: CfgNode, device: str) -> nn.Module:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    cfg.TEST.PROTOCOL = "whole"
+    if not device.startswith("cuda") and cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":
+        cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same cost; the other trains on GPUs alone
+    try:
+        with torch.device(device):
+            return build_model(cfg)
+    except (RuntimeError, AssertionError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
+        raise ConfigError(f"The model cannot be built on '{device}': {reason}.") from error
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _inclusive(own: Mapping[str, int], name: str) -> int:
+    """The sum over a module and everything inside it."""
+    if not name:
+        return sum(own.values())
+    return sum(value for key, value in own.items() if key == name or key.startswith(f"{name}."))
+
+
+def _row(name: str, cost: ModuleCost) -> tuple[str, str, str, str]:
+    return (
+        name,
+        f"{cost.parameters:,}",
+        f"{cost.flops / 1e9:,.2f}",
+        f"{cost.saved_bytes / 2**20:,.1f}",
+    )

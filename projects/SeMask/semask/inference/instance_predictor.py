@@ -1,0 +1,140 @@
+"""A trained detector as a function from an image to its instances."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from semask.data.datasets.coco_folder import category_ids
+from semask.data.mappers.instance import InstanceMapper
+from semask.errors import ConfigError, DataError
+from semask.inference.instance_predicting import (
+    FoundInstances,
+    predict_instances,
+    prior_classes_of,
+    stuff_classes_of,
+)
+from semask.inference.instance_prediction import InstancePrediction
+from semask.inference.predictor import AnyImage, image_pixels, load_model
+from semask.modeling.backbone.detector_fpn import detector_classes
+from semask.modeling.meta_arch.prior_maps import gives_priors
+
+
+class InstancePredictor:
+    """Finds instances exactly as the evaluation does: same resizing and numbers.
+
+    Example::
+
+        predictor = semask.InstancePredictor("nuclei/semask_mask_rcnn", "model_final.pth")
+        prediction = predictor("cells.png")
+        prediction.boxes, prediction.scores, prediction.masks, prediction.overlay()
+
+    Attributes:
+        cfg: the config, frozen.
+        model: in evaluation mode.
+        class_names: of the first dataset of ``DATASETS.TEST`` (or else of ``DATASETS.TRAIN``)
+            that is registered with so many categories; otherwise "category 0", ...
+        category_ids: their ids in that dataset's annotation file; otherwise 1, 2, ...
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | CfgNode,
+        weights: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        """
+        Args, Raises: as for :class:`semask.Predictor`. The config is one of a detector
+            (``INPUT.MAPPER`` "instances").
+        """
+        self.cfg, self.model = load_model(config, weights, device, overrides)
+        if self.cfg.INPUT.MAPPER != "instances":
+            raise ConfigError(
+                "This config is of semantic segmentation (INPUT.MAPPER "
+                f"'{self.cfg.INPUT.MAPPER}'): use semask.Predictor."
+            )
+        self._mapper = InstanceMapper(self.cfg, is_train=False)
+        self.class_names, self.category_ids, self._dataset = _categories(self.cfg)
+
+    @property
+    def has_priors(self) -> bool:
+        """Whether the model has semantic layers, and so prior maps to show."""
+        return gives_priors(self.model)
+
+    def __call__(self, image: AnyImage, *, priors: bool = False) -> InstancePrediction:
+        """Find the instances of one image.
+
+        Args:
+            image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array.
+            priors: also return the semantic priors.
+
+        Raises:
+            DataError: the image cannot be read.
+            ConfigError: the model has no semantic priors.
+        """
+        if priors and not self.has_priors:
+            raise ConfigError(
+                "This model has no semantic priors to return: its backbone has no semantic layers "
+                "(MODEL.BACKBONE.NAME, MODEL.SEMASK.ATTENTION)."
+            )
+        pixels = image_pixels(image)
+        with torch.inference_mode():
+            output = predict_instances(self.model, self._mapper.transform(pixels), priors=priors)
+        return InstancePrediction(
+            image=pixels,
+            **FoundInstances.of(output["instances"])._asdict(),
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            **self._panoptic(output),
+            **self._priors(output),
+        )
+
+    def _panoptic(self, output: dict[str, Any]) -> dict[str, Any]:
+        if "panoptic_seg" not in output:
+            return {}
+        segments, descriptions = output["panoptic_seg"]
+        names, colors = stuff_classes_of(self._dataset, self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        return {
+            "panoptic": segments.cpu().numpy().astype(np.int32),
+            "segments": tuple(dict(entry) for entry in descriptions),
+            "stuff_names": tuple(names),
+            "stuff_colors": colors,
+        }
+
+    def _priors(self, output: dict[str, Any]) -> dict[str, Any]:
+        if "priors" not in output:
+            return {}
+        classes = next(iter(output["priors"].values())).shape[0]
+        names, colors = prior_classes_of(self._dataset, classes)
+        decoded = output.get("prior")
+        return {
+            "priors": {k: v.float().cpu().numpy() for k, v in output["priors"].items()},
+            "prior": None if decoded is None else decoded.argmax(0).cpu().numpy(),
+            "prior_names": tuple(names),
+            "prior_colors": colors,
+        }
+
+
+def _categories(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[int, ...], str]:
+    """Names and ids of the categories, and the dataset that they are of ("" = of none)."""
+    number = detector_classes(cfg)
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if name not in DatasetCatalog:
+            continue
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("thing_classes"):
+            try:
+                DatasetCatalog.get(name)  # which reads the names of the categories
+            except DataError:
+                continue
+        names = metadata.get("thing_classes", ())
+        if len(names) == number:
+            return tuple(names), tuple(category_ids(metadata, number)), name
+    names = tuple(f"category {index}" for index in range(number))
+    return names, tuple(range(1, number + 1)), ""

@@ -1,0 +1,111 @@
+"""Running a model for evaluators and for pictures, without scores that nobody reads."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from semask.modeling import SeMaskSegmentor
+from semask.ops.scores import Scores
+
+# From a dataset dict, which it may change, to a model's input.
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without gradients; afterwards every module is in its own mode again.
+
+    Args:
+        model: possibly wrapped in ``DistributedDataParallel``.
+
+    Yields:
+        The model, unwrapped.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    modes = [(module, module.training) for module in model.modules()]  # frozen parts differ
+    model.eval()
+    try:
+        # Not inference_mode: tensors that a model caches have to stay fit for training.
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> dict[str, Any]:
+    """A model's answer for one image, with its semantic-prior maps if it offers them.
+
+    Args:
+        model: called as ``model.scores([inputs], return_priors=...)`` if it is a
+            ``SeMaskSegmentor``; else as ``model.inference([inputs], return_priors=True)`` where
+            that exists, and as a stock Detectron2 model, ``model([inputs])``, where it does not.
+        inputs: what the mapper made of a dataset dict.
+        priors: False = the maps are not needed.
+
+    Returns:
+        "sem_seg", ``Scores``, and perhaps "prior", ``Scores``, and "priors", tensors
+        {"prior2": (K, h, w), ...}.
+    """
+    if isinstance(model, SeMaskSegmentor):
+        return model.scores([inputs], return_priors=priors)[0]
+    inference = getattr(model, "inference", None)
+    # Stock models may have an ``inference`` of other arguments.
+    if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
+        output = inference([inputs], return_priors=priors)[0]
+    else:
+        output = model([inputs])[0]
+    scores = {key: Scores.of(output[key]) for key in ("sem_seg", "prior") if key in output}
+    return {**output, **scores}
+
+
+def class_map(scores: Scores | torch.Tensor) -> np.ndarray:
+    """Scores of K classes, as such or as (K, H, W), to (H, W) classes."""
+    labels = scores.labels() if isinstance(scores, Scores) else scores.argmax(dim=0)
+    return labels.cpu().numpy()
+
+
+class ForEvaluators(nn.Module):
+    """A model whose answers are computed as far as an evaluator asks for them.
+
+    They have "scores", see ``Scores``, for evaluators that can use them, and "sem_seg", all
+    scores in one tensor, is only made when it is read.
+    """
+
+    def __init__(self, model: SeMaskSegmentor) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_Answer"]:
+        """An answer for each image."""
+        return [_Answer(scores=output["sem_seg"]) for output in self.model.scores(batched_inputs)]
+
+
+class _Answer(dict[str, Any]):
+    """{"scores": Scores}, and "sem_seg" on demand."""
+
+    def __missing__(self, key: str) -> torch.Tensor:
+        if key != "sem_seg":
+            raise KeyError(key)
+        return self["scores"].full()
+
+
+def for_evaluators(model: nn.Module) -> nn.Module:
+    """The form of a model that ``inference_on_dataset`` takes, without scores that nobody reads.
+
+    Args:
+        model: of any kind, possibly wrapped in ``DistributedDataParallel``.
+
+    Returns:
+        The model itself where it is no ``SeMaskSegmentor``.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return ForEvaluators(inner) if isinstance(inner, SeMaskSegmentor) else model

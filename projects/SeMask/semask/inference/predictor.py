@@ -1,0 +1,270 @@
+"""A trained model as a function from an image to its segmentation."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import Tensor
+
+from semask.checkpoint import SeMaskCheckpointer
+from semask.config.loading import load_config, merge_overrides
+from semask.config.shipped import config_path
+from semask.data.datasets.folder import IMAGE_EXTENSIONS
+from semask.data.mappers.semantic import SemSegMapper
+from semask.data.reading import read_image, rgb_pixels
+from semask.engine.launch.checks import resolve_device
+from semask.errors import CheckpointError, ConfigError, DataError
+from semask.inference.predicting import class_map, predict
+from semask.inference.prediction import Prediction
+from semask.modeling import SeMaskSegmentor, check_protocol
+from semask.modeling.meta_arch.prior_maps import gives_priors
+from semask.ops.scores import Scores
+from semask.utils.palette import class_colors
+
+logger = logging.getLogger(__name__)
+
+AnyImage = np.ndarray | Image.Image | str | os.PathLike[str]
+
+
+class Predictor:
+    """Segments images exactly as the evaluation does: same resizing, protocol and numbers.
+
+    Example::
+
+        predictor = semask.Predictor("ade20k/semask_swin_tiny_fpn", "model_final.pth")
+        prediction = predictor("street.jpg")
+        prediction.labels, prediction.class_names, prediction.overlay()
+
+    Attributes:
+        cfg: the config, frozen.
+        model: in evaluation mode.
+        class_names, colors: of the first dataset of ``DATASETS.TEST`` (or else of
+            ``DATASETS.TRAIN``) that is registered with so many classes; otherwise "class 0", ...
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | CfgNode,
+        weights: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            config: a file, the name of a shipped config, or a config (it is not changed).
+            weights: a checkpoint of that model: this project's, or a published one.
+            device: e.g. "cpu" or "cuda:1"; None = the config's, or the CPU where there is no GPU.
+            overrides: flat ``[KEY, VALUE, ...]``, as on the command line, for example
+                ``["TEST.PROTOCOL", "multi_scale"]``.
+
+        Raises:
+            ConfigError: the config, an override or the device cannot be used.
+            CheckpointError: the checkpoint is missing, unsafe, of another model or not complete.
+        """
+        self.cfg, self.model = load_model(config, weights, device, overrides)
+        if self.cfg.INPUT.MAPPER != "sem_seg":
+            raise ConfigError(
+                f"This config is of a detector (INPUT.MAPPER '{self.cfg.INPUT.MAPPER}'): use "
+                "semask.InstancePredictor."
+            )
+        self._mapper = SemSegMapper(self.cfg, is_train=False)
+        self.class_names, self.colors = _classes(self.cfg)
+
+    @property
+    def has_priors(self) -> bool:
+        """Whether the model has semantic layers, and so prior maps to show."""
+        return isinstance(self.model, SeMaskSegmentor) and gives_priors(self.model)
+
+    def __call__(
+        self, image: AnyImage, *, probabilities: bool = False, priors: bool = False
+    ) -> Prediction:
+        """Segment one image.
+
+        Args:
+            image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array.
+            probabilities: also return those of all classes, K * H * W numbers.
+            priors: also return the semantic priors.
+
+        Raises:
+            DataError: the image cannot be read.
+            ConfigError: the model has no semantic priors.
+        """
+        if priors and not self.has_priors:
+            raise ConfigError(
+                "This model has no semantic priors to return: it is no SeMaskSegmentor, or has no "
+                "semantic layers (MODEL.META_ARCHITECTURE, MODEL.SEMASK.ATTENTION)."
+            )
+        pixels = image_pixels(image)
+        inputs = self._mapper.transform(pixels)
+        with torch.inference_mode():
+            output = predict(self.model, inputs, priors=priors)
+            scores = output["sem_seg"]
+            return Prediction(
+                image=pixels,
+                labels=self._labels(scores),
+                class_names=self.class_names,
+                colors=self.colors,
+                probabilities=_array(scores.probabilities()) if probabilities else None,
+                prior=self._labels(output["prior"]) if "prior" in output else None,
+                priors={k: _array(v) for k, v in output["priors"].items()} if priors else None,
+            )
+
+    def predict_folder(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        probabilities: bool = False,
+        priors: bool = False,
+    ) -> Iterator[tuple[Path, Prediction]]:
+        """Segment the images of a folder and of the folders in it, one at a time.
+
+        An image that cannot be read is reported in the log and left out; their number is
+        reported at the end.
+
+        Args:
+            folder: its images are those that `image_files` lists.
+            probabilities, priors: as for a single image.
+
+        Yields:
+            Path and prediction, in the order of the paths.
+
+        Raises:
+            DataError: there is no such folder, or no image in it.
+        """
+        files = image_files(folder)
+        unreadable = 0
+        for file in files:
+            try:
+                pixels = read_image(file)
+            except DataError as error:
+                unreadable += 1
+                logger.warning("Left out: %s", error)
+                continue
+            yield file, self(pixels, probabilities=probabilities, priors=priors)
+        if unreadable:
+            logger.warning(
+                "%d of the %d images in '%s' could not be read.", unreadable, len(files), folder
+            )
+
+    def _labels(self, scores: Scores) -> np.ndarray:
+        dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
+        return class_map(scores).astype(dtype)
+
+
+def image_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The images in a folder and in the folders below it, told by their suffix, sorted.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"There is no folder '{root}'.")
+    files = sorted(
+        file
+        for file in root.rglob("*")
+        if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()
+    )
+    if not files:
+        raise DataError(
+            f"There is no image in '{root}': no file's name ends in {', '.join(IMAGE_EXTENSIONS)}."
+        )
+    return files
+
+
+def load_model(
+    config: str | os.PathLike[str] | CfgNode,
+    weights: str | os.PathLike[str],
+    device: str | torch.device | None,
+    overrides: Sequence[str],
+) -> tuple[CfgNode, torch.nn.Module]:
+    """The frozen config and the model in evaluation mode; see :class:`Predictor`."""
+    cfg = read_config(config, overrides)
+    if device is not None:
+        cfg.MODEL.DEVICE = str(device)
+    explicit = device is not None or "MODEL.DEVICE" in overrides
+    resolve_device(cfg, min(1, torch.cuda.device_count()), explicit=explicit)
+    cfg.MODEL.WEIGHTS = os.fspath(weights)
+    if not cfg.MODEL.WEIGHTS:
+        raise CheckpointError("A predictor needs weights: give it the path of a checkpoint.")
+    cfg.freeze()
+    model = _build_model(cfg)
+    pickles = cfg.MODEL.ALLOW_PICKLE
+    SeMaskCheckpointer(model, allow_pickle=pickles, complete=True).load(cfg.MODEL.WEIGHTS)
+    return cfg, model
+
+
+def read_config(config: str | os.PathLike[str] | CfgNode, overrides: Sequence[str]) -> CfgNode:
+    """A file, a shipped config's name or a config (which is copied), with overrides."""
+    if not isinstance(config, CfgNode):
+        return load_config(config_path(config), overrides)
+    cfg = config.clone()
+    cfg.defrost()
+    merge_overrides(cfg, overrides)
+    return cfg
+
+
+def _build_model(cfg: CfgNode) -> torch.nn.Module:
+    try:
+        model = build_model(cfg)
+    except (ValueError, KeyError, AssertionError) as error:
+        reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
+        raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
+    check_protocol(cfg, model)
+    return model.eval()
+
+
+def _classes(cfg: CfgNode) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and colours of the K classes."""
+    number = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if name in MetadataCatalog.list():
+            metadata = MetadataCatalog.get(name)
+            names = metadata.get("stuff_classes", ())
+            if len(names) == number:
+                return tuple(names), class_colors(number, metadata.get("stuff_colors"))
+    return tuple(f"class {index}" for index in range(number)), class_colors(number)
+
+
+def image_pixels(image: AnyImage) -> np.ndarray:
+    """(H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: it is no such image, or cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(
+                "An array has to be an RGB image, (H, W, 3) uint8; this one is "
+                f"{image.shape} {image.dtype}."
+            )
+        return image
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "") or "(Pillow image)"
+        with _decoding(name):
+            return rgb_pixels(image, name)
+    return read_image(image)
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Pillow decodes an image when it is used; what is wrong with it shows only then."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"Cannot read image '{name}': {error}.") from error
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()

@@ -1,0 +1,156 @@
+"""SeMask Swin below Detectron2's feature pyramid, for its detectors (arXiv 1612.03144).
+
+``MODEL.BACKBONE.NAME`` "build_semask_swin_fpn_backbone" is what R-CNN models take,
+"build_retinanet_semask_swin_fpn_backbone" what RetinaNet takes. Parameters have Detectron2's
+names: ``backbone.bottom_up.*``, ``backbone.fpn_lateral2.*`` and so on.
+"""
+
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+
+from semask.errors import ConfigError
+from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.semask_swin import SeMaskSwin
+
+# What a model is supervised with beside its own losses (MODEL.SEMASK.PRIOR_TARGET).
+PRIOR_TARGETS = ("instances", "sem_seg")
+
+
+class PyramidSwin(SeMaskSwin):
+    """A :class:`SeMaskSwin` that hands features on that have been computed already."""
+
+    def forward(
+        self, image: Tensor | Mapping[str, Tensor], return_priors: bool | None = None
+    ) -> dict[str, Tensor]:
+        """As :meth:`SeMaskSwin.forward`; its own output instead of an image is returned as is."""
+        return dict(image) if isinstance(image, Mapping) else super().forward(image, return_priors)
+
+
+class SeMaskFPN(FPN, SemSegBackbone):
+    """Detectron2's FPN, whose output also has the semantic-prior maps of the stages below.
+
+    ``output_shape()`` lists the levels of the pyramid alone. Detectron2's heads pick these by
+    name from the dictionary and do not see the priors; see :class:`SemSegBackbone`.
+    """
+
+    def __init__(
+        self,
+        bottom_up: PyramidSwin,
+        in_features: list[str],
+        out_channels: int,
+        norm: str = "",
+        top_block: nn.Module | None = None,
+        fuse_type: str = "sum",
+    ) -> None:
+        """
+        Args:
+            bottom_up: computes the features, and the priors.
+            in_features: names of the features below, from high to low resolution.
+            out_channels: of each level.
+            norm: normalisation of the convolutions, as Detectron2 calls it; "" = none.
+            top_block: makes further levels.
+            fuse_type: "sum" or "avg".
+        """
+        super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type)
+        self.num_semantic_classes = bottom_up.num_semantic_classes
+
+    def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
+        """Levels of the pyramid and, possibly, semantic-prior maps.
+
+        Args:
+            image: (B, 3, H, W), normalised; H and W multiples of ``size_divisibility``.
+            return_priors: whether the prior maps are returned; None = in training only.
+
+        Returns:
+            {"p2": (B, C, H / 4, W / 4), ...} and {"prior2": (B, K, H / 4, W / 4), ...}.
+        """
+        features = self.bottom_up(image, return_priors)
+        # FPN asks ``bottom_up`` for features itself, and gets these.
+        levels = FPN.forward(self, features)
+        priors = {name: value for name, value in features.items() if name.startswith("prior")}
+        return {**levels, **priors}
+
+
+def prior_classes(cfg: CfgNode) -> int:
+    """Classes K of the prior maps of a detector: as many as its prior's target has.
+
+    ``MODEL.SEMASK.NUM_CLASSES``, and where that is 0: with ``MODEL.SEMASK.PRIOR_TARGET``
+    "instances" the categories that the detector tells apart and one for the background, with
+    "sem_seg" ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+
+    Raises:
+        ConfigError: the target or the number is none that can be.
+    """
+    target = cfg.MODEL.SEMASK.PRIOR_TARGET
+    if target not in PRIOR_TARGETS:
+        raise ConfigError(
+            f"MODEL.SEMASK.PRIOR_TARGET is '{target}'; it can be {' or '.join(PRIOR_TARGETS)}."
+        )
+    if target == "instances":
+        needed, key = detector_classes(cfg) + 1, "the categories and one for the background"
+    else:
+        needed, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+    given = cfg.MODEL.SEMASK.NUM_CLASSES
+    if given not in (0, needed):
+        raise ConfigError(
+            f"MODEL.SEMASK.NUM_CLASSES is {given}, but the prior's target "
+            f"(MODEL.SEMASK.PRIOR_TARGET '{target}') has {needed} classes: {key}. Set it to 0 to "
+            "follow the target."
+        )
+    return needed
+
+
+def detector_classes(cfg: CfgNode) -> int:
+    """Number of categories that a detector tells apart, the background not among them."""
+    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
+        return cfg.MODEL.RETINANET.NUM_CLASSES
+    return cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+@BACKBONE_REGISTRY.register()
+def build_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+    """Levels p2..p6, the last one by max pooling, as R-CNN models with FPN have them.
+
+    Raises:
+        ConfigError: see :func:`prior_classes`.
+    """
+    bottom_up = _bottom_up(cfg, input_shape)
+    return _pyramid(cfg, bottom_up, LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+    """Levels p3..p7, the last two by convolutions from res5, as RetinaNet has them.
+
+    Raises:
+        ConfigError: see :func:`prior_classes`.
+    """
+    bottom_up = _bottom_up(cfg, input_shape)
+    channels = bottom_up.output_shape()["res5"].channels
+    return _pyramid(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidSwin:
+    arguments = PyramidSwin.from_config(cfg, input_shape)
+    features = list(cfg.MODEL.FPN.IN_FEATURES)
+    # A stage that the pyramid does not use would get an output norm without a gradient.
+    return PyramidSwin(
+        **{**arguments, "semantic_classes": prior_classes(cfg), "out_features": features}
+    )
+
+
+def _pyramid(cfg: CfgNode, bottom_up: PyramidSwin, top_block: nn.Module) -> SeMaskFPN:
+    fpn = cfg.MODEL.FPN
+    return SeMaskFPN(
+        bottom_up,
+        list(fpn.IN_FEATURES),
+        fpn.OUT_CHANNELS,
+        norm=fpn.NORM,
+        top_block=top_block,
+        fuse_type=fpn.FUSE_TYPE,
+    )

@@ -1,0 +1,1 @@
+"""Small layers that several parts of the model use."""

@@ -1,0 +1,1 @@
+"""From the backbone's features to one map."""

@@ -1,0 +1,133 @@
+"""Looking at an evaluation of instances: ``report.html``, one file that opens without a network.
+
+It is made of the file that ``RecordedEvaluation`` writes. Only the few images it shows are
+predicted again.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from torch import nn
+
+from semask.errors import DataError
+from semask.evaluation.instance_results import RESULT_FILE
+from semask.inference.predicting import Mapper, evaluating
+from semask.report.instance_html import InstanceReportData, render_instance_page
+from semask.report.instance_pictures import show_instances
+from semask.utils.files import replacing
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.html"
+
+
+def write_instance_report(
+    model: nn.Module,
+    dataset_name: str,
+    mapper: Mapper,
+    folder: str,
+    *,
+    num_images: int = 4,
+    facts: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Write the report of an evaluation beside its result file, complete or not at all.
+
+    To be called in one process only. The model's training mode is the same afterwards.
+
+    Args:
+        model: the evaluated detector, possibly wrapped for distributed training.
+        dataset_name: the registered dataset that it was evaluated on.
+        mapper: turns a dataset dict into the model's input, as in evaluation.
+        folder: where the evaluator has written its result file.
+        num_images: how many of the worst images are shown, and of the best.
+        facts: short names and values to show at the top, e.g. ("Weights", "model_final.pth").
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: there is no result file, or it or an image is of another dataset.
+    """
+    source = os.path.join(folder, RESULT_FILE)
+    document = _read(source, dataset_name)
+    images: list[dict[str, Any]] = document["images"]
+    scored = sorted(
+        (image for image in images if image["F1"] is not None),
+        key=lambda image: (image["F1"], -image["missed"], image["file_name"]),
+    )
+    worst = scored[: min(num_images, -(-len(scored) // 2))]
+    best = scored[len(worst) :][-num_images:][::-1] if num_images else []
+    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+    for image in (*worst, *best):
+        if image["image_id"] not in records:
+            raise DataError(
+                f"'{source}' names image {image['image_id']!r}, which the dataset does not have."
+            )
+    with evaluating(model) as model:
+        shown = [
+            [
+                show_instances(
+                    model,
+                    records[image["image_id"]],
+                    image,
+                    mapper,
+                    dataset_name=dataset_name,
+                    masks=document["masks"],
+                )
+                for image in group
+            ]
+            for group in (worst, best)
+        ]
+    counts = np.histogram([image["F1"] for image in scored], bins=20, range=(0, 100))[0]
+    page = render_instance_page(
+        InstanceReportData(
+            title=dataset_name,
+            facts=[
+                ("Images", f"{len(images):,}"),
+                ("Categories", str(len(document["categories"]))),
+                ("Instances", f"{sum(image['instances'] for image in images):,}"),
+                *facts,
+            ],
+            categories=document["categories"],
+            results=_results(document["results"]),
+            spread=counts,
+            unscored=len(images) - len(scored),
+            worst=shown[0],
+            best=shown[1],
+        )
+    )
+    path = os.path.join(folder, REPORT_FILE)
+    with replacing(path) as file:
+        file.write(page.encode())
+    logger.info("Report: %s", path)
+    return path
+
+
+def _read(source: str, dataset_name: str) -> dict[str, Any]:
+    """The evaluation's result file."""
+    try:
+        with open(source, encoding="utf-8") as file:
+            document = json.load(file)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no evaluation '{source}' to report on.") from error
+    except ValueError as error:
+        raise DataError(f"'{source}' is damaged ({error}): evaluate again.") from error
+    if document["dataset"] != dataset_name:
+        raise DataError(
+            f"'{source}' is an evaluation of '{document['dataset']}', not of '{dataset_name}'."
+        )
+    return document
+
+
+def _results(
+    results: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, dict[str, float]]:
+    return {
+        task: {key: float("nan") if value is None else value for key, value in values.items()}
+        for task, values in results.items()
+    }

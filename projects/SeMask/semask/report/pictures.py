@@ -1,0 +1,205 @@
+"""The pictures of the evaluation report: one image with everything that was made of it."""
+
+import base64
+import copy
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from semask.data.reading import read_image, read_label
+from semask.errors import DataError
+from semask.inference.predicting import Mapper, class_map, predict
+from semask.modeling.backbone.base import stage_stride
+from semask.visualize.drawing import hatching, painted, resized
+
+# Larger images are shrunk to fit into this (width, height).
+BOX = (560, 480)
+# Vermilion, which stays apart from grey for every kind of colour vision.
+WRONG = (213, 94, 0)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page.
+
+    Attributes:
+        title: a few words above it.
+        alt: what it shows, for those who do not see it.
+        uri: its bytes, as "data:image/...".
+        is_map: it has hard edges, which stay hard when enlarged.
+    """
+
+    title: str
+    alt: str
+    uri: str
+    is_map: bool = True
+
+
+@dataclass(frozen=True)
+class ShownImage:
+    """One image of the report.
+
+    Attributes:
+        name: of its file.
+        scores: "mIoU" and "pACC" in percent.
+        size: (width, height) that all its pictures are shown in, as a ratio.
+        pictures: image, ground truth, prediction, errors.
+        priors: the semantic-prior map of each stage and their sum; none without a prior.
+        classes: indices of those that can be seen, the most frequent first.
+    """
+
+    name: str
+    scores: Mapping[str, float]
+    size: tuple[int, int]
+    pictures: tuple[Picture, ...]
+    priors: tuple[Picture, ...]
+    classes: tuple[int, ...]
+
+
+def show_image(
+    model: nn.Module,
+    record: Mapping[str, Any],
+    scores: Mapping[str, float],
+    mapper: Mapper,
+    *,
+    class_names: Sequence[str],
+    colors: np.ndarray,
+    ignore_label: int,
+) -> ShownImage:
+    """Predict one image again and draw it.
+
+    Args:
+        model: in evaluation mode, see ``predict``.
+        record: its dataset dict, with a label map.
+        scores: "mIoU" and "pACC" of the evaluation, in percent.
+        mapper: turns a dataset dict into the model's input.
+        class_names: of the K classes.
+        colors: (K, 3) uint8, RGB.
+        ignore_label: label value of pixels that do not count.
+
+    Raises:
+        DataError: a file cannot be read, or image, label map and prediction differ in size.
+    """
+    image = read_image(record["file_name"])
+    label = read_label(record["sem_seg_file_name"], label_map=record.get("label_map"))
+    output = predict(model, mapper(copy.deepcopy(dict(record))))
+    prediction = class_map(output["sem_seg"])
+    if not image.shape[:2] == label.shape == prediction.shape:
+        raise DataError(
+            f"Image '{record['file_name']}', its label map and the prediction differ in size: "
+            f"{image.shape[:2]}, {label.shape} and {prediction.shape} (height, width)."
+        )
+    valid = label != ignore_label
+    truth = np.where(valid, label.astype(np.int64), -1)
+    size = fitting(image.shape[1], image.shape[0])
+
+    def class_picture(title: str, classes: np.ndarray, note: str = "") -> Picture:
+        shown = painted(classes, colors, fitting(classes.shape[1], classes.shape[0]))
+        alt = f"{title}: {_summary(classes, class_names)}"
+        return Picture(f"{title}{note}", alt, data_uri(shown, "PNG"))
+
+    wrong = valid & (prediction != label)
+    share = wrong.sum() / max(valid.sum(), 1)
+    pictures = (
+        Picture("Image", "The photograph", data_uri(resized(image, size), "JPEG"), is_map=False),
+        class_picture("Ground truth", truth),
+        class_picture("Prediction", prediction),
+        Picture(
+            "Errors",
+            f"Wrong pixels in orange: {100 * share:.1f} % of those that count",
+            data_uri(_error_map(image, wrong, valid, size), "JPEG"),
+            is_map=False,
+        ),
+    )
+    priors = []
+    for name, maps in output.get("priors", {}).items():
+        classes = class_map(maps)
+        title = f"Prior, stride {stage_stride(int(name.removeprefix('prior')) - 2)}"
+        priors.append(class_picture(title, classes, agreement(classes, truth)))
+    if priors and "prior" in output:
+        classes = class_map(output["prior"])
+        priors.append(class_picture("Priors summed", classes, agreement(classes, truth)))
+
+    pixels = np.bincount(
+        np.concatenate([truth[valid], prediction.ravel()]), minlength=len(class_names)
+    )
+    seen = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+    return ShownImage(
+        name=os.path.basename(record["file_name"]),
+        scores=dict(scores),
+        size=size,
+        pictures=pictures,
+        priors=tuple(priors),
+        classes=tuple(seen),
+    )
+
+
+def fitting(width: int, height: int) -> tuple[int, int]:
+    """The (width, height) that a picture of this size is shown in."""
+    scale = min(1.0, BOX[0] / width, BOX[1] / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _error_map(
+    image: np.ndarray, wrong: np.ndarray, valid: np.ndarray, size: tuple[int, int]
+) -> Image.Image:
+    """The pale photograph with wrong pixels in orange and ignored ones hatched."""
+    grey = image.mean(axis=2, keepdims=True)
+    pale = np.repeat(165 + grey * 85 / 255, 3, axis=2)
+    pale[wrong] = 0.12 * pale[wrong] + 0.88 * np.array(WRONG)
+    picture = resized(pale, size)
+    if not valid.all():
+        ignored = Image.fromarray((~valid).astype(np.uint8) * 255)
+        picture.paste(hatching(size), mask=ignored.resize(size, Image.Resampling.NEAREST))
+    return picture
+
+
+def agreement(classes: np.ndarray, truth: np.ndarray) -> str:
+    """How often a map of any size is right, each of its cells standing for its pixels."""
+    rows = np.arange(truth.shape[0]) * classes.shape[0] // truth.shape[0]
+    columns = np.arange(truth.shape[1]) * classes.shape[1] // truth.shape[1]
+    valid = truth >= 0
+    if not valid.any():
+        return ""
+    right = (classes[rows[:, None], columns] == truth)[valid].mean()
+    return f" · {100 * right:.1f}\u00a0%\u00a0right"
+
+
+def _summary(classes: np.ndarray, names: Sequence[str], shown: int = 4) -> str:
+    """The most frequent classes in words."""
+    known = classes[classes >= 0]
+    if not known.size:
+        return "no labelled pixel"
+    pixels = np.bincount(known.ravel(), minlength=len(names))
+    order = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+    parts = [f"{names[index]} {100 * pixels[index] / known.size:.0f} %" for index in order[:shown]]
+    rest = len(order) - shown
+    return ", ".join(parts) + (f" and {rest} more" if rest > 0 else "")
+
+
+def data_uri(picture: Image.Image, kind: str) -> str:
+    """A picture as "data:image/...", of the kind "PNG" or "JPEG"."""
+    buffer = io.BytesIO()
+    if kind == "PNG":
+        _with_palette(picture).save(buffer, format="PNG", optimize=True)
+    else:
+        picture.save(buffer, format=kind, quality=86, subsampling=0)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _with_palette(picture: Image.Image) -> Image.Image:
+    """The same picture in a third of the bytes, where it has few enough colours."""
+    if picture.getcolors(256) is None:
+        return picture
+    red, green, blue = np.moveaxis(np.asarray(picture, dtype=np.int32), -1, 0)
+    values, indices = np.unique((red << 16) + (green << 8) + blue, return_inverse=True)
+    colors = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1)
+    compact = Image.fromarray(indices.reshape(red.shape).astype(np.uint8))
+    compact.putpalette(colors.astype(np.uint8).tobytes())
+    return compact

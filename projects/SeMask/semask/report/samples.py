@@ -1,0 +1,123 @@
+"""A few images of a dataset with what is annotated in them, as one picture."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from semask.data.annotations import inspect
+from semask.data.mappers.prior_target import annotation_region
+from semask.data.reading import read_image, read_label
+from semask.errors import DataError
+from semask.utils.palette import class_colors
+from semask.visualize.drawing import Panel, compose_panels
+from semask.visualize.instances import detection_texts, draw_instances
+
+# Drawn instances fit into this (width, height), and stand so many in a row.
+_BOX = (480, 400)
+_IN_A_ROW = 3
+_GAP = 8
+
+
+def render_samples(dataset_name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Draw images and label maps (ignored pixels and values that are no class hatched).
+
+    Args:
+        dataset_name: a registered dataset with class names.
+        records: dicts of the images to draw; those that cannot be read are left out.
+
+    Returns:
+        (height, width, 3) uint8, RGB; None where none of them can be read.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    names = metadata.stuff_classes
+    panels = [panel for record in records if (panel := _panel(record)) is not None]
+    if not panels:
+        return None
+    return compose_panels(
+        panels,
+        colors=class_colors(len(names), metadata.get("stuff_colors")),
+        ignore_label=metadata.get("ignore_label", 255),
+        class_names=names,
+    )
+
+
+def _panel(record: Mapping[str, Any]) -> Panel | None:
+    try:
+        image = read_image(record["file_name"])
+        label = read_label(record["sem_seg_file_name"], record.get("label_map"))
+    except (DataError, KeyError):  # The report that the picture goes with names it.
+        return None
+    return Panel(image, label, caption=os.path.basename(record["file_name"]))
+
+
+def render_instance_samples(
+    dataset_name: str, records: Sequence[Mapping[str, Any]]
+) -> np.ndarray | None:
+    """Draw images with their instances, as far as these can be used.
+
+    Args:
+        dataset_name: a registered dataset with category names.
+        records: dicts of the images to draw; those that cannot be read are left out.
+
+    Returns:
+        (height, width, 3) uint8, RGB; None where none of them can be read.
+    """
+    names = MetadataCatalog.get(dataset_name).thing_classes
+    pictures = []
+    for record in records:
+        try:
+            image = read_image(record["file_name"])
+        except DataError:  # The report that the picture goes with names it.
+            continue
+        drawn = Image.fromarray(draw_annotations(image, record, names))
+        drawn.thumbnail(_BOX)
+        pictures.append(drawn)
+    if not pictures:
+        return None
+    columns = min(_IN_A_ROW, len(pictures))
+    rows = -(-len(pictures) // columns)
+    cell = (_BOX[0] + _GAP, _BOX[1] + _GAP)
+    canvas = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        canvas.paste(picture, (_GAP + column * cell[0], _GAP + row * cell[1]))
+    return np.array(canvas)
+
+
+def draw_annotations(
+    image: np.ndarray, record: Mapping[str, Any], names: Sequence[str]
+) -> np.ndarray:
+    """An image with the usable instances of its dataset dict, crowds left out.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        record: the dataset dict.
+        names: of the categories.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    size = (image.shape[0], image.shape[1])
+    boxes, masks, classes = [], [], []
+    for annotation in record.get("annotations", ()):
+        found = inspect(annotation, *size)
+        if found.box is None or annotation.get("iscrowd", 0):
+            continue
+        region = annotation_region(
+            {
+                "category_id": annotation["category_id"],
+                "segmentation": found.segmentation,
+                "bbox": found.box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+            }
+        )
+        boxes.append(found.box)
+        masks.append(region.mask_of_image(*size).astype(bool))
+        classes.append(annotation["category_id"])
+    texts = detection_texts(np.array(classes, np.int64), None, names)
+    return draw_instances(image, np.array(boxes).reshape(-1, 4), masks, texts=texts)

@@ -1,0 +1,162 @@
+"""Looking at an evaluation: ``report.html``, one file that opens without a network.
+
+It is made of the result file that ``SemSegConfusionEvaluator`` writes with the parts of
+``report_parts``. Only the few images it shows are predicted again, so evaluating for a report
+costs no memory and little time: the confidences of each image, and a score of it.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+
+from semask.errors import DataError
+from semask.evaluation.calibration import Calibration, CalibrationCurve
+from semask.evaluation.image_scores import ImageScores, ranked, spread
+from semask.evaluation.parts import EvaluationPart
+from semask.evaluation.sem_seg_evaluator import RESULT_FILE
+from semask.inference.predicting import Mapper, evaluating
+from semask.report.html import ReportData, render_page
+from semask.report.pictures import ShownImage, show_image
+from semask.utils.files import replacing
+from semask.utils.palette import class_colors
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.html"
+
+
+def report_parts() -> list[EvaluationPart]:
+    """What an evaluation has to gather for ``write_report``."""
+    return [ImageScores(), Calibration()]
+
+
+def write_report(
+    model: nn.Module,
+    dataset_name: str,
+    mapper: Mapper,
+    folder: str,
+    *,
+    num_images: int = 4,
+    facts: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Write the report of an evaluation beside its result file, complete or not at all.
+
+    To be called in one process only. The model's training mode is the same afterwards.
+
+    Args:
+        model: the evaluated model; see ``render_panels``.
+        dataset_name: the registered dataset that it was evaluated on.
+        mapper: turns a dataset dict into the model's input, as in evaluation.
+        folder: where the evaluator has written its result file.
+        num_images: how many of the worst images are shown, and of the best.
+        facts: short names and values to show at the top, e.g. ("Weights", "model_final.pth").
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: there is no result file, it lacks what a report needs, or it or an image is of
+            another dataset.
+    """
+    source = os.path.join(folder, RESULT_FILE)
+    document = _read(source, dataset_name)
+    names: list[str] = document["class_names"]
+    metadata = MetadataCatalog.get(dataset_name)
+    colors = class_colors(len(names), metadata.get("stuff_colors"))
+    worst, best = _chosen(ranked(document["images"]), num_images)
+    with evaluating(model) as model:
+
+        def shown(images: Sequence[Mapping[str, Any]]) -> list[ShownImage]:
+            return [
+                show_image(
+                    model,
+                    _record(records, image["file_name"], source),
+                    image,
+                    mapper,
+                    class_names=names,
+                    colors=colors,
+                    ignore_label=document["ignore_label"],
+                )
+                for image in images
+            ]
+
+        records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+        pictures = shown(worst), shown(best)
+    matrix = np.array(document["confusion_matrix"], dtype=np.int64)
+    page = render_page(
+        ReportData(
+            title=dataset_name,
+            facts=[*_facts(document["images"], matrix), *facts],
+            class_names=names,
+            colors=colors,
+            matrix=matrix,
+            metrics=_metrics(document["results"]),
+            curve=CalibrationCurve.from_document(document["calibration"]),
+            spread=spread(document["images"]),
+            unscored=sum(image["mIoU"] is None for image in document["images"]),
+            worst=pictures[0],
+            best=pictures[1],
+        )
+    )
+    path = os.path.join(folder, REPORT_FILE)
+    with replacing(path) as file:
+        file.write(page.encode())
+    logger.info("Report: %s", path)
+    return path
+
+
+def _read(source: str, dataset_name: str) -> dict[str, Any]:
+    """The evaluation's result file, with everything that a report needs."""
+    hint = "Evaluate with TEST.REPORT True."
+    try:
+        with open(source, encoding="utf-8") as file:
+            document = json.load(file)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no evaluation '{source}' to report on. {hint}") from error
+    except ValueError as error:
+        raise DataError(f"'{source}' is damaged ({error}). {hint}") from error
+    missing = [key for key in ("images", "calibration") if key not in document]
+    if missing:
+        raise DataError(f"'{source}' has no {' and no '.join(missing)}. {hint}")
+    if document["dataset"] != dataset_name:
+        raise DataError(
+            f"'{source}' is an evaluation of '{document['dataset']}', not of '{dataset_name}'."
+        )
+    return document
+
+
+def _chosen(
+    images: Sequence[dict[str, Any]], number: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The worst, beginning with the worst, and the best, beginning with the best; none twice."""
+    worst = list(images[: min(number, -(-len(images) // 2))])
+    best = list(images[len(worst) :][-number:]) if number else []
+    return worst, best[::-1]
+
+
+def _record(
+    records: Mapping[str, Mapping[str, Any]], file_name: str, source: str
+) -> Mapping[str, Any]:
+    if file_name not in records:
+        raise DataError(f"'{source}' names '{file_name}', which is no image of the dataset.")
+    return records[file_name]
+
+
+def _facts(images: Sequence[Any], matrix: np.ndarray) -> list[tuple[str, str]]:
+    ignored = matrix[:, -1].sum() / max(matrix.sum(), 1)
+    return [
+        ("Images", f"{len(images):,}"),
+        ("Classes", str(len(matrix))),
+        ("Labelled pixels", f"{int(matrix[:, :-1].sum()):,}"),
+        ("Ignored", f"{100 * ignored:.1f} %"),
+    ]
+
+
+def _metrics(results: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: float("nan") if value is None else value for key, value in results.items()}

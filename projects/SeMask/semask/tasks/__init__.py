@@ -1,0 +1,1 @@
+"""What kind of run a config describes."""

@@ -1,0 +1,1 @@
+"""Drawing: label maps, instances, palettes."""

@@ -1,0 +1,141 @@
+"""Pictures of instances (masks, boxes, scores, names of categories) and of stuff over an image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from semask.utils.palette import class_colors
+from semask.visualize.drawing import text_width, write_text
+
+# Neighbours of the same category stay apart in so many colours.
+_INSTANCE_COLORS = 24
+# In an image with more instances, only those get a text that are as wide as it.
+_ALWAYS_NAMED = 30
+_TEXT_SIZE = 12
+_KERNEL = np.ones((3, 3), np.uint8)
+
+
+def draw_instances(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: np.ndarray | Sequence[np.ndarray] | None = None,
+    *,
+    texts: Sequence[str] = (),
+    outlines: bool = True,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """An image with instances laid over it, each in a colour of its own.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels.
+        masks: N times (H, W) bool; None = there are boxes alone.
+        texts: N times what is written at the box; () = nothing. In crowded images it is left out
+            where it is wider than the box.
+        outlines: draw the boxes.
+        alpha: opacity of the masks, 0 to 1; their contours are opaque.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    colors = class_colors(_INSTANCE_COLORS)[np.arange(len(boxes)) % _INSTANCE_COLORS]
+    picture = image.copy()
+    # The best, which come first, are on top.
+    for index in reversed(range(len(boxes) if masks is not None else 0)):
+        assert masks is not None
+        _lay_over(picture, masks[index], colors[index], alpha)
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    rectangles = np.round(boxes).astype(int).tolist()
+    if outlines:
+        for (x0, y0, x1, y1), color in reversed(list(zip(rectangles, colors, strict=True))):
+            corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+            draw.rectangle(corners, outline=tuple(color.tolist()))
+    for text, (x0, y0, x1, _) in zip(texts, rectangles, strict=False):
+        width = text_width(text, _TEXT_SIZE)
+        if not text or (len(texts) > _ALWAYS_NAMED and x1 - x0 < width + 2):
+            continue
+        left = min(max(x0, 0), max(0, drawn.width - width - 2))
+        top = y0 - _TEXT_SIZE - 3 if y0 >= _TEXT_SIZE + 3 else y0
+        _label(draw, text, left, top, width)
+    return np.array(drawn)
+
+
+def draw_stuff(
+    image: np.ndarray,
+    panoptic: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    colors: np.ndarray,
+    *,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """An image with the segments of a panoptic map that are stuff, in the colours of their classes.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        panoptic: (H, W) segment ids.
+        segments: "id", "isthing" and "category_id" of each; things are left out.
+        names: of the K classes of stuff, written on what is large enough.
+        colors: (K, 3) uint8, RGB.
+        alpha: opacity of the segments, 0 to 1; their contours are opaque.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    picture = image.copy()
+    places = []
+    for segment in segments:
+        mask = panoptic == segment["id"]
+        if segment["isthing"] or not mask.any():
+            continue
+        _lay_over(picture, mask, colors[segment["category_id"]], alpha)
+        # Where the segment is thickest: inside of it, whatever its shape.
+        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        if depth.max() >= _TEXT_SIZE:
+            y, x = divmod(int(depth.argmax()), mask.shape[1])
+            places.append((names[segment["category_id"]], x, y))
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    for text, x, y in places:
+        width = text_width(text, _TEXT_SIZE)
+        left = min(max(x - width // 2, 0), max(0, drawn.width - width - 2))
+        _label(draw, text, left, y - _TEXT_SIZE // 2, width)
+    return np.array(drawn)
+
+
+def detection_texts(
+    classes: np.ndarray, scores: np.ndarray | None, names: Sequence[str]
+) -> list[str]:
+    """ "name 0.97" for each instance; without a name where there is a single category.
+
+    Args:
+        classes: (N,) indices into ``names``.
+        scores: (N,) in 0..1; None = those of the ground truth, which have none.
+        names: of the categories.
+    """
+    named = [names[index] if len(names) > 1 else "" for index in classes.tolist()]
+    if scores is None:
+        return named
+    return [f"{name} {score:.2f}".strip() for name, score in zip(named, scores, strict=True)]
+
+
+def _label(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
+    draw.rectangle((left, top, left + width + 2, top + _TEXT_SIZE + 2), fill=(30, 30, 30))
+    write_text(draw, (left + 1, top), text, _TEXT_SIZE, (255, 255, 255))
+
+
+def _lay_over(picture: np.ndarray, mask: np.ndarray, color: np.ndarray, alpha: float) -> None:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return
+    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    inside = mask[window].astype(np.uint8)
+    shown = picture[window]
+    shown[inside > 0] = (1 - alpha) * shown[inside > 0] + alpha * color
+    # Outside of the window counts as outside of the mask.
+    inner = cv2.erode(cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0), _KERNEL)
+    shown[(inside > 0) & (inner[1:-1, 1:-1] == 0)] = color
