@@ -115,7 +115,7 @@ def test_kept_memory_is_not_fetched_again() -> None:
     """In a process of its own, as it cannot be undone."""
     script = """
 import resource, torch
-from semask.kept_memory import keep_freed_memory
+from semask.ops.malloc import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MiB

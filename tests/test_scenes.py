@@ -97,7 +97,7 @@ def test_pixels_never_change() -> None:
 def test_another_process_draws_the_same_and_importing_draws_nothing(tmp_path: Path) -> None:
     code = f"""
 import hashlib, semask.data.datasets
-from semask.data.datasets.scenes_render import render_scene
+from semask.data.datasets.scenes.render import render_scene
 for split, index in {list(CHECKSUMS)[:2]}:
     image, label = render_scene({scenes.SEED}, split, index)
     print(hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest())
