@@ -8,7 +8,6 @@ the state dict, hooks, optimizers and references to the module stay as they are.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import nn
@@ -62,8 +61,13 @@ def _forms_of(plain: type[nn.Module], paths: Collection[FastPath]) -> Iterator[t
             yield path.forms[plain]
 
 
-@cache
+# One class for each combination, so that equal models have equal classes.
+_combinations: dict[tuple[type[nn.Module], ...], type[nn.Module]] = {}
+
+
 def _combined(plain: type[nn.Module], forms: tuple[type[nn.Module], ...]) -> type[nn.Module]:
     if len(forms) == 1:
         return forms[0]
-    return type(f"Fast{plain.__name__}", forms, {"__module__": plain.__module__})
+    if forms not in _combinations:
+        _combinations[forms] = type(f"Fast{plain.__name__}", forms, {"__module__": __name__})
+    return _combinations[forms]
