@@ -12,6 +12,7 @@ from torch import nn
 from reference import CASES, FIXTURES, Model
 from semask.checkpoint import convert_state_dict
 from semask.config.loading import load_config
+from semask.engine.precision import Precision
 from semask.errors import ConfigError
 from semask.solver import WarmupPoly, build_lr_scheduler, build_optimizer, parameter_groups
 
@@ -57,6 +58,86 @@ def test_groups_of_a_small_module() -> None:
 def test_a_group_without_parameters_is_left_out() -> None:
     assert [len(g["params"]) for g in parameter_groups(nn.Linear(2, 2), 0.1)] == [2]
     assert parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.1) == []
+
+
+class ToyMaskModel(nn.Module):
+    """Parameters of every kind that the mask-classification recipes tell apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleDict({"norm": nn.LayerNorm(4), "linear": nn.Linear(4, 4)})
+        self.head = nn.ModuleDict(
+            {
+                "group_norm": nn.GroupNorm(2, 4),
+                "query": nn.Embedding(3, 4),
+                "conv": nn.Conv2d(3, 4, 1),
+            }
+        )
+        self.head.batch_norm = nn.BatchNorm2d(4)
+        self.level_embed = nn.Parameter(torch.zeros(3, 4))
+
+
+EVERY_NORM = ["layer_norm", "group_norm", "batch_norm", "embedding", "position"]
+
+
+def test_groups_of_the_mask_classification_recipes() -> None:
+    cfg = config("SOLVER.NO_DECAY", EVERY_NORM, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = 1e-4, 0.05
+    model = ToyMaskModel()
+    optimizer = build_optimizer(cfg, model)
+    found = {
+        (group["lr"], group["weight_decay"]): names
+        for group, names in zip(
+            optimizer.param_groups, group_names(model, optimizer.param_groups), strict=True
+        )
+    }
+    assert found == {
+        (1e-4, 0.05): ["head.conv.bias", "head.conv.weight", "level_embed"],
+        (1e-4, 0.0): [
+            *("head.batch_norm.bias", "head.batch_norm.weight"),
+            *("head.group_norm.bias", "head.group_norm.weight", "head.query.weight"),
+        ],
+        (1e-5, 0.05): ["backbone.linear.bias", "backbone.linear.weight"],
+        (1e-5, 0.0): ["backbone.norm.bias", "backbone.norm.weight"],
+    }
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_full_model_clipping_scales_all_gradients_alike(scale: float) -> None:
+    cfg = config("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 1.0)
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).requires_grad_()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    gradients = [scale * torch.randn_like(parameter) for parameter in before]
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient.clone()
+    build_optimizer(cfg, model).step()
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    factor = min(1.0, 0.01 / float(norm))
+    for parameter, start, gradient in zip(model.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(start - parameter, factor * gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped() -> None:
+    parameter = nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0, fused=True)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(parameter.grad.clone()))
+    precision = Precision("cpu", torch.float16)
+    precision.backward(parameter.sum())
+    precision.step(optimizer)
+    torch.testing.assert_close(seen, [torch.ones(4)])
+
+
+def test_an_unknown_kind_of_parameters_or_clipping_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"SOLVER\.NO_DECAY.*'norms'"):
+        build_optimizer(config("SOLVER.NO_DECAY", ["norms"]), Toy())
+    cfg = config("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all")
+    with pytest.raises(ConfigError, match=r"CLIP_TYPE.*'all'"):
+        build_optimizer(cfg, Toy())
 
 
 @pytest.mark.parametrize("case", CASES)

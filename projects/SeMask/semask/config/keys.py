@@ -130,6 +130,12 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.BETAS = [0.9, 0.999]
     cfg.SOLVER.EPS = 1e-8
+    # Parameters without weight decay: "layer_norm", "group_norm", "batch_norm", "embedding" (all
+    # parameters of such modules) and "position" (bias tables, absolute position embeddings).
+    cfg.SOLVER.NO_DECAY = ["layer_norm", "position"]
+    # Learning rate of the backbone, semantic layers included, as a multiple of BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # CLIP_GRADIENTS.CLIP_TYPE can also be "full_model": one factor for all gradients.
     # Exponent of SOLVER.LR_SCHEDULER_NAME "WarmupPolyLR".
     cfg.SOLVER.POLY_LR_POWER = 1.0
     # Batches whose gradients are averaged to one step: SOLVER.IMS_PER_BATCH is the batch of a

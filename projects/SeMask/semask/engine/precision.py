@@ -54,6 +54,9 @@ class Precision:
 
     def step(self, optimizer: Optimizer) -> None:
         """Update the parameters."""
+        if self._scaler.is_enabled():
+            # A fused optimizer would unscale by itself, behind the clipping of the gradients.
+            self._scaler.unscale_(optimizer)
         self._scaler.step(optimizer)
         self._scaler.update()
 

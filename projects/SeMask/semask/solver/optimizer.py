@@ -1,6 +1,7 @@
-"""AdamW (or SGD) with Swin's rule on weight decay."""
+"""AdamW (or SGD) with the published rules on weight decay, rates and clipping."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -10,58 +11,141 @@ from torch import nn
 from semask.errors import ConfigError
 from semask.ops.fast_paths import fast_paths
 
+T = TypeVar("T", bound=torch.optim.Optimizer)
+
+# What SOLVER.NO_DECAY can name, and the modules whose own parameters are meant.
+NO_DECAY_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
+    "layer_norm": (nn.LayerNorm,),
+    "group_norm": (nn.GroupNorm,),
+    "batch_norm": (nn.modules.batchnorm._BatchNorm,),
+    "embedding": (nn.Embedding,),
+    "position": (),  # see POSITION_PARAMETERS
+}
 # Parameters that are a position's own value: shrinking them has no meaning.
 POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters, split by weight decay (Swin, arXiv 2103.14030).
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    no_decay: Sequence[str] = ("layer_norm", "position"),
+    learning_rate: float | None = None,
+    backbone_multiplier: float = 1.0,
+) -> list[dict[str, Any]]:
+    """The trainable parameters, split by weight decay and learning rate.
 
-    LayerNorms and position parameters do not decay. Everything else does, also biases, the
-    BatchNorms of the heads and the semantic layers' gamma, as in the published SeMask recipes.
+    With the default, LayerNorms and position parameters do not decay (Swin, arXiv 2103.14030).
+    Everything else does, also biases, the BatchNorms of the heads and the semantic layers' gamma,
+    as in the published SeMask-FPN recipes. The mask-classification recipes (arXiv 2112.01527,
+    appendix A) add the other norms and embeddings, and train the backbone more slowly.
 
     Args:
         model: any module; frozen parameters are left out, shared ones come once.
         weight_decay: the decay of those that do.
+        no_decay: which do not, keys of ``NO_DECAY_MODULES``.
+        learning_rate: of the parameters outside the backbone; None = the optimizer's own for all.
+        backbone_multiplier: times ``learning_rate`` for what is in a module called "backbone".
 
     Returns:
-        At most two groups for a torch optimizer, without empty ones: those with decay, then
-        those without, each in the order of the model.
+        Groups for a torch optimizer, without empty ones: those with decay, then those without,
+        each in the order of the model; with another rate for the backbone, its two come last.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
+    exempt = tuple(kind for name in no_decay for kind in NO_DECAY_MODULES[name])
+    split_backbone = learning_rate is not None and backbone_multiplier != 1
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (in_backbone, decays): [] for in_backbone in (False, True) for decays in (True, False)
+    }
     seen: set[nn.Parameter] = set()
-    for module in model.modules():
+    for path, module in model.named_modules():
+        in_backbone = split_backbone and "backbone" in path.split(".")
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            exempt = isinstance(module, nn.LayerNorm) or name in POSITION_PARAMETERS
-            (no_decay if exempt else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+            position = "position" in no_decay and name in POSITION_PARAMETERS
+            groups[in_backbone, not (position or isinstance(module, exempt))].append(parameter)
+    result: list[dict[str, Any]] = []
+    for (in_backbone, decays), parameters in groups.items():
+        if parameters:
+            group = {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+            if split_backbone and learning_rate is not None:
+                group["lr"] = learning_rate * (backbone_multiplier if in_backbone else 1.0)
+            result.append(group)
+    return result
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """``SOLVER.OPTIMIZER`` over ``parameter_groups``, with Detectron2's gradient clipping if asked.
+    """``SOLVER.OPTIMIZER`` over ``parameter_groups``, with gradient clipping if asked.
+
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "value" and "norm" are Detectron2's, each parameter by
+    itself; "full_model" scales all gradients alike to a common L2 norm of at most ``CLIP_VALUE``.
 
     Raises:
-        ConfigError: the optimizer's name is not known, or nothing is left to train.
+        ConfigError: the optimizer's name, a kind of parameters or a clipping is not known, or
+            nothing is left to train.
     """
-    groups = parameter_groups(model, cfg.SOLVER.WEIGHT_DECAY)
+    solver = cfg.SOLVER
+    unknown = [name for name in solver.NO_DECAY if name not in NO_DECAY_MODULES]
+    if unknown:
+        raise ConfigError(
+            f"SOLVER.NO_DECAY has '{unknown[0]}'; it can have {', '.join(NO_DECAY_MODULES)}."
+        )
+    groups = parameter_groups(
+        model,
+        solver.WEIGHT_DECAY,
+        no_decay=solver.NO_DECAY,
+        learning_rate=solver.BASE_LR,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+    )
     if not groups:
         raise ConfigError("The model has no trainable parameter: everything is frozen.")
-    name = cfg.SOLVER.OPTIMIZER
+    name = solver.OPTIMIZER
+    optimizer: torch.optim.Optimizer
     if name == "ADAMW":
-        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        betas = tuple(cfg.SOLVER.BETAS)
+        adamw = _with_parameter_clipping(cfg, torch.optim.AdamW)
+        betas = tuple(solver.BETAS)
         fused = "fused_optimizer" in fast_paths(cfg)
-        return adamw(groups, lr=cfg.SOLVER.BASE_LR, betas=betas, eps=cfg.SOLVER.EPS, fused=fused)
-    if name == "SGD":
-        sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
-        momentum, nesterov = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
-        return sgd(groups, lr=cfg.SOLVER.BASE_LR, momentum=momentum, nesterov=nesterov)
-    raise ConfigError(f"SOLVER.OPTIMIZER is '{name}'; it can be 'ADAMW' or 'SGD'.")
+        optimizer = adamw(groups, lr=solver.BASE_LR, betas=betas, eps=solver.EPS, fused=fused)
+    elif name == "SGD":
+        sgd = _with_parameter_clipping(cfg, torch.optim.SGD)
+        momentum, nesterov = solver.MOMENTUM, solver.NESTEROV
+        optimizer = sgd(groups, lr=solver.BASE_LR, momentum=momentum, nesterov=nesterov)
+    else:
+        raise ConfigError(f"SOLVER.OPTIMIZER is '{name}'; it can be 'ADAMW' or 'SGD'.")
+    if _clips_full_model(cfg):
+        clip_full_model(optimizer, solver.CLIP_GRADIENTS.CLIP_VALUE)
+    return optimizer
+
+
+def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+    """Scale all gradients by one factor in front of each step, so that their norm is bounded.
+
+    Args:
+        optimizer: clips from now on; gradients are unscaled when it steps.
+        max_norm: largest L2 norm of the gradients of all parameters together.
+    """
+
+    def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def _clips_full_model(cfg: CfgNode) -> bool:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    return clip.ENABLED and clip.CLIP_TYPE == "full_model"
+
+
+def _with_parameter_clipping(cfg: CfgNode, optimizer: type[T]) -> type[T]:
+    if _clips_full_model(cfg):
+        return optimizer
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; it can be 'value', 'norm' "
+            "or 'full_model'."
+        )
+    clipped: type[T] = maybe_add_gradient_clipping(cfg, optimizer)
+    return clipped
