@@ -158,7 +158,7 @@ def test_predictions_are_written_as_they_come(
     folder = tmp_path / "out" / "predictions"
     part = PredictionFiles(NAME, str(folder), colors)
     model = Oracle()
-    evaluator = SemSegConfusionEvaluator(NAME, parts=[part])
+    evaluator = SemSegConfusionEvaluator(NAME, metrics=[part])
     with torch.no_grad():
         for number, record in enumerate(records, start=1):
             evaluator.process([record], model([record]))
@@ -285,7 +285,7 @@ def evaluate_share(rank: int, folder: Path, records: list[dict[str, Any]], ranks
 
 def evaluate_part(folder: Path, records: list[dict[str, Any]], is_main: bool) -> None:
     evaluator = SemSegConfusionEvaluator(
-        NAME, output_dir=str(folder), parts=[BoundaryIoU(NAMES), *report_parts()]
+        NAME, output_dir=str(folder), metrics=[BoundaryIoU(NAMES), *report_parts()]
     )
     model = Oracle()
     with torch.no_grad():

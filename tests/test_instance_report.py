@@ -21,7 +21,7 @@ import tiny
 from semask import load_config
 from semask.data import build_mapper, register_coco_folder
 from semask.errors import DataError
-from semask.evaluation.instance_matching import FALSE, IN_CROWD, match_instances
+from semask.evaluation.instance_scores import FALSE, IN_CROWD, match_instances
 from semask.report.instance_html import category_ap
 from semask.report.instance_pictures import show_instances
 from semask.report.instances import write_instance_report

@@ -21,7 +21,7 @@ from PIL import Image
 
 from oracle import HEIGHT, IGNORE, NAME, NAMES, WIDTH, Oracle, OracleWithPriors, dataset, label_of
 from semask.errors import DataError
-from semask.evaluation import BoundaryIoU, EvaluationPart, SemSegConfusionEvaluator
+from semask.evaluation import BoundaryIoU, Metric, SemSegConfusionEvaluator
 from semask.report import charts as report_charts
 from semask.report.semantic import report_parts, write_report
 
@@ -33,11 +33,11 @@ def records(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def evaluate(
-    folder: Path, model: Oracle, records: list[dict[str, Any]], *more: EvaluationPart
+    folder: Path, model: Oracle, records: list[dict[str, Any]], *more: Metric
 ) -> dict[str, Any]:
     """The result file of an evaluation."""
     evaluator = SemSegConfusionEvaluator(
-        NAME, output_dir=str(folder), parts=[*report_parts(), *more]
+        NAME, output_dir=str(folder), metrics=[*report_parts(), *more]
     )
     with torch.no_grad():
         for record in records:

@@ -4,15 +4,15 @@ from semask.evaluation.boundary import BoundaryIoU, boundary_band
 from semask.evaluation.calibration import Calibration, CalibrationCurve
 from semask.evaluation.confusion import (
     ClassCounts,
+    class_table,
     confusion_matrix,
     mean_iou_of_labelled_classes,
     metrics_from_confusion,
 )
 from semask.evaluation.image_scores import ImageScores
-from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 from semask.evaluation.prediction_files import PredictionFiles
 from semask.evaluation.sem_seg_evaluator import SemSegConfusionEvaluator
-from semask.evaluation.table import class_table
 
 __all__ = [
     "BoundaryIoU",
@@ -20,9 +20,9 @@ __all__ = [
     "CalibrationCurve",
     "ClassCounts",
     "EvaluatedImage",
-    "EvaluationPart",
     "ImageScores",
-    "PartResult",
+    "Metric",
+    "MetricResult",
     "PredictionFiles",
     "SemSegConfusionEvaluator",
     "boundary_band",

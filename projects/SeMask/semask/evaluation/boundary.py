@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semask.evaluation.confusion import ClassCounts
-from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 
 # Width of the bands, as a share of the image's diagonal: the paper's choice.
 DILATION_RATIO = 0.02
@@ -57,7 +57,7 @@ def band_width(height: int, width: int, ratio: float = DILATION_RATIO) -> int:
     return max(1, round(ratio * math.hypot(height, width)))
 
 
-class BoundaryIoU(EvaluationPart):
+class BoundaryIoU(Metric):
     """Boundary IoU of each class, summed up over the whole set, and their mean.
 
     For a class, the ground truth's pixels near its own contour and the prediction's near its own
@@ -78,7 +78,7 @@ class BoundaryIoU(EvaluationPart):
         self.reset()
 
     def reset(self) -> None:
-        """See ``EvaluationPart``."""
+        """See ``Metric``."""
         self._counts = torch.zeros((3, len(self._class_names)), dtype=torch.int64)
 
     def process(self, image: EvaluatedImage) -> None:
@@ -106,7 +106,7 @@ class BoundaryIoU(EvaluationPart):
         """(3, K) int64: pixels of the intersection, near the truth, near the prediction."""
         return self._counts.cpu().numpy()
 
-    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+    def evaluate(self, shares: Sequence[Any]) -> MetricResult:
         """``mBoundaryIoU`` and ``BoundaryIoU-<class>``, in percent.
 
         As for IoU, a class without ground truth has NaN, and the mean is over the classes that
@@ -125,4 +125,4 @@ class BoundaryIoU(EvaluationPart):
                 zip(("intersection", "labelled", "predicted"), total.tolist(), strict=True)
             ),
         }
-        return PartResult(metrics=metrics, document={"boundary_iou": document})
+        return MetricResult(metrics=metrics, document={"boundary_iou": document})

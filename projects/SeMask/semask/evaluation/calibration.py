@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 
 NUM_BINS = 20
 # Confidences are rounded to a multiple of this and added up as integers, so that the sum does not
@@ -68,7 +68,7 @@ class CalibrationCurve:
         return np.divide(values, self.pixels, out=empty, where=self.pixels > 0)
 
 
-class Calibration(EvaluationPart):
+class Calibration(Metric):
     """The calibration curve over all labelled pixels of a set, in constant memory."""
 
     needs_confidence = True
@@ -78,7 +78,7 @@ class Calibration(EvaluationPart):
         self.reset()
 
     def reset(self) -> None:
-        """See ``EvaluationPart``."""
+        """See ``Metric``."""
         self._counts = torch.zeros((3, self._num_bins), dtype=torch.int64)
 
     def process(self, image: EvaluatedImage) -> None:
@@ -96,7 +96,7 @@ class Calibration(EvaluationPart):
         """(3, bins) int64: pixels, correct ones, and the confidences in steps."""
         return self._counts.cpu().numpy()
 
-    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+    def evaluate(self, shares: Sequence[Any]) -> MetricResult:
         """The curve for the result file; no metrics."""
         pixels, correct, steps = np.stack(shares).sum(axis=0)
         curve = CalibrationCurve(pixels, correct, steps / _STEPS)
@@ -107,4 +107,4 @@ class Calibration(EvaluationPart):
             "confidence": curve.confidence.tolist(),
             "expected_calibration_error": None if np.isnan(error) else error,
         }
-        return PartResult(document={"calibration": document})
+        return MetricResult(document={"calibration": document})

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from semask.evaluation.confusion import ClassCounts
-from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 
 
-class ImageScores(EvaluationPart):
+class ImageScores(Metric):
     """Pixel accuracy and mean IoU of every image: a few numbers for each, no pixels.
 
     The mean is over the classes in the image's ground truth, so that a few stray pixels of
@@ -20,7 +20,7 @@ class ImageScores(EvaluationPart):
         self.reset()
 
     def reset(self) -> None:
-        """See ``EvaluationPart``."""
+        """See ``Metric``."""
         self._images: list[dict[str, Any]] = []
 
     def process(self, image: EvaluatedImage) -> None:
@@ -42,12 +42,12 @@ class ImageScores(EvaluationPart):
         """A dict per image: "file_name", and "mIoU" and "pACC" in percent."""
         return self._images
 
-    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+    def evaluate(self, shares: Sequence[Any]) -> MetricResult:
         """The images by name, for the result file; no metrics."""
         images = sorted(
             (image for share in shares for image in share), key=lambda image: image["file_name"]
         )
-        return PartResult(document={"images": images})
+        return MetricResult(document={"images": images})
 
 
 def ranked(images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 
 from semask.data.annotations import inspect
 from semask.errors import ConfigError
-from semask.evaluation.instance_results import RecordedEvaluation
+from semask.evaluation.instance_scores import RecordedEvaluation
 
 # Values of "evaluator_type" in a dataset's metadata.
 INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
@@ -44,7 +44,7 @@ def build_instance_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> Da
     instances = COCOEvaluator(
         dataset_name, tasks, output_dir=folder, max_dets_per_image=limit, use_fast_impl=False
     )
-    mend_ground_truth(instances._coco_api, masks="segm" in tasks)
+    fix_ground_truth(instances._coco_api, masks="segm" in tasks)
     evaluator: DatasetEvaluator = instances
     if panoptic:
         stuff = SemSegEvaluator(dataset_name, output_dir=folder)
@@ -81,7 +81,7 @@ def evaluates_panoptic(cfg: CfgNode, dataset_name: str) -> bool:
     return True
 
 
-def mend_ground_truth(truth: COCO, *, masks: bool) -> None:
+def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
     """Make pycocotools evaluate a file that lacks what it takes for granted.
 
     Annotations that training would skip are crowds then: what is found there counts neither way.

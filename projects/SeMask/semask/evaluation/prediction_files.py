@@ -9,11 +9,11 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from semask.errors import DataError
-from semask.evaluation.parts import EvaluatedImage, EvaluationPart, PartResult
+from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 from semask.utils.files import replacing
 
 
-class PredictionFiles(EvaluationPart):
+class PredictionFiles(Metric):
     """One PNG per image with the class of each pixel; nothing stays in memory.
 
     The files lie in a folder as the images do in theirs, with the suffix ".png". Up to 256
@@ -35,7 +35,7 @@ class PredictionFiles(EvaluationPart):
         self._root: str | None = None
 
     def reset(self) -> None:
-        """See ``EvaluationPart``."""
+        """See ``Metric``."""
 
     def process(self, image: EvaluatedImage) -> None:
         """Write one prediction."""
@@ -72,6 +72,6 @@ class PredictionFiles(EvaluationPart):
     def share(self) -> None:
         """Nothing: all is on disk."""
 
-    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+    def evaluate(self, shares: Sequence[Any]) -> MetricResult:
         """Nothing to add."""
-        return PartResult()
+        return MetricResult()

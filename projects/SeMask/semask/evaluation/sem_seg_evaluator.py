@@ -17,12 +17,12 @@ from detectron2.utils import comm
 from semask.data.reading import check_label_values, read_label
 from semask.errors import ConfigError, DataError
 from semask.evaluation.confusion import (
+    class_table,
     confusion_matrix,
     mean_iou_of_labelled_classes,
     metrics_from_confusion,
 )
-from semask.evaluation.parts import EvaluatedImage, EvaluationPart
-from semask.evaluation.table import class_table
+from semask.evaluation.metric import EvaluatedImage, Metric
 from semask.ops.scores import Scores
 from semask.utils.files import replacing
 
@@ -53,7 +53,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         num_classes: int | None = None,
         ignore_label: int | None = None,
-        parts: Sequence[EvaluationPart] = (),
+        metrics: Sequence[Metric] = (),
     ) -> None:
         """
         Args:
@@ -61,13 +61,13 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             distributed: add up the matrices of all processes; otherwise each process evaluates
                 what it has seen.
             output_dir: folder for ``sem_seg_evaluation.json`` (results in percent, class names,
-                the confusion matrix, and what the parts add), written by the main process. None
+                the confusion matrix, and what the metrics add), written by the main process. None
                 writes nothing.
             num_classes: K that the model has, to be checked against the metadata; None = not
                 checked here.
             ignore_label: label value of pixels that do not count; None = the metadata's
                 ``ignore_label``, or 255 where they have none.
-            parts: what else to measure or keep; see ``semask.evaluation.parts``.
+            metrics: what else to measure or keep; see ``semask.evaluation.metric``.
 
         Raises:
             ConfigError: the metadata have no class names, or not K of them.
@@ -88,7 +88,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._class_names: list[str] = list(names)
         self._ignore_label = int(ignore_label)
-        self._parts = list(parts)
+        self._metrics = list(metrics)
         self._records: dict[str, Mapping[str, Any]] | None = None
         self.reset()
 
@@ -96,8 +96,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         """Forget everything seen so far."""
         classes = len(self._class_names)
         self._matrix = torch.zeros((classes, classes + 1), dtype=torch.int64)
-        for part in self._parts:
-            part.reset()
+        for metric in self._metrics:
+            metric.reset()
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -118,17 +118,17 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             image = self._evaluated(dataset_dict, self._scores(output))
             self._matrix = self._matrix.to(image.matrix.device)
             self._matrix += image.matrix
-            for part in self._parts:
-                part.process(image)
+            for metric in self._metrics:
+                metric.process(image)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Compute the metrics, log the table per class, write the result file.
 
         Returns:
-            {"sem_seg": metrics} in percent, see ``metrics_from_confusion``, and those of the
-            parts; None in processes other than the main one when ``distributed``.
+            {"sem_seg": metrics} in percent, see ``metrics_from_confusion``, and those of
+            ``metrics``; None in processes other than the main one when ``distributed``.
         """
-        share = [self._matrix.cpu().numpy(), *(part.share() for part in self._parts)]
+        share = [self._matrix.cpu().numpy(), *(metric.share() for metric in self._metrics)]
         gathered = [share]
         if self._distributed:
             comm.synchronize()
@@ -142,17 +142,17 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
                 "No labelled pixel of '%s' has been evaluated; its metrics are undefined (NaN).",
                 self._dataset_name,
             )
-        metrics = metrics_from_confusion(matrix, self._class_names)
+        percentages = metrics_from_confusion(matrix, self._class_names)
         logger.info(
             "Evaluation of '%s':\n%s", self._dataset_name, class_table(matrix, self._class_names)
         )
-        results = [part.evaluate(own) for part, own in zip(self._parts, shares, strict=True)]
+        results = [metric.evaluate(own) for metric, own in zip(self._metrics, shares, strict=True)]
         for result in results:
-            metrics.update(result.metrics)
+            percentages.update(result.metrics)
         if self._output_dir and comm.is_main_process():
             document = {key: value for result in results for key, value in result.document.items()}
-            self._write(self._output_dir, matrix, metrics, document)
-        return OrderedDict(sem_seg=metrics)
+            self._write(self._output_dir, matrix, percentages, document)
+        return OrderedDict(sem_seg=percentages)
 
     def _scores(self, output: Mapping[str, Any]) -> Scores:
         """A model's answer, of as many classes as the dataset has."""
@@ -186,7 +186,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         check_label_values(label, classes, self._ignore_label, path)
         truth = torch.from_numpy(label).to(scores.device)
         confidence: torch.Tensor | None = None
-        if any(part.needs_confidence for part in self._parts):
+        if any(metric.needs_confidence for metric in self._metrics):
             prediction, confidence = scores.labels_and_confidence()
         else:
             prediction = scores.labels()

@@ -16,7 +16,7 @@ from torch import nn
 from semask.data.annotations import inspect
 from semask.data.mappers.prior_target import PriorTarget, Region, annotation_region
 from semask.data.reading import read_image
-from semask.evaluation.instance_matching import FALSE, SCORE, match_instances
+from semask.evaluation.instance_scores import FALSE, SCORE, match_instances
 from semask.inference.instance_predicting import (
     FoundInstances,
     predict_instances,
@@ -39,7 +39,7 @@ class ShownInstances:
 
     Attributes:
         name: of its file.
-        scores: see ``semask.evaluation.instance_results.image_scores``.
+        scores: see ``semask.evaluation.instance_scores.image_scores``.
         size: (width, height) that all its pictures are shown in, as a ratio.
         pictures: image, ground truth, prediction, errors.
         priors: the semantic-prior map of each stage and their sum; none without a prior.

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from torch import nn
 
 from semask.errors import DataError
-from semask.evaluation.instance_results import RESULT_FILE
+from semask.evaluation.instance_scores import RESULT_FILE
 from semask.inference.predicting import Mapper, evaluating
 from semask.report.instance_html import InstanceReportData, render_instance_page
 from semask.report.instance_pictures import show_instances

@@ -1,6 +1,6 @@
 """Looking at an evaluation: ``report.html``, one file that opens without a network.
 
-It is made of the result file that ``SemSegConfusionEvaluator`` writes with the parts of
+It is made of the result file that ``SemSegConfusionEvaluator`` writes with the metrics of
 ``report_parts``. Only the few images it shows are predicted again, so evaluating for a report
 costs no memory and little time: the confidences of each image, and a score of it.
 """
@@ -18,7 +18,7 @@ from torch import nn
 from semask.errors import DataError
 from semask.evaluation.calibration import Calibration, CalibrationCurve
 from semask.evaluation.image_scores import ImageScores, ranked, spread
-from semask.evaluation.parts import EvaluationPart
+from semask.evaluation.metric import Metric
 from semask.evaluation.sem_seg_evaluator import RESULT_FILE
 from semask.inference.predicting import Mapper, evaluating
 from semask.report.html import ReportData, render_page
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "report.html"
 
 
-def report_parts() -> list[EvaluationPart]:
+def report_parts() -> list[Metric]:
     """What an evaluation has to gather for ``write_report``."""
     return [ImageScores(), Calibration()]
 

@@ -11,7 +11,7 @@ from semask.data.mappers.instance import InstanceMapper
 from semask.data.mappers.semantic import SemSegMapper
 from semask.evaluation.boundary import BoundaryIoU
 from semask.evaluation.instance_evaluators import build_instance_evaluator
-from semask.evaluation.parts import EvaluationPart
+from semask.evaluation.metric import Metric
 from semask.evaluation.prediction_files import PredictionFiles
 from semask.evaluation.sem_seg_evaluator import SemSegConfusionEvaluator
 from semask.report.instances import write_instance_report
@@ -36,19 +36,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_instance_evaluator(cfg, dataset_name, folder)
     metadata = MetadataCatalog.get(dataset_name)
     names = metadata.get("stuff_classes", [])
-    parts: list[EvaluationPart] = []
+    metrics: list[Metric] = []
     if cfg.TEST.BOUNDARY_IOU:
-        parts.append(BoundaryIoU(names))
+        metrics.append(BoundaryIoU(names))
     if cfg.TEST.SAVE_PREDICTIONS:
         colors = class_colors(len(names), metadata.get("stuff_colors"))
-        parts.append(PredictionFiles(dataset_name, os.path.join(folder, "predictions"), colors))
+        metrics.append(PredictionFiles(dataset_name, os.path.join(folder, "predictions"), colors))
     if cfg.TEST.REPORT:
-        parts += report_parts()
+        metrics += report_parts()
     return SemSegConfusionEvaluator(
         dataset_name,
         output_dir=folder,
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        parts=parts,
+        metrics=metrics,
     )
 
 

@@ -1,23 +1,87 @@
-"""What an evaluation of instances leaves behind for the report: one file of plain values."""
+"""Which predicted instances are right, image by image, and the result file that says so."""
 
 import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 
-from semask.evaluation.instance_matching import boxes_or_masks, match_instances
 from semask.utils.files import replacing
 
 RESULT_FILE = "instance_evaluation.json"
 # What Detectron2's COCOEvaluator writes.
 DETECTIONS_FILE = "coco_instances_results.json"
+# A prediction is right with at least this IoU, as for AP50,
+IOU = 0.5
+# and counts from this score on.
+SCORE = 0.5
+
+FALSE, IN_CROWD = -1, -2
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What became of the instances of an image.
+
+    Attributes:
+        found: for each prediction, in the order given, the index of the instance that it is
+            right about; or ``FALSE``, or ``IN_CROWD`` where it counts neither way.
+        missed: indices of the instances that no prediction is right about.
+    """
+
+    found: tuple[int, ...]
+    missed: tuple[int, ...]
+
+    @property
+    def f1(self) -> float | None:
+        """2 R / (R + F + R + M) of R right, F false predictions and M missed instances, in
+        percent; None where there is nothing."""
+        right = sum(index >= 0 for index in self.found)
+        counted = 2 * right + self.found.count(FALSE) + len(self.missed)
+        return 200 * right / counted if counted else None
+
+
+def match_instances(
+    predicted: Sequence[Any],
+    predicted_classes: Sequence[int],
+    truth: Sequence[Any],
+    truth_classes: Sequence[int],
+    crowds: Sequence[bool],
+) -> Matching:
+    """Give each prediction the instance that it fits best and that no better one has.
+
+    Args:
+        predicted: RLEs, or boxes (x, y, width, height), the most certain first.
+        predicted_classes: their categories.
+        truth: the instances, in the same form.
+        truth_classes: their categories.
+        crowds: which of them are crowds.
+    """
+    usable = {index for index, crowd in enumerate(crowds) if not crowd}
+    if not len(predicted) or not len(truth):
+        return Matching((FALSE,) * len(predicted), tuple(sorted(usable)))
+    overlaps = mask_util.iou(list(predicted), list(truth), [int(crowd) for crowd in crowds])
+    same = np.equal.outer(np.asarray(predicted_classes), np.asarray(truth_classes))
+    overlaps = np.where(same, overlaps, 0.0)
+    free, found = set(usable), []
+    for row in overlaps:
+        best = max(free, key=lambda index: row[index], default=None)
+        if best is not None and row[best] >= IOU:
+            free.remove(best)
+            found.append(best)
+        else:
+            in_crowd = any(row[index] >= IOU for index in range(len(row)) if crowds[index])
+            found.append(IN_CROWD if in_crowd else FALSE)
+    return Matching(tuple(found), tuple(sorted(free)))
 
 
 class RecordedEvaluation(DatasetEvaluator):
@@ -105,7 +169,7 @@ def image_scores(
         annotations = truth.imgToAnns.get(image_id, [])
         crowds = [bool(annotation["iscrowd"]) for annotation in annotations]
         matching = match_instances(
-            *boxes_or_masks(detections.get(image_id, []), masks),
+            *_boxes_or_masks(detections.get(image_id, []), masks),
             [truth.annToRLE(entry) if masks else entry["bbox"] for entry in annotations],
             [annotation["category_id"] for annotation in annotations],
             crowds,
@@ -117,12 +181,27 @@ def image_scores(
                 "file_name": image["file_name"],
                 "instances": len(crowds) - sum(crowds),
                 "right": right,
-                "false": matching.found.count(-1),
+                "false": matching.found.count(FALSE),
                 "missed": len(matching.missed),
                 "F1": matching.f1,
             }
         )
     return scores
+
+
+def _boxes_or_masks(
+    results: Sequence[Mapping[str, Any]], masks: bool
+) -> tuple[list[Any], list[int]]:
+    """Regions and categories of results in COCO's format, the most certain first.
+
+    Args:
+        results: of one image; those below ``SCORE`` are left out.
+        masks: the regions are the masks, else the boxes.
+    """
+    chosen = [result for result in results if result["score"] >= SCORE]
+    chosen.sort(key=lambda result: -result["score"])
+    key = "segmentation" if masks else "bbox"
+    return [result[key] for result in chosen], [result["category_id"] for result in chosen]
 
 
 def _plain(value: Any) -> float | None:

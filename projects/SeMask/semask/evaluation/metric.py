@@ -1,6 +1,6 @@
-"""What else an evaluation can measure or keep beside the confusion matrix, one idea in each part.
+"""What an evaluation can measure or keep beside the confusion matrix, one idea in each class.
 
-``SemSegConfusionEvaluator`` reads each label map and takes each argmax once, for all its parts.
+``SemSegConfusionEvaluator`` reads each label map and takes each argmax once, for all its metrics.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ class EvaluatedImage:
         label: (H, W) uint8, a class or ``ignore_label``.
         ignore_label: label value of pixels that do not count.
         matrix: (K, K + 1) int64, the image's own confusion matrix.
-        confidence: (H, W) float32, the probability of ``prediction``; None where no part needs it.
+        confidence: (H, W) float32, the probability of ``prediction``; None if no metric needs it.
     """
 
     record: Mapping[str, Any]
@@ -37,11 +37,11 @@ class EvaluatedImage:
 
 
 @dataclass(frozen=True)
-class PartResult:
-    """What a part adds to the results.
+class MetricResult:
+    """What a metric adds to the results.
 
     Attributes:
-        metrics: in percent, into the "sem_seg" results; names no other part uses.
+        metrics: in percent, into the "sem_seg" results; names no other metric uses.
         document: plain types without NaN, into the result file.
     """
 
@@ -49,7 +49,7 @@ class PartResult:
     document: Mapping[str, Any] = field(default_factory=dict)
 
 
-class EvaluationPart(ABC):
+class Metric(ABC):
     """Sees every image once; what it keeps must not grow with the images' pixels.
 
     Attributes:
@@ -71,5 +71,5 @@ class EvaluationPart(ABC):
         """What this process has gathered: an object that can be pickled, without GPU tensors."""
 
     @abstractmethod
-    def evaluate(self, shares: Sequence[Any]) -> PartResult:
+    def evaluate(self, shares: Sequence[Any]) -> MetricResult:
         """The result over the shares of all processes, which must not depend on their order."""
