@@ -45,6 +45,28 @@ def reference_state_dict(case: str) -> dict[str, torch.Tensor]:
     return {k: torch.from_numpy(v) for k, v in weights.fill_state_dict(shapes).items()}
 
 
+def build_backbone(spec: dict[str, Any], **overrides: Any) -> SeMaskSwin:
+    """The backbone that a fixture's ``meta.json`` describes under "backbone"."""
+    return SeMaskSwin(
+        embed_dim=spec["embed_dim"],
+        depths=spec["depths"],
+        num_heads=spec["num_heads"],
+        window_size=spec["window_size"],
+        drop_path_rate=overrides.get("drop_path_rate", spec["drop_path_rate"]),
+        semantic_attention=spec.get("semantic_attention", ["none"] * 4),
+        semantic_blocks=stage_blocks(spec),
+        semantic_classes=spec.get("semantic_classes", 0),
+        semantic_window_size=spec.get("semantic_window_size"),
+        semantic_dropout=overrides.get("dropout", spec.get("semantic_dropout", 0.0)),
+    )
+
+
+def stage_blocks(spec: dict[str, Any]) -> list[int]:
+    """Semantic blocks of each stage; one number stands for all stages."""
+    blocks = spec.get("semantic_blocks", 0)
+    return [blocks] * 4 if isinstance(blocks, int) else blocks
+
+
 class Model(nn.Module):
     """Backbone and head without Detectron2's input handling; built from plain arguments."""
 
@@ -52,21 +74,9 @@ class Model(nn.Module):
         super().__init__()
         meta = load_meta(case)
         spec = meta["backbone"]
-        semantic = "semantic_attention" in spec
         attention = spec.get("semantic_attention", ["none"] * 4)
-        blocks = spec.get("semantic_blocks", [0] * 4)
-        self.backbone = SeMaskSwin(
-            embed_dim=spec["embed_dim"],
-            depths=spec["depths"],
-            num_heads=spec["num_heads"],
-            window_size=spec["window_size"],
-            drop_path_rate=overrides.get("drop_path_rate", spec["drop_path_rate"]),
-            semantic_attention=attention,
-            semantic_blocks=blocks,
-            semantic_classes=spec.get("semantic_classes", 0),
-            semantic_window_size=spec.get("semantic_window_size"),
-            semantic_dropout=overrides.get("dropout", spec.get("semantic_dropout", 0.0)),
-        )
+        blocks = stage_blocks(spec)
+        self.backbone = build_backbone(spec, **overrides)
         head = meta["head"]
         self.sem_seg_head = SeMaskFPNHead(
             semantic_fpn=SemanticFPNHead(
@@ -82,7 +92,9 @@ class Model(nn.Module):
                 norm="BN",
             ),
             prior_head=(
-                SemanticPriorHead(strides=prior_strides(attention, blocks)) if semantic else None
+                SemanticPriorHead(strides=prior_strides(attention, blocks))
+                if "semantic_attention" in spec
+                else None
             ),
             num_classes=head["num_classes"],
             prior_loss_weight=head.get("prior_loss_weight") or 0.0,

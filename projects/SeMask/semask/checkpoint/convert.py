@@ -1,17 +1,20 @@
 """Parameter names of published checkpoints, turned into this project's.
 
-Three kinds are published: SeMask-FPN and Swin-FPN (names of their segmentation framework,
-``backbone.*`` and ``decode_head.*``), and ImageNet-pretrained Swin (names of the backbone alone).
+Published are SeMask-FPN and Swin-FPN (names of their segmentation framework, ``backbone.*`` and
+``decode_head.*``), mask-classification models (see :mod:`.mask_models`), and ImageNet-pretrained
+Swin (names of the backbone alone).
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semask.checkpoint.mask_models import HEAD, convert_mask_model
+from semask.checkpoint.swin_names import own_backbone_name, with_stage
 from semask.errors import CheckpointError
 
 
@@ -20,6 +23,8 @@ class CheckpointKind(Enum):
 
     SEMASK_FPN = "published SeMask-FPN"
     SWIN_FPN = "published Swin-FPN"
+    SEMASK_MASKS = "published SeMask with a mask decoder"
+    SWIN_MASKS = "published Mask2Former or MaskFormer with a plain Swin"
     IMAGENET_SWIN = "ImageNet-pretrained Swin"
     CONVERTED_SWIN = "ImageNet-pretrained Swin, by this project's names"
     NATIVE = "this project's own"
@@ -29,18 +34,7 @@ class CheckpointKind(Enum):
 _COMPUTED = ("relative_position_index", "attn_mask")
 
 # (pattern, replacement) in order; every name goes through all of them.
-_BACKBONE_RULES = (
-    (r"\blayers\.(\d+)\.downsample\.", r"merging.\1."),
-    (r"\blayers\.(\d+)\.", r"stages.\1."),
-    (r"\.semantic_layer\.norm1\.", ".semantic_layer.norm."),
-    (r"\.class_injection\.(\d+)\.", r".blocks.\1."),
-    (r"\.mlp_cls_q\.", ".query."),
-    (r"\.mlp_cls_k\.", ".key."),
-    (r"\.mlp_v\.", ".value."),
-    (r"\.mlp_res\.", ".proj."),
-)
 _FPN_RULES = (
-    *_BACKBONE_RULES,
     (r"^decode_head\.conv_seg\.", "sem_seg_head.semantic_fpn.predictor."),
     (r"(scale_heads\.\d+\.\d+)\.conv\.", r"\1."),
     (r"(scale_heads\.\d+\.\d+)\.bn\.", r"\1.norm."),
@@ -67,6 +61,8 @@ def convert_state_dict(
     if state_dict and all(name.startswith("module.") for name in state_dict):
         state_dict = {name[len("module.") :]: value for name, value in state_dict.items()}
     kind = find_kind(state_dict)
+    if kind in (CheckpointKind.SEMASK_MASKS, CheckpointKind.SWIN_MASKS):
+        return convert_mask_model(state_dict), kind
     converted: dict[str, Tensor] = {}
     for name, value in state_dict.items():
         if name.endswith(_COMPUTED):
@@ -83,6 +79,8 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
     names = list(state_dict)
     if any(name.startswith("backbone.layers.") for name in names):
         semantic = any(".class_injection." in name for name in names)
+        if any(name.startswith(HEAD) for name in names):
+            return CheckpointKind.SEMASK_MASKS if semantic else CheckpointKind.SWIN_MASKS
         return CheckpointKind.SEMASK_FPN if semantic else CheckpointKind.SWIN_FPN
     if any(re.match(r"layers\.\d+\.blocks\.\d+\.attn\.", name) for name in names):
         return CheckpointKind.IMAGENET_SWIN
@@ -100,22 +98,13 @@ def _convert_name(name: str, kind: CheckpointKind) -> str:
     if kind in (CheckpointKind.NATIVE, CheckpointKind.CONVERTED_SWIN):
         return name
     if kind is CheckpointKind.IMAGENET_SWIN:
-        if name.startswith(("head.", "norm.")):
-            return name
-        return "backbone." + _apply(_BACKBONE_RULES, name)
-    name = _apply(_FPN_RULES, name)
-    name = re.sub(r"^backbone\.norm(\d)\.", _with_stage("backbone.output_norms.res{}."), name)
-    return re.sub(r"\bscale_heads\.(\d)\.", _with_stage("scale_heads.res{}."), name)
-
-
-def _apply(rules: tuple[tuple[str, str], ...], name: str) -> str:
-    for pattern, replacement in rules:
+        return (
+            name if name.startswith(("head.", "norm.")) else own_backbone_name(f"backbone.{name}")
+        )
+    name = own_backbone_name(name)
+    for pattern, replacement in _FPN_RULES:
         name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _with_stage(template: str) -> Callable[[re.Match[str]], str]:
-    return lambda match: template.format(int(match.group(1)) + 2)
+    return re.sub(r"\bscale_heads\.(\d)\.", with_stage("scale_heads.res{}."), name)
 
 
 def below_pyramid(

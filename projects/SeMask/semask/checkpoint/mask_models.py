@@ -1,0 +1,133 @@
+"""Published mask-classification models: parameter names, and what is checked in place of loaded.
+
+MaskFormer (arXiv 2107.06278), Mask2Former (arXiv 2112.01527) and SeMask's four models with their
+decoders name the decoders as this project does, up to two older names, and the backbone as Swin.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from semask.checkpoint.swin_names import own_backbone_name
+from semask.errors import CheckpointError
+from semask.modeling.backbone.attention import relative_position_index
+
+logger = logging.getLogger(__name__)
+
+HEAD = "sem_seg_head."
+PIXEL_DECODER = HEAD + "pixel_decoder."
+PREDICTOR = HEAD + "predictor."
+
+# (what a state dict has, the decoder it is of), the first that is found.
+_DECODERS = (
+    (PREDICTOR + "transformer.decoder.", "maskformer"),
+    (PIXEL_DECODER + "align_2.", "mask2former_fapn"),
+    (PIXEL_DECODER + "align_1.", "mask2former_msfapn"),
+    (PREDICTOR + "transformer_cross_attention_layers.", "mask2former"),
+)
+
+# Their values follow from the number of classes, which the model knows by itself.
+_NO_OBJECT_WEIGHTS = "criterion.empty_weight"
+_PIXEL_STATISTICS = ("pixel_mean", "pixel_std")
+
+
+def find_decoder(names: Iterable[str]) -> str | None:
+    """The decoder that a state dict is of, by the name that the files of configs have for it.
+
+    Args:
+        names: of parameters, this project's or published ones.
+
+    Returns:
+        "maskformer", "mask2former", "mask2former_fapn", "mask2former_msfapn" or "fpn"; None where
+        there is none of these.
+    """
+    names = list(names)
+    if any(name.startswith((HEAD + "semantic_fpn.", "decode_head.")) for name in names):
+        return "fpn"
+    names = [own_head_name(name) for name in names]
+    for start, decoder in _DECODERS:
+        if any(name.startswith(start) for name in names):
+            return decoder
+    return None
+
+
+def own_head_name(name: str) -> str:
+    """The present name of a decoder's parameter; other names are returned as they are.
+
+    The original releases put the pixel decoder directly below the head at first, and called the
+    learnt queries' features ``static_query``. A name tells by itself which form it has.
+    """
+    if name.startswith(HEAD) and not name.startswith((PIXEL_DECODER, PREDICTOR)):
+        name = PIXEL_DECODER + name[len(HEAD) :]
+    return name.replace(PREDICTOR + "static_query.", PREDICTOR + "query_feat.")
+
+
+def convert_mask_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the parameters of a published mask-classification model.
+
+    Buffers that a model computes by itself are compared with their formula and left out. The
+    normalisation that feature alignment shares with the convolution behind it stands there under
+    two names; that of the convolution counts.
+
+    Args:
+        state_dict: parameters by their published names.
+
+    Returns:
+        Parameters by this project's names; tensors are not copied.
+
+    Raises:
+        CheckpointError: two parameters become the same one, or a buffer has other values than a
+            model computes.
+    """
+    converted: dict[str, Tensor] = {}
+    for name, value in state_dict.items():
+        if _is_computed(name, value):
+            continue
+        own_name = own_backbone_name(name) if name.startswith("backbone.") else own_head_name(name)
+        if own_name in converted:
+            raise CheckpointError(f"Two of its parameters stand for '{own_name}': '{name}' is one.")
+        converted[own_name] = value
+    return _with_shared_norms(converted)
+
+
+def _is_computed(name: str, value: Tensor) -> bool:
+    """Whether a model makes this by itself.
+
+    Raises:
+        CheckpointError: it does, and makes something else.
+    """
+    if name in _PIXEL_STATISTICS:
+        return True
+    if name.endswith(".relative_position_index"):
+        side = round(value.shape[0] ** 0.5)
+        expected = relative_position_index(side)
+    elif name == _NO_OBJECT_WEIGHTS:
+        expected = torch.ones_like(value)
+        expected[-1] = value[-1]  # the weight of "no object" is the config's
+    else:
+        return False
+    if not torch.equal(value, expected.to(value)):
+        raise CheckpointError(
+            f"Its buffer '{name}' has other values than this model computes: it is of another "
+            "implementation, or damaged."
+        )
+    return True
+
+
+def _with_shared_norms(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in list(state_dict.items()):
+        shared = re.sub(r"\.align_(\d+)\.offset\.norm\.", r".layer_\1.norm.", name)
+        if shared == name or shared not in state_dict:
+            continue
+        if not torch.equal(value, state_dict[shared]):
+            logger.warning(
+                "The checkpoint's '%s' and '%s' are one parameter under two names and differ; the "
+                "second one is used.",
+                name,
+                shared,
+            )
+        state_dict[name] = state_dict[shared]
+    return state_dict

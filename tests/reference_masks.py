@@ -1,0 +1,99 @@
+"""Weights and numbers of a case of ``fixtures/semask_mask2former``, part by part or whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reference import build_backbone, weights
+from semask.checkpoint import convert_state_dict
+from semask.modeling import SeMaskSwin
+
+FIXTURES = Path(__file__).parent / "fixtures" / "semask_mask2former"
+CASES = (
+    "semask_t_maskformer_ade20k",
+    "semask_t_mask2former_ade20k",
+    "semask_t_fapn_ade20k",
+    "semask_t_msfapn_ade20k",
+)
+SIZES = ("128x128", "96x160")
+
+# What ``summarize`` keeps of each array: channels and side of the grid.
+SUMMARIES = {
+    "prior": (24, 16),
+    "pred_masks": (25, 16),
+    "sem_seg": (24, 16),
+}
+
+
+def load_meta(case: str) -> dict[str, Any]:
+    return json.loads((FIXTURES / case / "meta.json").read_text())
+
+
+def load_arrays(case: str, name: str) -> dict[str, np.ndarray]:
+    with np.load(FIXTURES / case / name) as arrays:
+        return dict(arrays)
+
+
+def reference_state_dict(case: str) -> dict[str, Tensor]:
+    """The reference's parameters, by the reference's names."""
+    meta = load_meta(case)
+    arrays = weights.fill_state_dict(meta["state_dict"])
+    for first, second in meta.get("shared_tensors", {}).items():
+        arrays[first] = arrays[second]
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
+def load_reference(module: nn.Module, case: str, prefix: str = "") -> nn.Module:
+    """Load the reference's parameters strictly, through the conversion of published checkpoints.
+
+    Args:
+        module: a part of a model, or a model.
+        case: name of the fixture.
+        prefix: what a model has in front of the part's names, such as "sem_seg_head.predictor.".
+    """
+    converted, _ = convert_state_dict(reference_state_dict(case))
+    own = {name[len(prefix) :]: v for name, v in converted.items() if name.startswith(prefix)}
+    module.load_state_dict(own)
+    return module.eval()
+
+
+def reference_backbone(case: str, **overrides: Any) -> SeMaskSwin:
+    """The case's backbone with the reference's weights, in evaluation mode, float32."""
+    backbone = build_backbone(load_meta(case)["backbone"], **overrides)
+    load_reference(backbone, case, "backbone.")
+    return backbone
+
+
+def reference_image(case: str, file: str) -> Tensor:
+    """The normalised image (or batch of images) of a file, float32."""
+    spec = load_meta(case)["files"][file]["image"]
+    image = weights.make_image(spec["batch"], spec["height"], spec["width"], seed=spec["seed"])
+    return torch.from_numpy(image)
+
+
+def check_array(case: str, file: str, name: str, array: Tensor) -> None:
+    """Compare an NCHW array with the summary that a file has of it.
+
+    In float64 within 1e-6 of the array's scale (its largest absolute value), in float32 within
+    ten times the rounding that the reference itself has there.
+    """
+    expected = load_arrays(case, file)
+    scale = expected[f"{name}.stats"][2]
+    tolerance = 1e-6 * scale
+    if array.dtype == torch.float32:
+        tolerance = 10 * load_meta(case)["float32_max_abs_diff"][file][name]
+    channels, side = SUMMARIES.get(name, (16, 8))
+    got = weights.summarize(name, array.detach().double().numpy(), channels, side)
+    for key, value in got.items():
+        if key.endswith(".shape"):
+            assert np.array_equal(value, expected[key]), key
+        elif key.endswith(".stats"):
+            assert np.allclose(value, expected[key], rtol=0, atol=tolerance), key
+        else:
+            error = np.abs(value.astype(np.float64) - expected[key]).max()
+            rounding = 1e-7 * scale  # the grids are stored in float32
+            assert error <= tolerance + rounding, f"{name}: {key} differs by {error:.2e}"
