@@ -109,6 +109,9 @@ def add_semask_config(cfg: CfgNode) -> None:
     # below; "instances" = an image and its instances, for Detectron2's detectors, as described by
     # Detectron2's keys (MIN_SIZE_TRAIN, ...) and PHOTOMETRIC_DISTORTION.
     cfg.INPUT.MAPPER = "sem_seg"
+    # "" = the pipeline of the SeMask-FPN models; "mask_former_semantic" = that of the
+    # mask-classification models, which also gives a mask for each class.
+    cfg.INPUT.DATASET_MAPPER_NAME = ""
     # The image is resized, aspect ratio kept, by min(long / longer side, short / shorter side).
     cfg.INPUT.SCALE = [2048, 512]
     # In training that scale is multiplied by one of these factors ("choice") or by one drawn
@@ -119,6 +122,13 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
     # INPUT.CROP.SIZE is (height, width) in pixels, and what smaller images are padded to.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Mask classification (INPUT.DATASET_MAPPER_NAME "mask_former_semantic"): the shorter side is
+    # one of Detectron2's MIN_SIZE_TRAIN, and the crop is padded (or cut) to a square of this side;
+    # -1 = no padding.
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+    # Which pixel of a label map a resized one copies: "nearest-exact", the one under the image's
+    # pixel, or "nearest", half a pixel off, as the published models were trained.
+    cfg.INPUT.LABEL_INTERPOLATION = "nearest-exact"
     # Detectors: large-scale jitter in training, in place of MIN_SIZE_TRAIN and INPUT.CROP. The
     # image is made to fit into SIZE (height, width) times a factor from SCALE, and cropped to SIZE.
     cfg.INPUT.LSJ = CfgNode()
@@ -160,6 +170,9 @@ def add_semask_config(cfg: CfgNode) -> None:
     # What INPUT.SCALE is multiplied by, and whether each size is also predicted mirrored.
     cfg.TEST.MULTI_SCALE_FACTORS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
     cfg.TEST.MULTI_SCALE_FLIP = True
+    # Mask classification: the sizes are Detectron2's TEST.AUG.MIN_SIZES and MAX_SIZE, made from
+    # the image at the test size, as published (resized twice), or from the original image.
+    cfg.TEST.AUG.FROM_RESIZED = False
     # (height, width) of a window, and the steps between windows, in pixels.
     cfg.TEST.SLIDE_CROP = [512, 512]
     cfg.TEST.SLIDE_STRIDE = [341, 341]

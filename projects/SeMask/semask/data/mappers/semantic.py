@@ -31,36 +31,55 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     Raises:
         ConfigError: a value cannot be used; it names the key.
     """
-    with _blaming("INPUT.SCALE, SCALE_FACTORS, SCALE_SAMPLING"):
+    with blaming("INPUT.SCALE, SCALE_FACTORS, SCALE_SAMPLING"):
         if not is_train:
             return [ResizeByScale(cfg.INPUT.SCALE)]
         augmentations: list[T.Augmentation] = [
             ResizeByScale(cfg.INPUT.SCALE, cfg.INPUT.SCALE_FACTORS, cfg.INPUT.SCALE_SAMPLING)
         ]
-    crop, ignore_value = cfg.INPUT.CROP, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    if crop.ENABLED:
-        if crop.TYPE != "absolute":
-            raise ConfigError(
-                f"INPUT.CROP.TYPE is '{crop.TYPE}'; only 'absolute' is supported, with "
-                "INPUT.CROP.SIZE as (height, width) in pixels."
-            )
-        with _blaming("INPUT.CROP"):
-            augmentations.append(
-                RandomCropWithCategoryLimit(crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignore_value)
-            )
+    augmentations += [*build_crop(cfg), *build_flip(cfg)]
+    if cfg.INPUT.PHOTOMETRIC_DISTORTION:
+        augmentations.append(PhotometricDistortion())
+    if cfg.INPUT.CROP.ENABLED:
+        mean = cfg.MODEL.PIXEL_MEAN
+        rgb_mean = mean[::-1] if cfg.INPUT.FORMAT == "BGR" else mean
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        augmentations.append(PadToSize(cfg.INPUT.CROP.SIZE, rgb_mean, ignore_value))
+    return augmentations
+
+
+def build_crop(cfg: CfgNode) -> list[T.Augmentation]:
+    """The random crop of ``INPUT.CROP``; nothing where it is not enabled.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED:
+        return []
+    if crop.TYPE != "absolute":
+        raise ConfigError(
+            f"INPUT.CROP.TYPE is '{crop.TYPE}'; only 'absolute' is supported, with "
+            "INPUT.CROP.SIZE as (height, width) in pixels."
+        )
+    with blaming("INPUT.CROP"):
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        return [RandomCropWithCategoryLimit(crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignore_value)]
+
+
+def build_flip(cfg: CfgNode) -> list[T.Augmentation]:
+    """The random mirroring of ``INPUT.RANDOM_FLIP``; nothing for "none".
+
+    Raises:
+        ConfigError: the key has another value.
+    """
     if cfg.INPUT.RANDOM_FLIP == "horizontal":
-        augmentations.append(T.RandomFlip(prob=0.5))
-    elif cfg.INPUT.RANDOM_FLIP != "none":
+        return [T.RandomFlip(prob=0.5)]
+    if cfg.INPUT.RANDOM_FLIP != "none":
         raise ConfigError(
             f"INPUT.RANDOM_FLIP is '{cfg.INPUT.RANDOM_FLIP}'; use 'horizontal' or 'none'."
         )
-    if cfg.INPUT.PHOTOMETRIC_DISTORTION:
-        augmentations.append(PhotometricDistortion())
-    if crop.ENABLED:
-        mean = cfg.MODEL.PIXEL_MEAN
-        rgb_mean = mean[::-1] if cfg.INPUT.FORMAT == "BGR" else mean
-        augmentations.append(PadToSize(crop.SIZE, rgb_mean, ignore_value))
-    return augmentations
+    return []
 
 
 def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
@@ -73,7 +92,7 @@ def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
         return []
     if not cfg.TEST.MULTI_SCALE_FACTORS:
         raise ConfigError("TEST.MULTI_SCALE_FACTORS is empty: give at least one factor.")
-    with _blaming("INPUT.SCALE, TEST.MULTI_SCALE_FACTORS"):
+    with blaming("INPUT.SCALE, TEST.MULTI_SCALE_FACTORS"):
         return [ResizeByScale(cfg.INPUT.SCALE, [f]) for f in cfg.TEST.MULTI_SCALE_FACTORS]
 
 
@@ -93,7 +112,8 @@ class SemSegMapper:
         num_classes: int,
         ignore_value: int = 255,
         image_format: str = "RGB",
-        test_scales: Sequence[ResizeByScale] = (),
+        test_scales: Sequence[T.Augmentation] = (),
+        rescale_resized: bool = False,
     ) -> None:
         """
         Args:
@@ -102,7 +122,9 @@ class SemSegMapper:
             num_classes: labels are 0..num_classes-1,
             ignore_value: or this, 0..255.
             image_format: channel order of the result, "RGB" or "BGR".
-            test_scales: sizes of the original image that the multi-scale protocol wants.
+            test_scales: sizes that the multi-scale protocol wants.
+            rescale_resized: make them from the augmented image, as the published
+                mask-classification models were tested, instead of from the original one.
 
         Raises:
             ConfigError: the format or the ignore value is not as described.
@@ -120,6 +142,7 @@ class SemSegMapper:
         self.ignore_value = ignore_value
         self.image_format = image_format
         self.test_scales = list(test_scales)
+        self.rescale_resized = rescale_resized
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -171,7 +194,8 @@ class SemSegMapper:
         if sem_seg is not None:
             output["sem_seg"] = torch.from_numpy(contiguous(inputs.sem_seg).astype(np.int64))
         if self.test_scales:
-            resized = (scale.get_transform(image).apply_image(image) for scale in self.test_scales)
+            source = inputs.image if self.rescale_resized else image
+            resized = (each.get_transform(source).apply_image(source) for each in self.test_scales)
             output["images"] = [self._tensor(pixels) for pixels in resized]
         return output
 
@@ -199,7 +223,7 @@ class SemSegMapper:
 
 
 @contextlib.contextmanager
-def _blaming(keys: str) -> Iterator[None]:
+def blaming(keys: str) -> Iterator[None]:
     """Give a component's complaint about its arguments the config keys they come from."""
     try:
         yield

@@ -80,18 +80,21 @@ class PhotometricDistortion(Augmentation):
         contrast: tuple[float, float] = (0.5, 1.5),
         saturation: tuple[float, float] = (0.5, 1.5),
         hue: int = 18,
+        hue_inclusive: bool = False,
     ) -> None:
         """
         Args:
             brightness: the offset is uniform between minus and plus this.
             contrast: lower and upper bound of the uniform factor.
             saturation: lower and upper bound of the uniform factor.
-            hue: the offset is a whole number from -hue to hue - 1 (upper end excluded, as
-                published), on OpenCV's circle of 180 steps.
+            hue: the offset is a whole number from -hue to hue - 1, as the SeMask-FPN models
+                were trained, on OpenCV's circle of 180 steps.
+            hue_inclusive: from -hue to hue, as the mask-classification models were trained.
         """
         super().__init__()
         self.brightness, self.contrast = brightness, contrast
         self.saturation, self.hue = saturation, hue
+        self.hue_inclusive = hue_inclusive
 
     def get_transform(self, image: np.ndarray) -> Transform:
         def chance() -> bool:
@@ -101,7 +104,7 @@ class PhotometricDistortion(Augmentation):
         contrast_first = chance()
         contrast = np.random.uniform(*self.contrast) if chance() else None
         saturation = np.random.uniform(*self.saturation) if chance() else None
-        hue = int(np.random.randint(-self.hue, self.hue)) if chance() else None
+        hue = int(np.random.randint(-self.hue, self.hue + self.hue_inclusive)) if chance() else None
         return PhotometricTransform(brightness, contrast, saturation, hue, contrast_first)
 
 

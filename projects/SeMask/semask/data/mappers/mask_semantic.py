@@ -1,0 +1,102 @@
+"""Semantic segmentation for mask classification: a mask for each class of an image.
+
+The training pipeline of MaskFormer (arXiv 2107.06278) and Mask2Former (arXiv 2112.01527) and of
+SeMask's models with these decoders.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+
+from semask.data.mappers.semantic import SemSegMapper, blaming, build_crop, build_flip
+from semask.data.transforms.photometric import PhotometricDistortion
+from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
+
+
+def build_mask_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Resize the shorter side, crop, distort, flip, pad to a square; in evaluation resize alone.
+
+    Args:
+        cfg: ``INPUT.MIN_SIZE_TRAIN``, ``MAX_SIZE_TRAIN``, ``MIN_SIZE_TEST``, ``MAX_SIZE_TEST``,
+            ``CROP``, ``PHOTOMETRIC_DISTORTION``, ``RANDOM_FLIP``, ``SIZE_DIVISIBILITY`` and
+            ``LABEL_INTERPOLATION``.
+        is_train: the random pipeline.
+
+    Raises:
+        ConfigError: a value cannot be used; it names the key.
+    """
+    inputs = cfg.INPUT
+    if not is_train:
+        with blaming("INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST"):
+            return [ResizeShortEdge([inputs.MIN_SIZE_TEST], inputs.MAX_SIZE_TEST)]
+    with blaming("INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, LABEL_INTERPOLATION"):
+        augmentations: list[T.Augmentation] = [
+            ResizeShortEdge(
+                list(inputs.MIN_SIZE_TRAIN),
+                inputs.MAX_SIZE_TRAIN,
+                label_interpolation=inputs.LABEL_INTERPOLATION,
+            )
+        ]
+    augmentations += build_crop(cfg)
+    if inputs.PHOTOMETRIC_DISTORTION:
+        augmentations.append(PhotometricDistortion(hue_inclusive=True))
+    augmentations += build_flip(cfg)
+    if inputs.SIZE_DIVISIBILITY > 0:
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        augmentations.append(PadToSquare(inputs.SIZE_DIVISIBILITY, ignore_value=ignore_value))
+    return augmentations
+
+
+def build_mask_test_scales(cfg: CfgNode) -> list[ResizeShortEdge]:
+    """The sizes of the multi-scale protocol, ``TEST.AUG.MIN_SIZES`` up to ``MAX_SIZE``.
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    if cfg.TEST.PROTOCOL != "multi_scale":
+        return []
+    with blaming("TEST.AUG.MIN_SIZES, MAX_SIZE"):
+        return [ResizeShortEdge([size], cfg.TEST.AUG.MAX_SIZE) for size in cfg.TEST.AUG.MIN_SIZES]
+
+
+class MaskFormerSemanticMapper(SemSegMapper):
+    """As :class:`SemSegMapper`; in training also "instances", one for each class of the image."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg, is_train),
+            "augmentations": build_mask_augmentations(cfg, is_train),
+            "test_scales": [] if is_train else build_mask_test_scales(cfg),
+            "rescale_resized": cfg.TEST.AUG.FROM_RESIZED,
+        }
+
+    def transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> dict[str, Any]:
+        """As :meth:`SemSegMapper.transform`, with "instances"; see :func:`class_masks`."""
+        output = super().transform(image, sem_seg)
+        if sem_seg is not None:
+            output["instances"] = class_masks(output["sem_seg"], self.ignore_value)
+        return output
+
+
+def class_masks(sem_seg: torch.Tensor, ignore_value: int) -> Instances:
+    """One mask for each class that a label map has.
+
+    Args:
+        sem_seg: (H, W) int64.
+        ignore_value: label that is no class.
+
+    Returns:
+        Instances of the size (H, W) with "gt_classes" (N,) int64, ascending, and "gt_masks"
+        (N, H, W) bool; N can be 0.
+    """
+    classes = sem_seg.unique()
+    classes = classes[classes != ignore_value]
+    instances = Instances((sem_seg.shape[0], sem_seg.shape[1]))
+    instances.gt_classes = classes
+    instances.gt_masks = sem_seg[None] == classes[:, None, None]
+    return instances

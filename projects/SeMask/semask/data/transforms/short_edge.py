@@ -1,0 +1,129 @@
+"""The resizing and padding of the mask-classification recipes, for Detectron2.
+
+MaskFormer (arXiv 2107.06278, section 4) and Mask2Former (arXiv 2112.01527, section 4) train on
+images whose shorter side is drawn from a list, cropped, and padded to a square.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform
+
+# Which pixel of a label map a resized one copies, in PyTorch's names: "nearest" is
+# floor(i * old / new), as the published models were trained; "nearest-exact", Pillow's rule, is
+# floor((i + 0.5) * old / new), which lies under the image's own pixel.
+LABEL_INTERPOLATIONS = ("nearest-exact", "nearest")
+
+
+class NearestLabelsTransform(T.ResizeTransform):
+    """Detectron2's (Pillow's) resizing, but label maps by PyTorch's "nearest"."""
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(h, w) of any integer type to (new_h, new_w)."""
+        # float64 holds every integer label exactly, and interpolate takes no integers.
+        maps = torch.from_numpy(np.ascontiguousarray(segmentation).astype(np.float64))[None, None]
+        resized = F.interpolate(maps, size=(self.new_h, self.new_w), mode="nearest")
+        return resized[0, 0].numpy().astype(segmentation.dtype)
+
+
+class ResizeShortEdge(T.ResizeShortestEdge):
+    """Detectron2's ``ResizeShortestEdge`` with a choice of the rule for label maps."""
+
+    def __init__(
+        self,
+        short_edges: Sequence[int],
+        max_size: int = sys.maxsize,
+        *,
+        label_interpolation: str = "nearest-exact",
+    ) -> None:
+        """
+        Args:
+            short_edges: lengths of the shorter side in pixels, one of which is drawn.
+            max_size: the longer side becomes no longer; the shorter one is shortened for it.
+            label_interpolation: one of ``LABEL_INTERPOLATIONS``.
+
+        Raises:
+            ValueError: an argument is not as described.
+        """
+        if not short_edges or min(short_edges) < 1 or max_size < 1:
+            raise ValueError(
+                f"the short edges have to be positive numbers of pixels, as their limit, not "
+                f"{list(short_edges)} and {max_size}"
+            )
+        if label_interpolation not in LABEL_INTERPOLATIONS:
+            raise ValueError(
+                f"the label interpolation has to be one of {', '.join(LABEL_INTERPOLATIONS)}, "
+                f"not '{label_interpolation}'"
+            )
+        super().__init__(list(short_edges), max_size, sample_style="choice")
+        self.label_interpolation = label_interpolation
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        resize = super().get_transform(image)
+        if self.label_interpolation == "nearest":
+            return NearestLabelsTransform(resize.h, resize.w, resize.new_h, resize.new_w)
+        return resize
+
+
+class FixedPadTransform(Transform):
+    """Pad right and bottom with one value for images and one for label maps."""
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int, pixel: int, label: int) -> None:
+        """
+        Args:
+            h, w: size of the input.
+            new_h, new_w: size of the output; what does not fit is cut off.
+            pixel: value of the padding in all channels, 0..255.
+            label: label of the padding.
+        """
+        super().__init__()
+        self.h, self.w, self.new_h, self.new_w = h, w, new_h, new_w
+        self.pixel, self.label = pixel, label
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return self._padded(img, self.pixel)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self._padded(segmentation, self.label)
+
+    def _padded(self, array: np.ndarray, value: int) -> np.ndarray:
+        padded = np.full((self.new_h, self.new_w, *array.shape[2:]), value, dtype=array.dtype)
+        part = array[: self.new_h, : self.new_w]
+        padded[: part.shape[0], : part.shape[1]] = part
+        return padded
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+    def inverse(self) -> Transform:
+        height, width = min(self.h, self.new_h), min(self.w, self.new_w)
+        return CropTransform(0, 0, width, height, self.new_w, self.new_h)
+
+
+class PadToSquare(T.Augmentation):
+    """Make every image one square: gray padding right and bottom, ignored by the labels."""
+
+    def __init__(self, side: int, *, pixel: int = 128, ignore_value: int = 255) -> None:
+        """
+        Args:
+            side: of the result in pixels; larger images are cut to it.
+            pixel: value of the padding before normalisation, 0..255.
+            ignore_value: label of the padding.
+
+        Raises:
+            ValueError: the side is not positive.
+        """
+        super().__init__()
+        if side < 1:
+            raise ValueError(f"the side to pad to has to be at least 1 pixel, not {side}")
+        self.side, self.pixel, self.ignore_value = side, pixel, ignore_value
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        if (height, width) == (self.side, self.side):
+            return NoOpTransform()
+        return FixedPadTransform(height, width, self.side, self.side, self.pixel, self.ignore_value)
