@@ -148,7 +148,7 @@ def analyze_model(
         modules={
             name: ModuleCost(
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
-                flops=_inclusive(flops, name),
+                flops=flops[name],
                 saved_bytes=_inclusive(saved, name),
             )
             for name, module in model.named_modules()
@@ -160,60 +160,48 @@ def analyze_model(
     )
 
 
-class _Place:
-    """The innermost module of a model whose ``forward`` is running, by name."""
-
-    def __init__(self, leaving: Callable[[str], None] = lambda name: None) -> None:
-        """
-        Args:
-            leaving: called with the name of the module that has been running, whenever another
-                one starts or goes on.
-        """
-        self._stack = [""]
-        self._leaving = leaving
-
-    @property
-    def name(self) -> str:
-        return self._stack[-1]
-
-    @contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
-        """Be up to date while ``model`` runs."""
-
-        def enter(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any) -> None:
-                self._leaving(self.name)
-                self._stack.append(name)
-
-            return hook
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._leaving(self._stack.pop())
-
-        handles = []
-        for name, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(enter(name)))
-            handles.append(module.register_forward_hook(leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 def _flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
-    """Operations of one inference, by the module that does them itself."""
+    """Operations of one inference, by module name; each with those of the modules inside it."""
     model.eval()
-    counter = FlopCounterMode(display=False)
-    own: dict[str, int] = defaultdict(int)
-
-    def credit(name: str) -> None:
-        own[name] += counter.get_total_flops() - sum(own.values())
-
     image = torch.zeros(3, height, width, device=_device_of(model))
-    with torch.no_grad(), _Place(credit).following(model), counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model([{"image": image, "height": height, "width": width}])
-    return own
+    counted = {  # its names begin with the class of the model
+        key.partition(".")[2]: sum(operations.values())
+        for key, operations in counter.get_flop_counts().items()
+    }
+    flops: dict[str, int] = {}
+    for name, module in reversed(list(model.named_modules())):
+        # Containers such as nn.ModuleList have no forward pass: they cost what their members do.
+        children = (f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
+        flops[name] = max(counted.get(name, 0), sum(flops.get(child, 0) for child in children))
+    return flops
+
+
+@contextmanager
+def _running_modules(model: nn.Module) -> Iterator[list[str]]:
+    """The names of the modules whose ``forward`` is running, the innermost last.
+
+    PyTorch's ModuleTracker would do, but it fails where a module runs inside an autograd function,
+    as the recomputed forms do.
+    """
+    running = [""]
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda module, args: running.append(name)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _saved_bytes(
@@ -222,7 +210,6 @@ def _saved_bytes(
     """Bytes kept for the backward pass, by the module that keeps them first; and the peak."""
     model.train()
     device = _device_of(model)
-    place = _Place()
     saved: dict[str, int] = defaultdict(int)
     # Several saved tensors may be views of one piece of memory, which is kept once. The pieces are
     # held here so that none is freed and its identity given to another.
@@ -235,7 +222,7 @@ def _saved_bytes(
         piece = tensor.untyped_storage()
         if piece._cdata not in pieces:
             pieces[piece._cdata] = piece
-            saved[place.name] += piece.nbytes()
+            saved[running[-1]] += piece.nbytes()
         return tensor
 
     inputs = [
@@ -247,7 +234,10 @@ def _saved_bytes(
     ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with place.following(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with (
+        _running_modules(model) as running,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+    ):
         losses = model(inputs)
     if device.type != "cuda":
         return saved, None
