@@ -1,5 +1,26 @@
 """Losses."""
 
 from semask.modeling.losses.cross_entropy import REDUCTIONS, segmentation_loss
+from semask.modeling.losses.mask_losses import (
+    Mask2FormerCriterion,
+    MaskCriterion,
+    MaskFormerCriterion,
+)
+from semask.modeling.losses.matcher import (
+    Mask2FormerMatcher,
+    MaskFormerMatcher,
+    MaskMatcher,
+    MaskTarget,
+)
 
-__all__ = ["REDUCTIONS", "segmentation_loss"]
+__all__ = [
+    "REDUCTIONS",
+    "Mask2FormerCriterion",
+    "Mask2FormerMatcher",
+    "MaskCriterion",
+    "MaskFormerCriterion",
+    "MaskFormerMatcher",
+    "MaskMatcher",
+    "MaskTarget",
+    "segmentation_loss",
+]
