@@ -384,7 +384,7 @@ def test_fewer_features_than_stages_train_from_a_config() -> None:
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
     cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
     model = build_model(cfg)
-    assert set(model.sem_seg_head.prior_head.doublings) == {"prior2", "prior3", "prior4"}
+    assert set(model.sem_seg_head.prior_head.strides) == {"prior2", "prior3", "prior4"}
     losses = model.train()(batch())
     assert all(loss.isfinite() for loss in losses.values())
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reference import CASES, build_reference, load_arrays, load_meta, weights
 from semask.checkpoint import convert_state_dict
+from semask.errors import ConfigError
 from semask.modeling import segmentation_loss
 
 FILE = "train_128x128_b2.npz"
@@ -158,7 +159,7 @@ def test_ohem_keeps_the_hardest_valid_pixels() -> None:
 
 
 def test_unknown_reduction_is_refused() -> None:
-    with pytest.raises(ValueError, match="reduction must be one of"):
+    with pytest.raises(ConfigError, match="LOSS_REDUCTION"):
         segmentation_loss(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long(), reduction="mean")
 
 

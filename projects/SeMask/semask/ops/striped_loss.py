@@ -1,6 +1,6 @@
 """Up-sampling and cross entropy in one, without logits at the labels' resolution.
 
-The plain form (``losses.py``) holds B * K * H * W logits, their softmax and two gradients of that
+The plain form holds B * K * H * W logits, their softmax and two gradients of that
 size. Here a stripe of rows at a time is up-sampled, its loss and gradient are computed and pulled
 back to the low resolution, and only what is of that size is kept. The values are the same: the
 loss is a sum over pixels, and up-sampling is linear and acts on rows and columns separately.
@@ -14,7 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from semask.modeling.losses.cross_entropy import SegmentationLoss
 from semask.ops.stripes import RowResize, stripes
+
+
+class StripedSegmentationLoss(SegmentationLoss):
+    """Resizes the logits and sums the losses a stripe of rows at a time."""
+
+    def summed(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See :class:`SegmentationLoss`."""
+        if self.align_corners:
+            return super().summed(logits, target)
+        weight = (target != self.ignore_value).to(logits.dtype)
+        kept = self.kept(target)
+        if kept:
+            losses = pixel_losses(logits, target, self.ignore_value).flatten()
+            chosen = weight.new_zeros(weight.numel())
+            chosen.index_fill_(0, losses.topk(kept, sorted=False).indices, 1)
+            weight *= chosen.view_as(weight)
+        return weighted_cross_entropy(logits, target, weight)
 
 
 class EnlargedImages:

@@ -1,7 +1,16 @@
-"""Decoders and the heads that combine them."""
+"""The protocol of segmentation heads, the heads, and the supervision of the priors."""
 
+from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
 from semask.modeling.heads.per_pixel import SeMaskFPNHead
-from semask.modeling.heads.prior import SemanticPriorHead
+from semask.modeling.heads.prior import PriorSupervision, SemanticPriorHead
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 
-__all__ = ["SeMaskFPNHead", "SemanticFPNHead", "SemanticPriorHead"]
+__all__ = [
+    "PriorSupervision",
+    "ScoreKind",
+    "SeMaskFPNHead",
+    "SegmentationHead",
+    "SemanticFPNHead",
+    "SemanticPriorHead",
+    "semantic_scores",
+]

@@ -1,26 +1,37 @@
-"""The decoder of the semantic-prior maps, used in training only (arXiv 2112.12782, section 3.3)."""
+"""The supervision of the semantic-prior maps, in training only (arXiv 2112.12782, section 3)."""
 
 import math
 from collections.abc import Mapping
 
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from semask.errors import ConfigError
+from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.layers.resize import double, resize
+from semask.modeling.losses.cross_entropy import SegmentationLoss
 
 
 class SemanticPriorHead(nn.Module):
-    """Up-sample each stage's prior map to the common stride and sum them. No parameters.
+    """Up-sample each stage's prior map to the common stride and sum them (section 3.3).
 
-    Args:
-        strides: stride of each prior map, by name, e.g. ``{"prior2": 4, "prior3": 8}``.
-        common_stride: stride of the output.
+    It has no parameters.
     """
 
-    def __init__(self, *, strides: Mapping[str, int], common_stride: int = 4) -> None:
+    def __init__(
+        self, *, strides: Mapping[str, int], common_stride: int = 4, align_corners: bool = False
+    ) -> None:
+        """
+        Args:
+            strides: stride of each prior map, by name, e.g. ``{"prior2": 4, "prior3": 8}``.
+            common_stride: stride of the output.
+            align_corners: of the bilinear up-sampling; the published FPN models have False, the
+                published mask-classification models True.
+        """
         super().__init__()
-        self.doublings = {
-            name: max(0, int(math.log2(stride / common_stride))) for name, stride in strides.items()
-        }
+        self.strides = dict(strides)
+        self.common_stride = common_stride
+        self.align_corners = align_corners
 
     def forward(self, priors: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Prior logits at the common stride.
@@ -35,7 +46,7 @@ class SemanticPriorHead(nn.Module):
         Raises:
             ValueError: a prior map is missing.
         """
-        missing = [name for name in self.doublings if name not in priors]
+        missing = [name for name in self.strides if name not in priors]
         if missing:
             raise ValueError(
                 f"The backbone returned no {', '.join(missing)}; it returned {', '.join(priors)}. "
@@ -43,9 +54,133 @@ class SemanticPriorHead(nn.Module):
                 "whose MODEL.SEMASK.ATTENTION is not 'none'"
             )
         maps = []
-        for name, doublings in self.doublings.items():
+        for name, stride in self.strides.items():
             prior = priors[name]
-            for _ in range(doublings):  # one step of x8 would give other values than three of x2
-                prior = double(prior)
-            maps.append(resize(prior, size))
+            # One step of x8 would give other values than three of x2.
+            for _ in range(max(0, int(math.log2(stride / self.common_stride)))):
+                prior = double(prior, align_corners=self.align_corners)
+            maps.append(resize(prior, size, align_corners=self.align_corners))
         return sum(maps[1:], maps[0])
+
+
+class PriorSupervision(nn.Module):
+    """The cross entropy of the decoded prior maps, weighted (section 3.4).
+
+    The one component that supervises priors: of semantic heads, of detectors and of mask
+    classification. It has no parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Mapping[str, int],
+        num_classes: int,
+        weight: float,
+        ignore_value: int = 255,
+        reduction: str = "all",
+        common_stride: int = 4,
+        align_corners: bool = False,
+    ) -> None:
+        """
+        Args:
+            strides: stride of each prior map, by name, see ``SemSegBackbone.prior_strides``.
+            num_classes: K, of the maps and of the labels.
+            weight: of the loss, positive; the paper's is the default of
+                ``MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT``.
+            ignore_value: label of pixels that do not count.
+            reduction: "all" or "valid", see :class:`SegmentationLoss`.
+            common_stride: of the decoded map.
+            align_corners: see :class:`SemanticPriorHead`.
+        """
+        super().__init__()
+        self.decoder = SemanticPriorHead(
+            strides=strides, common_stride=common_stride, align_corners=align_corners
+        )
+        self.loss = SegmentationLoss(
+            ignore_value=ignore_value, reduction=reduction, align_corners=align_corners
+        )
+        self.num_classes = num_classes
+        self.weight = weight
+        self.ignore_value = ignore_value
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        strides: Mapping[str, int],
+        num_classes: int,
+        *,
+        reduction: str | None = None,
+        align_corners: bool = False,
+    ) -> "PriorSupervision | None":
+        """What ``MODEL.SEM_SEG_HEAD`` asks for: weight, ignore value, reduction and stride.
+
+        Args:
+            cfg: of the model.
+            strides, num_classes, align_corners: see the constructor.
+            reduction: None = ``MODEL.SEM_SEG_HEAD.LOSS_REDUCTION``.
+
+        Returns:
+            None where there are no prior maps, or the weight is 0.
+
+        Raises:
+            ConfigError: the backbone's prior maps have another number of classes.
+        """
+        head = cfg.MODEL.SEM_SEG_HEAD
+        if not strides or head.PRIOR_LOSS_WEIGHT <= 0:
+            return None
+        in_maps = cfg.MODEL.SEMASK.NUM_CLASSES or num_classes
+        if in_maps != num_classes:
+            raise ConfigError(
+                f"The prior maps have {in_maps} classes (MODEL.SEMASK.NUM_CLASSES) and their "
+                f"labels {num_classes}. Leave MODEL.SEMASK.NUM_CLASSES at 0 to follow."
+            )
+        return cls(
+            strides=strides,
+            num_classes=num_classes,
+            weight=head.PRIOR_LOSS_WEIGHT,
+            ignore_value=head.IGNORE_VALUE,
+            reduction=reduction or head.LOSS_REDUCTION,
+            common_stride=head.COMMON_STRIDE,
+            align_corners=align_corners,
+        )
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Refuse a backbone whose prior maps are not what is supervised.
+
+        Raises:
+            ValueError: it has none, or of another number of classes.
+        """
+        classes = getattr(backbone, "num_semantic_classes", 0)
+        if not isinstance(backbone, SemSegBackbone) or classes != self.num_classes:
+            raise ValueError(
+                f"The labels of the prior maps have {self.num_classes} classes, but the prior maps "
+                f"of the backbone {type(backbone).__name__} have {classes}"
+            )
+
+    def decode(self, priors: Mapping[str, Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Prior logits at the common stride.
+
+        Args:
+            priors: {"prior2": (B, K, h, w), ...}; other entries are passed over.
+            image_size: height and width of the images in the batch, with their padding.
+
+        Returns:
+            (B, K, ceil(H / 4), ceil(W / 4)) for a common stride of 4.
+        """
+        height, width = (-(-side // self.decoder.common_stride) for side in image_size)
+        return self.decoder(priors, (height, width))
+
+    def forward(self, priors: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        """The weighted loss of a batch.
+
+        Args:
+            priors: {"prior2": (B, K, h, w), ...}; other entries are passed over.
+            targets: (B, H, W) int64 in 0..K-1, or the ignore value; H and W are those of the
+                images in the batch, with their padding.
+
+        Returns:
+            A scalar; 0 where no pixel counts.
+        """
+        decoded = self.decode(priors, (targets.shape[-2], targets.shape[-1]))
+        return self.weight * self.loss(decoded, targets)

@@ -1,6 +1,6 @@
 """Losses."""
 
-from semask.modeling.losses.cross_entropy import REDUCTIONS, segmentation_loss
+from semask.modeling.losses.cross_entropy import REDUCTIONS, SegmentationLoss, segmentation_loss
 from semask.modeling.losses.mask_losses import (
     Mask2FormerCriterion,
     MaskCriterion,
@@ -22,5 +22,6 @@ __all__ = [
     "MaskFormerMatcher",
     "MaskMatcher",
     "MaskTarget",
+    "SegmentationLoss",
     "segmentation_loss",
 ]

@@ -1,12 +1,88 @@
-"""Per-pixel losses of SeMask-FPN (arXiv 2112.12782, section 3.4)."""
+"""The per-pixel loss of SeMask-FPN and of the semantic prior (arXiv 2112.12782, section 3.4)."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from semask.errors import ConfigError
 from semask.modeling.layers.resize import resize
-from semask.ops.striped_loss import pixel_losses, weighted_cross_entropy
 
 REDUCTIONS = ("all", "valid")
+
+
+class SegmentationLoss(nn.Module):
+    """Cross entropy at the labels' resolution, in float32 or better; it has no parameters."""
+
+    def __init__(
+        self,
+        *,
+        ignore_value: int = 255,
+        reduction: str = "all",
+        ohem_pixels: int = 0,
+        align_corners: bool = False,
+    ) -> None:
+        """
+        Args:
+            ignore_value: label of pixels that do not count.
+            reduction: what the summed loss is divided by. "all": all B * H * W pixels, the
+                ignored ones included, as the published FPN models were trained; "valid": the
+                pixels that are not ignored, the more usual definition, 0 where there are none.
+            ohem_pixels: online hard example mining; of the valid pixels only the
+                ``ohem_pixels * B`` with the largest loss count (100,000 as published). 0 = all of
+                them do. With "valid", the sum is then divided by the number of pixels kept.
+            align_corners: of the bilinear resizing to the labels' size.
+
+        Raises:
+            ConfigError: the reduction is none of these, or ``ohem_pixels`` is negative.
+        """
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.LOSS_REDUCTION must be one of {', '.join(REDUCTIONS)}, "
+                f"got {reduction!r}."
+            )
+        if ohem_pixels < 0:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.OHEM_PIXELS must be 0 (off) or more, got {ohem_pixels}."
+            )
+        self.ignore_value = ignore_value
+        self.reduction = reduction
+        self.ohem_pixels = ohem_pixels
+        self.align_corners = align_corners
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            logits: (B, K, h, w), resized to the labels' size.
+            target: (B, H, W) int64 in 0..K-1, or the ignore value.
+
+        Returns:
+            A scalar.
+        """
+        if logits.dtype.itemsize < 4:
+            logits = logits.float()
+        return self.summed(logits, target) / self.denominator(target)
+
+    def summed(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The sum over the pixels that count, of logits in float32 or better."""
+        logits = resize(logits, target.shape[-2:], align_corners=self.align_corners)
+        losses = F.cross_entropy(logits, target, ignore_index=self.ignore_value, reduction="none")
+        kept = self.kept(target)
+        if kept:
+            # Ignored pixels have a loss of exactly 0: they add nothing where too few are valid.
+            losses = losses.flatten().topk(kept, sorted=False).values
+        return losses.sum()
+
+    def kept(self, target: Tensor) -> int:
+        """Pixels of a batch that hard example mining keeps; 0 = all."""
+        return min(self.ohem_pixels * len(target), target.numel())
+
+    def denominator(self, target: Tensor) -> int:
+        """What the sum is divided by."""
+        if self.reduction == "all":
+            return max(target.numel(), 1)
+        count = int((target != self.ignore_value).sum())
+        return max(min(count, self.kept(target) or count), 1)
 
 
 def segmentation_loss(
@@ -18,45 +94,11 @@ def segmentation_loss(
     ohem_pixels: int = 0,
     striped: bool = False,
 ) -> Tensor:
-    """Cross entropy at the labels' resolution, in float32 or better.
-
-    Args:
-        logits: (B, K, h, w), resized bilinearly (``align_corners=False``) to the labels' size.
-        target: (B, H, W) int64 in 0..K-1, or ``ignore_value``.
-        reduction: what the summed loss is divided by. "all": all B * H * W pixels, the ignored
-            ones included, as the published models were trained; "valid": the pixels that are not
-            ignored, the more usual definition, 0 where there are none.
-        ohem_pixels: online hard example mining; of the valid pixels only the ``ohem_pixels * B``
-            with the largest loss count (100,000 as published). 0 = all of them do. With
-            "valid", the sum is then divided by the number of pixels kept.
-        striped: resize and sum a stripe of rows at a time; the same value, in little memory.
-
-    Returns:
-        A scalar.
-    """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()
-    count = target.numel() if reduction == "all" else int((target != ignore_value).sum())
-    kept = min(ohem_pixels * len(target), target.numel())
-    if kept and reduction == "valid":
-        count = min(count, kept)
+    """:class:`SegmentationLoss` as a function."""
+    loss = SegmentationLoss(ignore_value=ignore_value, reduction=reduction, ohem_pixels=ohem_pixels)
     if striped:
-        return _striped_sum(logits, target, ignore_value, kept) / max(count, 1)
-    logits = resize(logits, target.shape[-2:])
-    losses = F.cross_entropy(logits, target, ignore_index=ignore_value, reduction="none").flatten()
-    if kept:
-        # Ignored pixels have a loss of exactly 0, so they add nothing where too few are valid.
-        losses = losses.topk(kept, sorted=False).values
-    return losses.sum() / max(count, 1)
+        from semask.ops.striped_loss import StripedSegmentationLoss
 
-
-def _striped_sum(logits: Tensor, target: Tensor, ignore_value: int, kept: int) -> Tensor:
-    """The sum of the plain form; ``kept`` = pixels of hard example mining, 0 = all."""
-    weight = (target != ignore_value).to(logits.dtype)
-    if kept:
-        hardest = pixel_losses(logits, target, ignore_value).flatten().topk(kept, sorted=False)
-        chosen = weight.new_zeros(weight.numel()).index_fill_(0, hardest.indices, 1)
-        weight *= chosen.view_as(weight)
-    return weighted_cross_entropy(logits, target, weight)
+        loss.__class__ = StripedSegmentationLoss
+    value: Tensor = loss(logits, target)
+    return value

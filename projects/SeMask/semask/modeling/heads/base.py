@@ -1,0 +1,105 @@
+"""The protocol of segmentation heads: what a meta-architecture asks of every decoder."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from semask.modeling.heads.prior import PriorSupervision
+from semask.modeling.layers.resize import resize
+
+# What the K numbers of a pixel are. "scores" are neither logits nor probabilities: they are not
+# negative, and need not add up to 1 (mask classification).
+ScoreKind = Literal["logits", "probabilities", "scores"]
+
+
+class SegmentationHead(nn.Module, ABC):
+    """A decoder with its losses, registered in Detectron2's ``SEM_SEG_HEADS_REGISTRY``.
+
+    There are two kinds of decoders, told apart by what they predict:
+
+    - per pixel: {"logits": (B, K, h, w)}, class logits at any stride;
+    - mask classification: {"pred_logits": (B, Q, K + 1), "pred_masks": (B, Q, h, w)}, for each of
+      Q queries its class logits, the last one for "no object", and the logits of its mask.
+
+    :func:`semantic_scores` makes a score of each class at each pixel of both.
+
+    Attributes:
+        num_classes: K.
+        ignore_value: label of pixels without a class.
+        score_kind: what :func:`semantic_scores` makes of the prediction.
+        prior_supervision: supervises the backbone's semantic priors beside the prediction; None
+            where nothing does.
+    """
+
+    num_classes: int
+    ignore_value: int = 255
+    score_kind: ScoreKind = "logits"
+    prior_supervision: PriorSupervision | None = None
+
+    @abstractmethod
+    def predict(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The prediction for a batch.
+
+        Args:
+            features: the backbone's dictionary, {"res2": (B, C, h, w), ...}; entries that the
+                head does not know are passed over.
+
+        Returns:
+            "logits", or "pred_logits" and "pred_masks", as described above; more entries are
+            the head's own.
+        """
+
+    @abstractmethod
+    def losses(
+        self, features: Mapping[str, Tensor], targets: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The weighted losses of a batch in training.
+
+        Args:
+            features: the backbone's dictionary, with the prior maps {"prior2": (B, K, h, w), ...}
+                where the head supervises them.
+            targets: "sem_seg": (B, H, W) int64, 0..K-1 or ``ignore_value``, of the padded images'
+                size. Heads of mask classification also need "instances", for each image
+                Detectron2's ``Instances`` with ``gt_classes`` (N,) and ``gt_masks`` (N, H, W).
+
+        Returns:
+            {"loss_...": scalar}, among them "loss_prior" where the head supervises the priors.
+        """
+
+    def forward(
+        self, features: Mapping[str, Tensor], targets: Mapping[str, Any] | None = None
+    ) -> Any:
+        """:meth:`losses` in training, :meth:`predict` in evaluation.
+
+        Raises:
+            ValueError: there are no targets in training.
+        """
+        if not self.training:
+            return self.predict(features)
+        if targets is None:
+            raise ValueError("A segmentation head needs 'targets' in training")
+        return self.losses(features, targets)
+
+
+def semantic_scores(prediction: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+    """A score of each class at each pixel of an image.
+
+    Of mask classification, the score of class c is the sum over the queries q of
+    softmax(pred_logits)[q, c] * sigmoid(pred_masks)[q], "no object" left out behind the softmax
+    (arXiv 2107.06278, section 3.4).
+
+    Args:
+        prediction: see :class:`SegmentationHead`.
+        size: height and width of the image that the prediction is of, with its padding.
+
+    Returns:
+        (B, K, *size), of the head's ``score_kind``.
+    """
+    if "logits" in prediction:
+        return resize(prediction["logits"], size)
+    classes = prediction["pred_logits"].softmax(-1)[..., :-1]
+    masks = resize(prediction["pred_masks"], size).sigmoid()
+    return torch.einsum("bqk,bqhw->bkhw", classes, masks)
