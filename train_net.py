@@ -46,13 +46,13 @@ from semask.engine import (
     ignore_storage_warning,
     joined,
     once_per_machine,
-    panels_path,
     passed_on,
     resolve_device,
     resumes,
     run_lock,
     set_up_run,
 )
+from semask.tasks import build_task
 
 
 def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:
@@ -90,7 +90,7 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=resumes(cfg.OUTPUT_DIR, asked=args.resume))
             trainer.train()
-        path = panels_path(cfg)
+        path = build_task(cfg).panels_path()
         if path is not None and comm.is_main_process():
             print(path, flush=True)
 

@@ -14,11 +14,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import tiny
 from semask import load_config
-from semask.data import build_mapper, register_coco_folder, register_config_folders
+from semask.data import register_coco_folder, register_config_folders
 from semask.data.annotations import list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.engine import check_run
 from semask.errors import ConfigError, DataError
+from semask.tasks import build_task
 from tiny_instances import SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -339,7 +340,7 @@ def test_nuclei_are_as_described(nuclei: Path) -> None:
 
 def test_nuclei_give_targets_that_their_masks_cover(nuclei: Path) -> None:
     cfg = load_config(str(CONFIGS / "nuclei/semask_mask_rcnn.yaml"))
-    mapper = build_mapper(cfg, is_train=True)
+    mapper = build_task(cfg).build_mapper(is_train=True)
     np.random.seed(0)
     for record in DatasetCatalog.get("nuclei_instances_val")[:4]:
         sample = mapper(record)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from semask.config import config_path
 from semask.config.loading import KEYS_VERSION, load_config
 from semask.errors import ConfigError
 
@@ -100,10 +101,47 @@ def test_config_of_a_newer_version(tmp_path: Path, keys: dict[str, Any], message
     assert "config.yaml" in str(caught.value)
 
 
-def test_config_of_an_older_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = load_config(config_with(tmp_path, SEMASK_VERSION=KEYS_VERSION - 1))
-    assert "older release of this project" in caplog.text
+@pytest.mark.parametrize(
+    ("mapper", "architecture", "task"),
+    [
+        ("sem_seg", "SeMaskSegmentor", "semantic"),
+        ("instances", "SeMaskGeneralizedRCNN", "instance"),
+        ("instances", "SeMaskPanopticFPN", "panoptic"),
+    ],
+)
+def test_the_older_key_of_the_task_is_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mapper: str, architecture: str, task: str
+) -> None:
+    older = {"INPUT": {"MAPPER": mapper, "FORMAT": "RGB"}, "SEMASK_VERSION": 1}
+    path = config_with(tmp_path, MODEL={"META_ARCHITECTURE": architecture}, **older)
+    cfg = load_config(path)
+    assert (task, "RGB") == (cfg.TASK, cfg.INPUT.FORMAT)
     assert cfg.SEMASK_VERSION == KEYS_VERSION
+    lines = [record for record in caplog.records if "INPUT.MAPPER" in record.getMessage()]
+    assert len(lines) == 1
+    assert f"TASK '{task}'" in lines[0].getMessage()
+
+
+def test_an_older_file_below_a_new_one_keeps_the_new_ones_task(tmp_path: Path) -> None:
+    base = config_path("coco/semask_swin_tiny_panoptic_fpn_1x")
+    assert load_config(config_with(tmp_path, _BASE_=base)).TASK == "panoptic"
+    older = config_with(tmp_path, _BASE_=base, INPUT={"MAPPER": "instances"})
+    assert load_config(older).TASK == "panoptic"
+    assert load_config(config_with(tmp_path, INPUT={"FORMAT": "BGR"})).TASK == "semantic"
+
+
+def test_the_older_key_of_the_task_is_refused_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"INPUT\.MAPPER is now TASK"):
+        load_config(overrides=["INPUT.MAPPER", "instances"])
+    with pytest.raises(ConfigError, match=r"INPUT\.MAPPER is 'boxes'"):
+        load_config(config_with(tmp_path, INPUT={"MAPPER": "boxes"}))
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"TASK is 'depth'.*--import"):
+        load_config(overrides=["TASK", "depth"])
+
+
+def test_config_of_an_older_detectron2(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = load_config(config_with(tmp_path, VERSION=1, SOLVER={"BASE_LR": 0.5}))
     assert (old.VERSION, old.SOLVER.BASE_LR) == (2, 0.5)
-    assert "older release" in caplog.text

@@ -38,7 +38,7 @@ from semask.evaluation import (
 from semask.evaluation.image_scores import ranked
 from semask.ops.scores import Scores
 from semask.report.semantic import report_parts
-from semask.tasks.build import build_evaluator, inference_folder, write_reports
+from semask.tasks import build_task, inference_folder, write_reports
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def tiny_cfg(tmp_path: Path) -> Iterator[CfgNode]:
 
 def run_evaluation(cfg: CfgNode) -> tuple[nn.Module, dict[str, float], Path]:
     model = tiny_model.build_tiny_model(cfg)
-    evaluator = build_evaluator(cfg, "tiny_val")
+    evaluator = build_task(cfg).build_evaluator("tiny_val", inference_folder(cfg, "tiny_val"))
     mapper = SemSegMapper(cfg, is_train=False)
     with torch.no_grad():
         for record in DatasetCatalog.get("tiny_val"):

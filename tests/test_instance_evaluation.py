@@ -15,9 +15,8 @@ from semask import load_config
 from semask.data import register_coco_folder
 from semask.data.annotations import inspect
 from semask.data.mappers.prior_target import Region
-from semask.engine.launch.instance_checks import check_instance_metadata
 from semask.errors import ConfigError
-from semask.tasks.build import build_evaluator
+from semask.tasks import build_task, inference_folder
 from tiny_instances import SIDE, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -64,7 +63,7 @@ def test_files_that_lack_what_pycocotools_wants_are_evaluated(
         str(CONFIGS / "coco/semask_swin_tiny_mask_rcnn_1x.yaml"),
         flat({"TEST.DETECTIONS_PER_IMAGE": 300}),
     )
-    evaluator = build_evaluator(cfg, "own")
+    evaluator = build_task(cfg).build_evaluator("own", inference_folder(cfg, "own"))
     evaluator._output_dir = None
     evaluator.reset()
     evaluator.process(records, perfect(records))
@@ -86,7 +85,7 @@ def test_the_limit_of_detections_per_image_is_the_configs(
         str(CONFIGS / "coco/semask_swin_tiny_mask_rcnn_1x.yaml"),
         flat({"TEST.DETECTIONS_PER_IMAGE": limit}),
     )
-    evaluator = build_evaluator(cfg, "own")
+    evaluator = build_task(cfg).build_evaluator("own", inference_folder(cfg, "own"))
     evaluator._output_dir = None
     evaluator.reset()
     evaluator.process(records, perfect(records))
@@ -101,16 +100,16 @@ def test_panoptic_evaluation_says_what_it_needs(tmp_path: Path) -> None:
     cfg = load_config(str(CONFIGS / "coco/semask_swin_tiny_panoptic_fpn_1x.yaml"))
     if importlib.util.find_spec("panopticapi") is None:
         with pytest.raises(ConfigError, match="panopticapi, which is not installed"):
-            build_evaluator(cfg, "own")
+            build_task(cfg).build_evaluator("own", inference_folder(cfg, "own"))
     register_coco_folder("other", tmp_path, path, evaluator_type="lvis")
     with pytest.raises(ConfigError, match="'lvis'"):
-        build_evaluator(cfg, "other")
+        build_task(cfg).build_evaluator("other", inference_folder(cfg, "other"))
 
 
 def test_a_panoptic_model_is_evaluated_on_instances_alone_without_a_semantic_map() -> None:
     config = str(CONFIGS / "coco/semask_swin_tiny_panoptic_fpn_1x.yaml")
     names = {"DATASETS.TEST": ("coco_2017_val",)}
-    check_instance_metadata(load_config(config, flat(names)), "coco_2017_val")
+    build_task(load_config(config, flat(names))).check_metadata("coco_2017_val")
     cfg = load_config(config, flat({**names, "DATASETS.TRAIN": ("coco_2017_val",)}))
     with pytest.raises(ConfigError, match="has no semantic classes"):
-        check_instance_metadata(cfg, "coco_2017_val")
+        build_task(cfg).check_metadata("coco_2017_val")

@@ -14,10 +14,11 @@ from detectron2.structures import BitMasks, PolygonMasks
 from PIL import Image
 
 from semask.config.loading import load_config
-from semask.data import InstanceMapper, build_mapper
+from semask.data import InstanceMapper
 from semask.data.annotations import inspect, list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.errors import ConfigError, DataError, UnreadableError
+from semask.tasks import build_task
 from tiny_instances import (
     SIDE,
     SMALL_MODEL,
@@ -205,7 +206,7 @@ def test_400_instances(tmp_path: Path) -> None:
 def test_evaluation_gets_the_image_and_its_id(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, [two_boxes()])
     record = load_coco_folder(str(path), str(tmp_path / "images"))[0]
-    sample = build_mapper(config(), is_train=False)(record)
+    sample = build_task(config()).build_mapper(is_train=False)(record)
     assert sample.keys() == {"file_name", "image_id", "height", "width", "image"}
     assert "annotations" in record
 
@@ -248,7 +249,6 @@ def test_without_supervision_there_is_no_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("INPUT.MAPPER", "boxes"),
         ("INPUT.FORMAT", "L"),
         ("INPUT.MASK_FORMAT", "rle"),
         ("INPUT.RANDOM_FLIP", "sideways"),
@@ -258,7 +258,7 @@ def test_without_supervision_there_is_no_target(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_named(key: str, value: str) -> None:
     cfg = config(**{key.replace(".", "__"): value})
     with pytest.raises(ConfigError, match=key.split(".")[-1]):
-        build_mapper(cfg, is_train=True)
+        build_task(cfg).build_mapper(is_train=True)
 
 
 def test_box_polygon_is_closed_around_its_pixels() -> None:

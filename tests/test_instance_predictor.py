@@ -14,10 +14,11 @@ from PIL import Image
 
 from scripts import load_tool
 from semask import InstancePrediction, InstancePredictor, Predictor, load_config
-from semask.data import build_mapper, register_coco_folder
+from semask.data import register_coco_folder
 from semask.errors import ConfigError
 from semask.inference.instance_prediction import panoptic_picture
 from semask.modeling.meta_arch.prior_maps import prior_maps_of
+from semask.tasks import build_task
 from semask.visualize.instances import detection_texts, draw_instances
 from tiny_instances import SMALL_MODEL, flat, two_boxes, write_dataset
 from tiny_model import photograph
@@ -59,7 +60,7 @@ def test_a_prediction_is_what_the_evaluation_sees(tmp_path: Path) -> None:
     predictor = InstancePredictor(cfg, weights(cfg, tmp_path))
     pixels = photograph(60, 90)
     found = predictor(pixels)
-    inputs = build_mapper(cfg, is_train=False).transform(pixels)
+    inputs = build_task(cfg).build_mapper(is_train=False).transform(pixels)
     with torch.no_grad():
         expected = predictor.model([inputs])[0]["instances"]
     assert len(found) == len(expected) == 7

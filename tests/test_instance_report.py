@@ -19,12 +19,13 @@ from torch import nn
 
 import tiny
 from semask import load_config
-from semask.data import build_mapper, register_coco_folder
+from semask.data import register_coco_folder
 from semask.errors import DataError
 from semask.evaluation.instance_scores import FALSE, IN_CROWD, match_instances
 from semask.report.instance_html import category_ap
 from semask.report.instance_pictures import show_instances
 from semask.report.instances import write_instance_report
+from semask.tasks import build_task
 from tiny_instances import SIDE, SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -147,7 +148,7 @@ def test_what_the_evaluation_passes_over_is_not_drawn_as_missed(
 def test_a_report_needs_its_evaluation(tmp_path: Path) -> None:
     keys = options(tmp_path)
     cfg = load_config(str(CONFIGS / "coco/swin_tiny_mask_rcnn_1x.yaml"), flat(keys))
-    model, mapper = build_model(cfg), build_mapper(cfg, is_train=False)
+    model, mapper = build_model(cfg), build_task(cfg).build_mapper(is_train=False)
     with pytest.raises(DataError, match="no evaluation"):
         write_instance_report(model, "reported_val", mapper, str(tmp_path))
     (tmp_path / "instance_evaluation.json").write_text("{")

@@ -9,9 +9,9 @@ import torch
 from detectron2.config import CfgNode
 
 from semask.config.loading import load_config
-from semask.data import build_mapper
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.errors import ConfigError
+from semask.tasks import build_task
 from tiny_instances import SIDE, SMALL_MODEL, box_annotation, flat, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -31,7 +31,7 @@ def config(**overrides: Any) -> CfgNode:
 def test_image_instances_and_target_stay_together(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, [[box_annotation(8, 12, 40, 36)]])
     record = load_coco_folder(str(path), str(tmp_path / "images"))[0]
-    mapper = build_mapper(config(), is_train=True)
+    mapper = build_task(config()).build_mapper(is_train=True)
     sizes = set()
     for seed in range(8):
         np.random.seed(seed)
@@ -52,7 +52,7 @@ def test_image_instances_and_target_stay_together(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_as_ever() -> None:
-    mapper: Any = build_mapper(config(), is_train=False)
+    mapper: Any = build_task(config()).build_mapper(is_train=False)
     assert "ResizeShortestEdge" in str(mapper.augmentations.augs)
 
 
@@ -62,4 +62,4 @@ def test_evaluation_is_as_ever() -> None:
 )
 def test_values_that_cannot_be_are_named(key: str, value: list[float]) -> None:
     with pytest.raises(ConfigError, match=rf"INPUT\.LSJ\.{key}"):
-        build_mapper(config(**{key: value}), is_train=True)
+        build_task(config(**{key: value})).build_mapper(is_train=True)

@@ -19,12 +19,13 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.config.loading import load_config
 from semask.data.loading.training_loader import TrainingLoader
 from semask.engine import NonFiniteLossError, WeightAverage
-from semask.engine.compilation import CompiledParts, compile_parts, placeholder_batch
+from semask.engine.compilation import CompiledParts, compile_parts
 from semask.engine.hooks.best_checkpoint import BestCheckpoint, best_checkpoints
 from semask.engine.hooks.prior_watch import PriorLossWatch
 from semask.engine.precision import Precision, check_precision
 from semask.engine.train_step import TrainStep
 from semask.errors import ConfigError
+from semask.tasks import build_task
 
 State = dict[str, Tensor]
 
@@ -175,6 +176,11 @@ def with_backend(backend: Any) -> Callable[..., Any]:
     return lambda function: compiler(function, backend=backend)
 
 
+def placeholders(cfg: CfgNode) -> list[dict[str, Any]]:
+    task = build_task(cfg)
+    return task.placeholder_inputs(task.training_size(), 2)
+
+
 @pytest.mark.slow
 def test_compiled_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
@@ -187,7 +193,7 @@ def test_compiled_training_is_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     cfg = config(tmp_path, "INPUT.CROP.SIZE", "[32, 32]")
     step, plain = step_of(cfg), step_of(cfg)
     before, names = values(step.model), list(step.model.state_dict())
-    compiled = compile_parts(step.model, placeholder_batch(cfg), Precision())
+    compiled = compile_parts(step.model, placeholders(cfg), Precision())
     assert isinstance(compiled, CompiledParts)
     assert calls
     torch.testing.assert_close(values(step.model), before, rtol=0, atol=0)
@@ -215,7 +221,7 @@ def test_without_a_working_compiler_a_sentence(
     step = step_of(cfg)
     before = values(step.model)
     with caplog.at_level(logging.WARNING, "semask"):
-        assert compile_parts(step.model, placeholder_batch(cfg), Precision()) is None
+        assert compile_parts(step.model, placeholders(cfg), Precision()) is None
     (record,) = [record for record in caplog.records if record.name.startswith("semask")]
     assert "torch.compile does not work here" in record.getMessage()
     assert "no C++ compiler here" in record.getMessage()

@@ -16,9 +16,10 @@ from torch import nn
 
 import tiny
 from semask.config.loading import load_config
-from semask.engine import Trainer, draw_panels, wrap_ddp
+from semask.engine import Trainer, wrap_ddp
 from semask.engine.hooks.prior_watch import PriorLossWatch
 from semask.errors import CheckpointError, DataError
+from semask.tasks import build_task
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +129,7 @@ def test_evaluations_and_their_panels(
 def test_no_panels_where_none_are_asked_for(tmp_path: Path) -> None:
     trainer = train(config(tmp_path, "TEST.NUM_PANELS", 0))
     assert not (tmp_path / "out" / "panels.png").exists()
-    assert draw_panels(trainer.cfg, trainer.model) is None
+    assert build_task(trainer.cfg).draw_panels(trainer.model) is None
 
 
 def test_a_failed_run_is_not_evaluated(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from semask.data.loading.unreadable import (
     UnreadableFiles,
 )
 from semask.data.mappers.semantic import SemSegMapper
-from semask.engine import Trainer
+from semask.engine import Trainer, check_run
 from semask.engine.hooks.unreadable import UnreadableFilesHook
-from semask.engine.launch.checks import check_images, check_run
 from semask.errors import DataError, UnreadableError
+from semask.tasks import build_task
 from tiny_runs import TinyRuns
 
 IMAGES = 6
@@ -298,17 +298,17 @@ def test_a_start_is_strict_and_a_resumption_is_not(tmp_path: Path) -> None:
         cfg = config(tmp_path)
         damage(all_records[0])
         with pytest.raises(DataError, match=r"In dataset 'tiny_train', 1 of the 4 images"):
-            check_images(cfg, "tiny_train", is_train=True)
-        check_images(cfg, "tiny_train", is_train=True, resume=True)
+            build_task(cfg).check_images("tiny_train", is_train=True)
+        build_task(cfg).check_images("tiny_train", is_train=True, resume=True)
         with pytest.raises(DataError, match="'tiny_train', 1 of the 4 images"):
             check_run(cfg)
         check_run(cfg, restarted=True)  # by torchrun: the run of days is under way
         unchecked = config(tmp_path, "DATASETS.CHECK_SAMPLE", 0)
         with pytest.raises(DataError, match="Cannot read image"):  # the first image always counts
-            check_images(unchecked, "tiny_train", is_train=True)
+            build_task(unchecked).check_images("tiny_train", is_train=True)
         damage(all_records[4])
         with pytest.raises(DataError, match="'tiny_val'"):
-            check_images(cfg, "tiny_val", is_train=False)
+            build_task(cfg).check_images("tiny_val", is_train=False)
 
 
 # ---- several processes ----

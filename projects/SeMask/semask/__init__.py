@@ -4,7 +4,7 @@ from semask import compat
 
 compat.apply()  # before anything that imports Detectron2
 
-from semask import data, evaluation, modeling, solver  # noqa: E402  (each registers its classes)
+from semask import data, evaluation, modeling, solver, tasks  # noqa: E402  (each registers its classes)
 from semask.config import (  # noqa: E402
     add_semask_config,
     config_names,
@@ -34,4 +34,5 @@ __all__ = [
     "load_config",
     "modeling",
     "solver",
+    "tasks",
 ]

@@ -42,11 +42,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from semask import InstancePrediction, InstancePredictor, Prediction, Predictor
+from semask import InstancePrediction, Prediction
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.errors import CheckpointError, ConfigError, DataError
 from semask.inference.instance_prediction import panoptic_picture
-from semask.inference.predictor import read_config
+from semask.inference.predictor import ImagePredictor, read_config
 from semask.inference.video import (
     VIDEO_EXTENSIONS,
     VideoError,
@@ -55,9 +55,8 @@ from semask.inference.video import (
     writing_video,
 )
 from semask.report.panels import save_picture
+from semask.tasks import build_task
 from semask.utils.files import replacing
-
-AnyPredictor = Predictor | InstancePredictor
 
 USER_ERRORS = (ConfigError, CheckpointError, DataError, VideoError, OSError)
 
@@ -167,14 +166,15 @@ def segment(args: argparse.Namespace) -> list[str]:
     return problems
 
 
-def load_predictor(args: argparse.Namespace) -> AnyPredictor:
+def load_predictor(args: argparse.Namespace) -> ImagePredictor:
     """The one that the config is of."""
     cfg = read_config(args.config, args.opts)
-    kind = InstancePredictor if cfg.INPUT.MAPPER == "instances" else Predictor
-    return kind(cfg, args.weights, device=args.device, overrides=args.opts)
+    return build_task(cfg).predictor(cfg, args.weights, device=args.device, overrides=args.opts)
 
 
-def segment_image(predictor: AnyPredictor, file: Path, name: str, args: argparse.Namespace) -> None:
+def segment_image(
+    predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
+) -> None:
     """Write the pictures and labels, or instances, of one image."""
     prediction = predictor(file, priors=args.priors)
     for kind, picture in pictures(prediction, args).items():
@@ -182,7 +182,9 @@ def segment_image(predictor: AnyPredictor, file: Path, name: str, args: argparse
     save_answer(prediction, args.output, name)
 
 
-def segment_video(predictor: AnyPredictor, file: Path, name: str, args: argparse.Namespace) -> None:
+def segment_video(
+    predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
+) -> None:
     """Write the videos of one video, a frame at a time."""
     output = Path(args.output)
     writers: dict[str, VideoWriter] = {}

@@ -3,7 +3,7 @@
 from detectron2.config import CfgNode
 
 # See SEMASK_VERSION.
-KEYS_VERSION = 1
+KEYS_VERSION = 2
 
 
 def add_semask_config(cfg: CfgNode) -> None:
@@ -11,6 +11,9 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Version of the keys below: rises when the meaning of an older file would change. Files that
     # a run wrote carry it; in one written by hand it can be left out.
     cfg.SEMASK_VERSION = KEYS_VERSION
+    # What is predicted, evaluated and reported: "semantic" (a class for each pixel), "instance"
+    # (Detectron2's detectors), "panoptic" (both), or a task that you have registered yourself.
+    cfg.TASK = "semantic"
     # Refuse a second run that would write to the same OUTPUT_DIR.
     cfg.OUTPUT_DIR_LOCK = True
     # Also read MODEL.WEIGHTS files ending in .pkl, as Detectron2's model zoo has them. Reading one
@@ -105,10 +108,8 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_UNREADABLE = 10
 
     # ---- input (beside Detectron2's INPUT.FORMAT, INPUT.CROP and INPUT.RANDOM_FLIP) ----
-    # What is read and augmented: "sem_seg" = an image and its label map, as described by the keys
-    # below; "instances" = an image and its instances, for Detectron2's detectors, as described by
-    # Detectron2's keys (MIN_SIZE_TRAIN, ...) and PHOTOMETRIC_DISTORTION.
-    cfg.INPUT.MAPPER = "sem_seg"
+    # With TASK "instance" and "panoptic", Detectron2's keys (MIN_SIZE_TRAIN, ...), LSJ and
+    # PHOTOMETRIC_DISTORTION count in place of those on scales and crops.
     # "" = the pipeline of the SeMask-FPN models; "mask_former_semantic" = that of the
     # mask-classification models, which also gives a mask for each class.
     cfg.INPUT.DATASET_MAPPER_NAME = ""

@@ -18,6 +18,9 @@ from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
 
+# What TASK was before SEMASK_VERSION 2.
+OLD_TASK_KEY = "INPUT.MAPPER"
+
 # What completes a config that has been read, such as a number of classes of 0 ("as the dataset").
 Resolver = Callable[[CfgNode], None]
 _resolvers: list[Resolver] = []
@@ -83,7 +86,9 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
             )
         loaded = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
         refusal = _not_sections(loaded, cfg) or _newer_version(loaded, cfg)
-        if not refusal:
+        if not refusal and _take_over_mapper(loaded, config_file):
+            cfg.merge_from_other_cfg(CfgNode(loaded))
+        elif not refusal:
             cfg.merge_from_file(config_file, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(
@@ -100,13 +105,42 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
     if refusal:
         raise ConfigError(f"Config file '{config_file}' {refusal}")
-    if loaded.get("SEMASK_VERSION", KEYS_VERSION) < KEYS_VERSION:
-        logger.warning(
-            "Config file '%s' is of an older release of this project (SEMASK_VERSION %s, now "
-            "%s): compare its keys with the shipped configs.",
-            *(config_file, loaded["SEMASK_VERSION"], KEYS_VERSION),
-        )
     cfg.SEMASK_VERSION = KEYS_VERSION
+
+
+def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:
+    """Turn INPUT.MAPPER of the releases before SEMASK_VERSION 2 into TASK, in place.
+
+    Args:
+        loaded: the sections of a config file.
+        config_file: its name, for messages.
+
+    Returns:
+        Whether there was something to turn.
+
+    Raises:
+        ConfigError: INPUT.MAPPER has a value that it never could have.
+    """
+    mapper = (loaded.get("INPUT") or {}).pop(OLD_TASK_KEY.split(".")[1], None)
+    if mapper is None:
+        return False
+    architecture = (loaded.get("MODEL") or {}).get("META_ARCHITECTURE", "")
+    tasks = {
+        "sem_seg": ("semantic",),
+        "instances": ("panoptic", "instance") if "Panoptic" in architecture else ("instance",),
+    }
+    if mapper not in tasks:
+        raise ConfigError(
+            f"Config file '{config_file}': {OLD_TASK_KEY} is {mapper!r}; it is now TASK, and can "
+            "be 'semantic', 'instance' or 'panoptic'."
+        )
+    if loaded.get("TASK") not in tasks[mapper]:  # a new file below it may say it already
+        loaded["TASK"] = tasks[mapper][0]
+    logger.info(
+        "Config file '%s' is of an older release: its %s '%s' is now TASK '%s'.",
+        *(config_file, OLD_TASK_KEY, mapper, loaded["TASK"]),
+    )
+    return True
 
 
 def _not_sections(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
@@ -147,6 +181,11 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
         raise ConfigError(
             f"Overrides come in pairs KEY VALUE; got {' '.join(overrides)}. Options such as "
             f"{option} go before them."
+        )
+    if OLD_TASK_KEY in overrides[::2]:
+        raise ConfigError(
+            f"Command-line override: {OLD_TASK_KEY} is now TASK, which can be 'semantic' (before: "
+            "'sem_seg'), 'instance' or 'panoptic' (before: 'instances')."
         )
     try:
         cfg.merge_from_list(list(overrides))

@@ -2,7 +2,6 @@
 
 from semask.data import datasets
 from semask.data.datasets import register_coco_folder, register_config_folders, register_folder
-from semask.data.mappers.build import build_mapper
 from semask.data.mappers.instance import InstanceMapper
 from semask.data.mappers.prior_target import PriorTarget
 from semask.data.mappers.semantic import SemSegMapper
@@ -14,7 +13,6 @@ __all__ = [
     "InstanceMapper",
     "PriorTarget",
     "SemSegMapper",
-    "build_mapper",
     "datasets",
     "register_coco_folder",
     "register_config_folders",

@@ -2,11 +2,10 @@
 
 from semask.engine.ema import WeightAverage
 from semask.engine.evaluate import evaluate
-from semask.engine.hooks.evaluation import PanelsHook, draw_panels, panels_path
-from semask.engine.launch.checks import check_run, resolve_device
+from semask.engine.hooks.evaluation import PanelsHook
+from semask.engine.launch.checks import check_run
 from semask.engine.launch.distributed import (
     LOST_PEER,
-    Torchrun,
     ignore_storage_warning,
     is_lost_peer,
     joined,
@@ -19,6 +18,7 @@ from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import set_up_run
 from semask.engine.nonfinite import NonFiniteLossError
 from semask.engine.trainer import Trainer, wrap_ddp
+from semask.utils.device import Torchrun, resolve_device
 
 __all__ = [
     "LOST_PEER",
@@ -29,14 +29,12 @@ __all__ = [
     "Trainer",
     "WeightAverage",
     "check_run",
-    "draw_panels",
     "evaluate",
     "exit_statuses",
     "ignore_storage_warning",
     "is_lost_peer",
     "joined",
     "once_per_machine",
-    "panels_path",
     "passed_on",
     "resolve_device",
     "resumes",

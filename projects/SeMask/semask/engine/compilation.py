@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from semask.engine.precision import Precision
+from semask.tasks import build_task
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,16 @@ def compile_for_training(
     """
     if not cfg.SOLVER.COMPILE:
         return None
-    if cfg.INPUT.MAPPER == "instances":
+    task = build_task(cfg)
+    if not task.fixed_size:
         logger.warning(
-            "SOLVER.COMPILE: detectors are trained without torch.compile, which would compile "
-            "anew for each size of image and each number of instances."
+            "SOLVER.COMPILE: TASK '%s' is trained without torch.compile, which would compile anew "
+            "for each size of image.",
+            cfg.TASK,
         )
         return None
-    return compile_parts(model, placeholder_batch(cfg), precision)
+    count = cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
+    return compile_parts(model, task.placeholder_inputs(task.training_size(), count), precision)
 
 
 def compile_parts(
@@ -98,13 +102,3 @@ def compile_parts(
         model.zero_grad(set_to_none=True)
         model.load_state_dict(state)
     return parts
-
-
-def placeholder_batch(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Black images, of the number and size that a process of the run trains with at once."""
-    crop = cfg.INPUT.CROP
-    height, width = crop.SIZE if crop.ENABLED else (min(cfg.INPUT.SCALE),) * 2
-    count = cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
-    image = torch.zeros(3, height, width)
-    label = torch.zeros(height, width, dtype=torch.int64)
-    return [{"image": image, "sem_seg": label, "height": height, "width": width}] * count

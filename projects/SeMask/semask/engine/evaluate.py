@@ -7,9 +7,9 @@ from detectron2.utils import comm
 
 from semask.checkpoint import SeMaskCheckpointer
 from semask.engine.ema import WeightAverage
-from semask.engine.hooks.evaluation import draw_panels
 from semask.engine.launch.peers import watched_peers
 from semask.engine.trainer import Trainer
+from semask.tasks import build_task
 
 
 def evaluate(cfg: CfgNode, *, resume: bool) -> None:
@@ -36,5 +36,5 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> None:
     with watched_peers():
         Trainer.test_with_average(cfg, model, ema)
         if comm.is_main_process():
-            draw_panels(cfg, model)
+            build_task(cfg).draw_panels(model)
         comm.synchronize()  # the others stay while the main process draws

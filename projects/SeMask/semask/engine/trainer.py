@@ -23,7 +23,6 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.data.loading.training_loader import TrainingLoader
 from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
 from semask.data.loading.workers import loading_processes
-from semask.data.mappers.build import build_mapper
 from semask.engine.compilation import compile_for_training
 from semask.engine.ema import WeightAverage
 from semask.engine.hooks.best_checkpoint import best_checkpoints
@@ -39,7 +38,7 @@ from semask.errors import CheckpointError
 from semask.inference.predicting import for_evaluators
 from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.solver import build_lr_scheduler, build_optimizer
-from semask.tasks.build import build_evaluator, write_reports
+from semask.tasks import build_task, inference_folder, write_reports
 from semask.utils.randomness import shared_seed
 
 logger = logging.getLogger(__name__)
@@ -287,12 +286,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
-        """Endless batches of ``DATASETS.TRAIN`` through the mapper of ``INPUT.MAPPER``."""
-        # Only entries with annotations can be "empty".
-        filter_empty = cfg.INPUT.MAPPER == "instances" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filter_empty)
+        """Endless batches of ``DATASETS.TRAIN`` through the mapper of ``TASK``."""
+        task = build_task(cfg)
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=task.filter_empty)
         limit = cfg.DATALOADER.MAX_UNREADABLE
-        mapper = build_mapper(cfg, is_train=True)
+        mapper = task.build_mapper(is_train=True)
+        logger.info("Augmentations in training: %s", mapper.augmentations.augs)
         return TrainingLoader(
             ReadableDataset(records, mapper, limit),
             images_per_step=cfg.SOLVER.IMS_PER_BATCH,
@@ -309,7 +308,8 @@ class Trainer(DefaultTrainer):
         """The images of a dataset, one by one, except unreadable ones."""
         records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
         limit = cfg.DATALOADER.MAX_UNREADABLE
-        mapper = build_mapper(cfg, is_train=False)
+        mapper = build_task(cfg).build_mapper(is_train=False)
+        logger.info("Augmentations in evaluation: %s", mapper.augmentations.augs)
         loader = build_detection_test_loader(
             ReadableDataset(records, mapper, limit, replace=False),
             mapper=None,
@@ -320,7 +320,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a dataset; its results go to OUTPUT_DIR/inference/DATASET."""
-        return build_evaluator(cfg, dataset_name)
+        folder = inference_folder(cfg, dataset_name)
+        return build_task(cfg).build_evaluator(dataset_name, folder)
 
     @classmethod
     def test(

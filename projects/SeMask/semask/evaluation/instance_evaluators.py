@@ -1,11 +1,10 @@
-"""Detectron2's evaluators of instances and panoptic maps, as a config asks for them."""
+"""Detectron2's evaluators of instances and panoptic maps, for COCO's kinds of annotation."""
 
 import contextlib
 import importlib.util
 import io
 
 import pycocotools.mask as mask_util
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -24,46 +23,48 @@ from semask.evaluation.instance_scores import RecordedEvaluation
 INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
 
 
-def build_instance_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> DatasetEvaluator:
-    """AP of boxes and masks by pycocotools; for panoptic datasets also PQ and mIoU of the stuff.
-
-    Up to ``TEST.DETECTIONS_PER_IMAGE`` detections of an image count.
+def build_instance_evaluator(
+    dataset_name: str,
+    folder: str,
+    *,
+    masks: bool,
+    panoptic: bool = False,
+    detections_per_image: int = 100,
+) -> DatasetEvaluator:
+    """AP of boxes and masks by pycocotools; on demand also PQ, and mIoU of the semantic map.
 
     Args:
-        cfg: the run's config.
         dataset_name: a registered dataset.
         folder: where the evaluators write what they have computed.
-
-    Raises:
-        ConfigError: there is no evaluator for the dataset, or a package for it is missing.
+        masks: masks are evaluated, too; otherwise boxes alone.
+        panoptic: evaluate panoptic and semantic maps as well, which the dataset has.
+        detections_per_image: so many detections of an image count, those with the highest scores.
     """
-    panoptic = evaluates_panoptic(cfg, dataset_name)
-    limit = cfg.TEST.DETECTIONS_PER_IMAGE
-    tasks = ("bbox", "segm") if predicts_masks(cfg) else ("bbox",)
+    tasks = ("bbox", "segm") if masks else ("bbox",)
     # The compiled evaluation is not everywhere, and only the official one is for publications.
     instances = COCOEvaluator(
-        dataset_name, tasks, output_dir=folder, max_dets_per_image=limit, use_fast_impl=False
+        dataset_name,
+        tasks,
+        output_dir=folder,
+        max_dets_per_image=detections_per_image,
+        use_fast_impl=False,
     )
-    fix_ground_truth(instances._coco_api, masks="segm" in tasks)
+    fix_ground_truth(instances._coco_api, masks=masks)
     evaluator: DatasetEvaluator = instances
     if panoptic:
         stuff = SemSegEvaluator(dataset_name, output_dir=folder)
         segments = COCOPanopticEvaluator(dataset_name, folder)
         evaluator = DatasetEvaluators([stuff, instances, segments])
     return RecordedEvaluation(
-        evaluator,
-        instances,
-        dataset_name=dataset_name,
-        folder=folder,
-        masks="segm" in tasks,
+        evaluator, instances, dataset_name=dataset_name, folder=folder, masks=masks
     )
 
 
-def evaluates_panoptic(cfg: CfgNode, dataset_name: str) -> bool:
-    """Whether panoptic maps are evaluated, beside the instances.
+def check_evaluator_type(dataset_name: str) -> bool:
+    """Whether a dataset has panoptic maps, beside the instances.
 
     Raises:
-        ConfigError: there is no evaluator for the dataset, or a package for it is missing.
+        ConfigError: there is no evaluator for the dataset.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", INSTANCES)
     if kind not in (INSTANCES, PANOPTIC):
@@ -71,14 +72,20 @@ def evaluates_panoptic(cfg: CfgNode, dataset_name: str) -> bool:
             f"Dataset '{dataset_name}' has the evaluator_type '{kind}'; instances are evaluated "
             f"on datasets of the types {INSTANCES} and {PANOPTIC}."
         )
-    if kind == INSTANCES or "PanopticFPN" not in cfg.MODEL.META_ARCHITECTURE:
-        return False
+    return kind == PANOPTIC
+
+
+def check_panoptic_package(dataset_name: str) -> None:
+    """Check that the official evaluation of panoptic maps is installed.
+
+    Raises:
+        ConfigError: it is not; the message names the dataset that needs it.
+    """
     if importlib.util.find_spec("panopticapi") is None:
         raise ConfigError(
             f"Dataset '{dataset_name}' is evaluated with the package panopticapi, which is not "
             "installed: pip install git+https://github.com/cocodataset/panopticapi.git"
         )
-    return True
 
 
 def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
@@ -113,8 +120,3 @@ def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
             annotation["id"] = free_id
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-
-
-def predicts_masks(cfg: CfgNode) -> bool:
-    """Whether the detector of a config predicts masks."""
-    return cfg.MODEL.MASK_ON and "RetinaNet" not in cfg.MODEL.META_ARCHITECTURE

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from semask.inference.instance_predicting import (
     stuff_classes_of,
 )
 from semask.inference.instance_prediction import InstancePrediction
-from semask.inference.predictor import AnyImage, image_pixels, load_model
-from semask.modeling.backbone.detector_fpn import detector_classes
+from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels
+from semask.modeling.meta_arch.detector_config import detector_classes
 from semask.modeling.meta_arch.prior_maps import gives_priors
 
 
-class InstancePredictor:
+class InstancePredictor(ImagePredictor):
     """Finds instances exactly as the evaluation does: same resizing and numbers.
 
     Example::
@@ -41,6 +41,8 @@ class InstancePredictor:
         category_ids: their ids in that dataset's annotation file; otherwise 1, 2, ...
     """
 
+    tasks: ClassVar[set[str]] = set()
+
     def __init__(
         self,
         config: str | os.PathLike[str] | CfgNode,
@@ -50,15 +52,9 @@ class InstancePredictor:
         overrides: Sequence[str] = (),
     ) -> None:
         """
-        Args, Raises: as for :class:`semask.Predictor`. The config is one of a detector
-            (``INPUT.MAPPER`` "instances").
+        Args, Raises: as for :class:`ImagePredictor`.
         """
-        self.cfg, self.model = load_model(config, weights, device, overrides)
-        if self.cfg.INPUT.MAPPER != "instances":
-            raise ConfigError(
-                "This config is of semantic segmentation (INPUT.MAPPER "
-                f"'{self.cfg.INPUT.MAPPER}'): use semask.Predictor."
-            )
+        super().__init__(config, weights, device=device, overrides=overrides)
         self._mapper = InstanceMapper(self.cfg, is_train=False)
         self.class_names, self.category_ids, self._dataset = _categories(self.cfg)
 

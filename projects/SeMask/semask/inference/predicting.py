@@ -10,11 +10,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semask.modeling import SeMaskSegmentor
 from semask.ops.scores import Scores
 
 # From a dataset dict, which it may change, to a model's input.
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def gives_scores(model: nn.Module) -> bool:
+    """Whether a model has ``scores([inputs], return_priors=...)``, as ``SeMaskSegmentor`` has.
+
+    It returns for each image "sem_seg", and perhaps "prior", ``Scores``, and "priors", tensors
+    {"prior2": (K, h, w), ...}.
+    """
+    return callable(getattr(model, "scores", None))
 
 
 @contextlib.contextmanager
@@ -44,8 +52,8 @@ def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> di
     """A model's answer for one image, with its semantic-prior maps if it offers them.
 
     Args:
-        model: called as ``model.scores([inputs], return_priors=...)`` if it is a
-            ``SeMaskSegmentor``; else as ``model.inference([inputs], return_priors=True)`` where
+        model: called as ``model.scores([inputs], return_priors=...)`` if it
+            ``gives_scores``; else as ``model.inference([inputs], return_priors=True)`` where
             that exists, and as a stock Detectron2 model, ``model([inputs])``, where it does not.
         inputs: what the mapper made of a dataset dict.
         priors: False = the maps are not needed.
@@ -54,8 +62,9 @@ def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> di
         "sem_seg", ``Scores``, and perhaps "prior", ``Scores``, and "priors", tensors
         {"prior2": (K, h, w), ...}.
     """
-    if isinstance(model, SeMaskSegmentor):
-        return model.scores([inputs], return_priors=priors)[0]
+    if gives_scores(model):
+        answer: Any = model
+        return answer.scores([inputs], return_priors=priors)[0]
     inference = getattr(model, "inference", None)
     # Stock models may have an ``inference`` of other arguments.
     if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
@@ -79,9 +88,13 @@ class ForEvaluators(nn.Module):
     scores in one tensor, is only made when it is read.
     """
 
-    def __init__(self, model: SeMaskSegmentor) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        """
+        Args:
+            model: one that ``gives_scores``.
+        """
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.training = model.training
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_Answer"]:
@@ -105,7 +118,7 @@ def for_evaluators(model: nn.Module) -> nn.Module:
         model: of any kind, possibly wrapped in ``DistributedDataParallel``.
 
     Returns:
-        The model itself where it is no ``SeMaskSegmentor``.
+        The model itself where it does not give ``Scores``.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    return ForEvaluators(inner) if isinstance(inner, SeMaskSegmentor) else model
+    return ForEvaluators(inner) if gives_scores(inner) else model

@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,13 +22,13 @@ from semask.config.shipped import config_path
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.mappers.semantic import SemSegMapper
 from semask.data.reading import read_image, rgb_pixels
-from semask.engine.launch.checks import resolve_device
 from semask.errors import CheckpointError, ConfigError, DataError
-from semask.inference.predicting import class_map, predict
+from semask.inference.predicting import class_map, gives_scores, predict
 from semask.inference.prediction import Prediction
-from semask.modeling import SeMaskSegmentor, check_protocol
+from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors
 from semask.ops.scores import Scores
+from semask.utils.device import resolve_device
 from semask.utils.palette import class_colors
 
 logger = logging.getLogger(__name__)
@@ -34,21 +36,16 @@ logger = logging.getLogger(__name__)
 AnyImage = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
-class Predictor:
-    """Segments images exactly as the evaluation does: same resizing, protocol and numbers.
-
-    Example::
-
-        predictor = semask.Predictor("ade20k/semask_swin_tiny_fpn", "model_final.pth")
-        prediction = predictor("street.jpg")
-        prediction.labels, prediction.class_names, prediction.overlay()
+class ImagePredictor(ABC):
+    """A trained model in evaluation mode, called with images.
 
     Attributes:
+        tasks: values of ``TASK`` that it is for; a task that is registered adds its own.
         cfg: the config, frozen.
         model: in evaluation mode.
-        class_names, colors: of the first dataset of ``DATASETS.TEST`` (or else of
-            ``DATASETS.TRAIN``) that is registered with so many classes; otherwise "class 0", ...
     """
+
+    tasks: ClassVar[set[str]] = set()
 
     def __init__(
         self,
@@ -67,22 +64,75 @@ class Predictor:
                 ``["TEST.PROTOCOL", "multi_scale"]``.
 
         Raises:
-            ConfigError: the config, an override or the device cannot be used.
+            ConfigError: the config, an override or the device cannot be used, or the config's
+                ``TASK`` has another predictor.
             CheckpointError: the checkpoint is missing, unsafe, of another model or not complete.
         """
-        self.cfg, self.model = load_model(config, weights, device, overrides)
-        if self.cfg.INPUT.MAPPER != "sem_seg":
+        cfg = read_config(config, overrides)
+        if cfg.TASK not in self.tasks:
+            kinds = [kind for kind in ImagePredictor.__subclasses__() if cfg.TASK in kind.tasks]
+            hint = f": use semask.{kinds[0].__name__}" if kinds else ""
             raise ConfigError(
-                f"This config is of a detector (INPUT.MAPPER '{self.cfg.INPUT.MAPPER}'): use "
-                "semask.InstancePredictor."
+                f"TASK is '{cfg.TASK}', which {type(self).__name__} does not predict{hint}."
             )
+        self.cfg, self.model = load_model(cfg, weights, device, overrides)
+
+    @property
+    @abstractmethod
+    def has_priors(self) -> bool:
+        """Whether the model has semantic layers, and so prior maps to show."""
+
+    @abstractmethod
+    def __call__(self, image: AnyImage, *, priors: bool = False) -> Any:
+        """The prediction for one image.
+
+        Args:
+            image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array.
+            priors: also return the semantic priors.
+
+        Raises:
+            DataError: the image cannot be read.
+            ConfigError: the model has no semantic priors.
+        """
+
+
+class Predictor(ImagePredictor):
+    """Segments images exactly as the evaluation does: same resizing, protocol and numbers.
+
+    Example::
+
+        predictor = semask.Predictor("ade20k/semask_swin_tiny_fpn", "model_final.pth")
+        prediction = predictor("street.jpg")
+        prediction.labels, prediction.class_names, prediction.overlay()
+
+    Attributes:
+        cfg: the config, frozen.
+        model: in evaluation mode.
+        class_names, colors: of the first dataset of ``DATASETS.TEST`` (or else of
+            ``DATASETS.TRAIN``) that is registered with so many classes; otherwise "class 0", ...
+    """
+
+    tasks: ClassVar[set[str]] = set()
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | CfgNode,
+        weights: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        """
+        Args, Raises: as for :class:`ImagePredictor`.
+        """
+        super().__init__(config, weights, device=device, overrides=overrides)
         self._mapper = SemSegMapper(self.cfg, is_train=False)
         self.class_names, self.colors = _classes(self.cfg)
 
     @property
     def has_priors(self) -> bool:
         """Whether the model has semantic layers, and so prior maps to show."""
-        return isinstance(self.model, SeMaskSegmentor) and gives_priors(self.model)
+        return gives_scores(self.model) and gives_priors(self.model)
 
     def __call__(
         self, image: AnyImage, *, probabilities: bool = False, priors: bool = False
@@ -182,13 +232,12 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def load_model(
-    config: str | os.PathLike[str] | CfgNode,
+    cfg: CfgNode,
     weights: str | os.PathLike[str],
     device: str | torch.device | None,
     overrides: Sequence[str],
 ) -> tuple[CfgNode, torch.nn.Module]:
-    """The frozen config and the model in evaluation mode; see :class:`Predictor`."""
-    cfg = read_config(config, overrides)
+    """The frozen config and the model in evaluation mode; see :class:`ImagePredictor`."""
     if device is not None:
         cfg.MODEL.DEVICE = str(device)
     explicit = device is not None or "MODEL.DEVICE" in overrides

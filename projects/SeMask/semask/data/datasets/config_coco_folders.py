@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.data.datasets.catalog import datasets_root
 from semask.data.datasets.coco_folder import register_coco_folder
-from semask.errors import ConfigError, DataError
+from semask.errors import ConfigError
 
 KEYS = ("NAME", "IMAGE_DIR", "JSON_FILE")
 
@@ -50,39 +50,3 @@ def register_config_coco_folders(cfg: CfgNode) -> None:
             register_coco_folder(name, image_dir, json_file, from_config=True)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
-
-
-def resolve_detector_classes(cfg: CfgNode) -> None:
-    """Replace a 0 in the detector's number of categories by the first dataset's number.
-
-    The key is ``MODEL.RETINANET.NUM_CLASSES`` for RetinaNet, else ``MODEL.ROI_HEADS.NUM_CLASSES``;
-    nothing is done for models of ``INPUT.MAPPER`` "sem_seg". It stays 0 where the dataset cannot
-    be read: a config can be looked at without its data, and what uses the data complains.
-
-    Args:
-        cfg: not frozen.
-
-    Raises:
-        ConfigError: there is no dataset to ask.
-    """
-    retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
-    section = cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS
-    if cfg.INPUT.MAPPER != "instances" or section.NUM_CLASSES != 0:
-        return
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name not in DatasetCatalog:
-            continue
-        if not MetadataCatalog.get(name).get("thing_classes"):
-            try:
-                DatasetCatalog.get(name)  # which reads the names of the categories
-            except DataError:
-                return
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes:
-            section.NUM_CLASSES = len(classes)
-            return
-    key = "RETINANET" if retinanet else "ROI_HEADS"
-    raise ConfigError(
-        f"MODEL.{key}.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
-        "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset with categories."
-    )

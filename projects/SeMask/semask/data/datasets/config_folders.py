@@ -9,10 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.config import register_resolver
 from semask.data.datasets.catalog import datasets_root
-from semask.data.datasets.config_coco_folders import (
-    register_config_coco_folders,
-    resolve_detector_classes,
-)
+from semask.data.datasets.config_coco_folders import register_config_coco_folders
 from semask.data.datasets.folder import register_folder
 from semask.data.reading import LABEL_MAPS
 from semask.errors import ConfigError
@@ -64,27 +61,6 @@ def register_config_folders(cfg: CfgNode) -> None:
     register_config_coco_folders(cfg)
 
 
-def resolve_num_classes(cfg: CfgNode) -> None:
-    """Replace a ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of 0 by the first dataset's number of classes.
-
-    Args:
-        cfg: not frozen.
-
-    Raises:
-        ConfigError: there is no dataset to ask.
-    """
-    if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != 0:
-        return
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in DatasetCatalog and MetadataCatalog.get(name).get("stuff_classes"):
-            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(MetadataCatalog.get(name).stuff_classes)
-            return
-    raise ConfigError(
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
-        "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset with class names."
-    )
-
-
 def _check_keys(entry: Any, where: str) -> None:
     known = [*REQUIRED, *OPTIONAL]
     if not isinstance(entry, dict):
@@ -107,5 +83,4 @@ def _forget(name: str) -> None:
         LABEL_MAPS.pop(name, None)
 
 
-for _resolver in (register_config_folders, resolve_num_classes, resolve_detector_classes):
-    register_resolver(_resolver)
+register_resolver(register_config_folders)

@@ -18,8 +18,12 @@ from semask.data.reading import check_label_values, check_same_size, read_image,
 from semask.data.transforms.large_scale_jitter import build_large_scale_jitter
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.errors import ConfigError, DataError
-from semask.modeling.backbone.detector_fpn import detector_classes
-from semask.modeling.meta_arch.detectors import PRIOR_TARGET, PriorLoss
+from semask.modeling.meta_arch.detector_config import (
+    detector_classes,
+    has_semantic_head,
+    predicts_masks,
+)
+from semask.modeling.meta_arch.detectors import PRIOR_TARGET, prior_is_supervised
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +118,9 @@ class InstanceMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         head, semask = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEMASK
-        supervised = is_train and PriorLoss.from_config(cfg) is not None
+        supervised = is_train and prior_is_supervised(cfg)
         semantic_prior = supervised and semask.PRIOR_TARGET == "sem_seg"
-        panoptic = is_train and "PanopticFPN" in cfg.MODEL.META_ARCHITECTURE
+        needs_map = semantic_prior or (is_train and has_semantic_head(cfg))
         categories = detector_classes(cfg)
         prior_target = None
         if supervised and not semantic_prior:
@@ -129,12 +133,12 @@ class InstanceMapper:
             "is_train": is_train,
             "augmentations": build_instance_augmentations(cfg, is_train),
             "num_categories": categories,
-            "use_masks": cfg.MODEL.MASK_ON and "RetinaNet" not in cfg.MODEL.META_ARCHITECTURE,
+            "use_masks": predicts_masks(cfg),
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "crops": cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED,
             "image_format": cfg.INPUT.FORMAT,
             "prior_target": prior_target,
-            "semantic_classes": head.NUM_CLASSES if panoptic or semantic_prior else 0,
+            "semantic_classes": head.NUM_CLASSES if needs_map else 0,
             "semantic_prior": semantic_prior,
             "ignore_value": head.IGNORE_VALUE,
         }

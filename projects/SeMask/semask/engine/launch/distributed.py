@@ -1,10 +1,8 @@
 """The processes of a run that torchrun has started; Detectron2's ``launch`` makes its own."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -12,6 +10,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from semask.errors import ConfigError
+from semask.utils.device import Torchrun
 
 # How long a process waits for the others, as with ``launch``: one of them may evaluate meanwhile.
 TIMEOUT = timedelta(minutes=30)
@@ -20,32 +19,6 @@ LOST_PEER = (
     "Another process of this run has ended or cannot be reached, so this one ends too. What went "
     "wrong stands in the other's output; --resume goes on from the last checkpoint."
 )
-
-
-@dataclass(frozen=True)
-class Torchrun:
-    """What torchrun tells a process that it has started.
-
-    Attributes:
-        rank, world_size: number of the process, and of all processes of the run.
-        local_rank, local_world_size: the same among those of this machine.
-        restarts: how often torchrun has started the processes anew.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    restarts: int = 0
-
-    @classmethod
-    def from_environment(cls) -> "Torchrun | None":
-        """None where torchrun (or what sets the same variables) has not started the process."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        if not all(name in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
-            return None
-        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return cls(*(int(value) for value in (*(os.environ[name] for name in names), restarts)))
 
 
 def ignore_storage_warning() -> None:

@@ -9,7 +9,7 @@ import os
 
 from detectron2.utils import comm
 
-from semask.engine.launch.distributed import Torchrun
+from semask.utils.device import Torchrun
 from semask.utils.files import replacing
 
 MARK = ".started"

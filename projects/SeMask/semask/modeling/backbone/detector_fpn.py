@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from semask.errors import ConfigError
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.backbone.semask_swin import SeMaskSwin
+from semask.modeling.meta_arch.detector_config import detector_classes
 
 # What a model is supervised with beside its own losses (MODEL.SEMASK.PRIOR_TARGET).
 PRIOR_TARGETS = ("instances", "sem_seg")
@@ -103,13 +104,6 @@ def prior_classes(cfg: CfgNode) -> int:
             "follow the target."
         )
     return needed
-
-
-def detector_classes(cfg: CfgNode) -> int:
-    """Number of categories that a detector tells apart, the background not among them."""
-    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
-        return cfg.MODEL.RETINANET.NUM_CLASSES
-    return cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
 
 @BACKBONE_REGISTRY.register()

@@ -83,24 +83,9 @@ class PriorLoss(nn.Module):
             ConfigError: see :func:`semask.modeling.backbone.detector_fpn.prior_classes`; or the
                 classes do not fit into a map of one byte beside the ignore value.
         """
-        head, semask = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEMASK
-        stages = range(len(semask.ATTENTION))
-        # The backbone builds no stage behind the last one that the pyramid takes.
-        deepest = max(
-            (stage_stride(s) for s in stages if stage_name(s) in cfg.MODEL.FPN.IN_FEATURES),
-            default=0,
-        )
-        strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
-        strides = {name: stride for name, stride in strides.items() if stride <= deepest}
-        if not strides or head.PRIOR_LOSS_WEIGHT <= 0:
+        if not prior_is_supervised(cfg):
             return None
-        num_classes = prior_classes(cfg)
-        if num_classes > head.IGNORE_VALUE:
-            raise ConfigError(
-                f"The prior's target has {num_classes} classes; beside the ignore value "
-                f"(MODEL.SEM_SEG_HEAD.IGNORE_VALUE {head.IGNORE_VALUE}) there can be "
-                f"{head.IGNORE_VALUE}. MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 trains without it."
-            )
+        head, strides, num_classes = cfg.MODEL.SEM_SEG_HEAD, _strides(cfg), prior_classes(cfg)
         return cls(
             prior_head=SemanticPriorHead(strides=strides, common_stride=head.COMMON_STRIDE),
             num_classes=num_classes,
@@ -130,6 +115,36 @@ class PriorLoss(nn.Module):
             reduction=self.reduction,
             striped=self.striped,
         )
+
+
+def prior_is_supervised(cfg: CfgNode) -> bool:
+    """Whether a detector has semantic layers, and their loss a weight.
+
+    Raises:
+        ConfigError: see :func:`semask.modeling.backbone.detector_fpn.prior_classes`; or the
+            classes do not fit into a map of one byte beside the ignore value.
+    """
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if not _strides(cfg) or head.PRIOR_LOSS_WEIGHT <= 0:
+        return False
+    num_classes = prior_classes(cfg)
+    if num_classes > head.IGNORE_VALUE:
+        raise ConfigError(
+            f"The prior's target has {num_classes} classes; beside the ignore value "
+            f"(MODEL.SEM_SEG_HEAD.IGNORE_VALUE {head.IGNORE_VALUE}) there can be "
+            f"{head.IGNORE_VALUE}. MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 trains without it."
+        )
+    return True
+
+
+def _strides(cfg: CfgNode) -> dict[str, int]:
+    """Stride of each prior map below the pyramid."""
+    semask, used = cfg.MODEL.SEMASK, cfg.MODEL.FPN.IN_FEATURES
+    stages = range(len(semask.ATTENTION))
+    # The backbone builds no stage behind the last one that the pyramid takes.
+    deepest = max((stage_stride(s) for s in stages if stage_name(s) in used), default=0)
+    strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
+    return {name: stride for name, stride in strides.items() if stride <= deepest}
 
 
 @contextlib.contextmanager
@@ -214,7 +229,7 @@ class PriorSupervision:
                 raise ValueError(
                     f"The semantic prior is supervised by '{PRIOR_TARGET}', (H, W) of the image "
                     f"{tuple(image.shape[-2:])}; the input has {found}. InstanceMapper makes it "
-                    "(INPUT.MAPPER 'instances'); MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 does "
+                    "(TASK 'instance'); MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 does "
                     "without."
                 )
         return ImageList.from_tensors(

@@ -1,0 +1,251 @@
+"""A task: everything that depends on what is predicted, in one place.
+
+``TASK`` names an entry of ``TASK_REGISTRY``. Trainer, checks, evaluation, prediction and reports
+ask the entry, and nobody else asks what kind of run this is. An own task is a class derived from
+``Task``, or from one of the entries here, in a module of your own:
+
+    @TASK_REGISTRY.register()
+    class MyTask(SemanticTask):
+        name = "my_task"
+
+``train_net.py --import my_module`` (every command has this option) imports it.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.evaluation import DatasetEvaluator
+from fvcore.common.registry import Registry
+from torch import nn
+
+from semask.errors import ConfigError
+from semask.inference.predictor import ImagePredictor
+
+
+class InputMapper(Protocol):
+    """What turns a dataset dict, which it does not change, into a model's input."""
+
+    augmentations: T.AugmentationList
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]: ...
+
+    def transform(self, image: np.ndarray) -> dict[str, Any]:
+        """The model's input in evaluation, from an (H, W, 3) uint8 RGB image."""
+        ...
+
+
+class Task(ABC):
+    """What a run trains, evaluates, predicts and reports.
+
+    Attributes:
+        name: the value of ``TASK``.
+        predictor: predicts single images with a trained model.
+        shapes_only: the cost of a model can be analysed from the shapes of its tensors alone,
+            without values; see :func:`semask.engine.analysis.analyze_model`.
+        fixed_size: training images all have :meth:`training_size`, so that ``torch.compile`` pays.
+        cfg: the config of the run.
+    """
+
+    name: ClassVar[str]
+    predictor: ClassVar[type[ImagePredictor]]
+    shapes_only: ClassVar[bool] = True
+    fixed_size: ClassVar[bool] = True
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: with this project's keys; only :meth:`resolve_classes` changes it.
+        """
+        self.cfg = cfg
+
+    @abstractmethod
+    def resolve_classes(self) -> None:
+        """Replace a number of classes of 0 in ``cfg`` by that of the datasets, in place.
+
+        Raises:
+            ConfigError: there is no dataset to ask.
+        """
+
+    @abstractmethod
+    def build_mapper(self, is_train: bool) -> InputMapper:
+        """What reads and augments an image with its annotations.
+
+        Args:
+            is_train: for training; else for evaluation, without random augmentation.
+
+        Raises:
+            ConfigError: it cannot be built from the config.
+        """
+
+    @property
+    def filter_empty(self) -> bool:
+        """Whether images without annotations are left out of training."""
+        return False
+
+    def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
+        """Check the metadata of all datasets of a run against the config and each other.
+
+        Args:
+            names: of the datasets; there is at least one.
+            eval_only: nothing is trained.
+
+        Raises:
+            ConfigError: a dataset is not registered, or does not fit the config or the others.
+            DataError: a dataset has to be listed for its metadata, and cannot be.
+        """
+        for name in names:
+            self.check_metadata(name)
+
+    @abstractmethod
+    def check_metadata(self, name: str) -> None:
+        """Check the name, classes and ignore value of one dataset against the config.
+
+        Raises:
+            ConfigError, DataError: as for :meth:`check_datasets`.
+        """
+
+    @abstractmethod
+    def check_images(self, name: str, *, is_train: bool, resume: bool = False) -> None:
+        """List a dataset and try a sample of ``DATASETS.CHECK_SAMPLE`` images of it.
+
+        Args:
+            name: of a registered dataset.
+            is_train: it is trained on.
+            resume: up to ``DATALOADER.MAX_UNREADABLE`` files may be unreadable, as the run skips
+                them.
+
+        Raises:
+            DataError: the dataset is missing or empty, or images or annotations cannot be used.
+            ConfigError: the mapper cannot be built from the config.
+        """
+
+    @abstractmethod
+    def build_evaluator(self, dataset_name: str, folder: str) -> DatasetEvaluator:
+        """The evaluator of a dataset.
+
+        Args:
+            dataset_name: of a registered dataset.
+            folder: where it writes its results.
+
+        Raises:
+            ConfigError: the dataset does not fit the config, or cannot be evaluated.
+        """
+
+    @abstractmethod
+    def write_report(self, model: nn.Module, dataset_name: str, folder: str) -> str:
+        """Write the page about an evaluation; in one process only.
+
+        Args:
+            model: the evaluated model, possibly wrapped for distributed training.
+            dataset_name: of the evaluated dataset.
+            folder: where the evaluator has written its results.
+
+        Returns:
+            The path of the page.
+        """
+
+    def panels_path(self) -> str | None:
+        """The picture with predictions that a run writes; None where it writes none."""
+        return None
+
+    def draw_panels(self, model: nn.Module) -> np.ndarray | None:
+        """Draw predictions on some images, and write them to :meth:`panels_path`.
+
+        To be called in the main process only.
+
+        Args:
+            model: possibly wrapped for distributed training; its mode is not changed.
+
+        Returns:
+            The picture, (height, width, 3) uint8, RGB; None where none is asked for.
+        """
+        return None
+
+    @abstractmethod
+    def training_size(self) -> tuple[int, int]:
+        """Height and width of a training image in pixels, at most."""
+
+    @abstractmethod
+    def placeholder_inputs(self, size: tuple[int, int], count: int) -> list[dict[str, Any]]:
+        """Inputs for a training step, of any content.
+
+        Args:
+            size: height and width of the images in pixels.
+            count: number of images.
+        """
+
+    def analysis_config(self) -> CfgNode:
+        """A config, not frozen, of a model that does as much untrained as it will trained."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        return cfg
+
+    def _facts(self, model: nn.Module, name: str) -> list[tuple[str, str]]:
+        """What a report says about the model."""
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return [("Model", name), ("Parameters", f"{parameters:,}")]
+
+
+AnyTask = TypeVar("AnyTask", bound=type[Task])
+
+
+class TaskRegistry(Registry):
+    """The tasks by their ``name``."""
+
+    def register(self, obj: Any = None) -> Any:
+        """A decorator: enter a subclass of ``Task``, which its predictor then accepts, too."""
+
+        def enter(task: AnyTask) -> AnyTask:
+            self._do_register(task.name, task)
+            task.predictor.tasks.add(task.name)
+            return task
+
+        return enter if obj is None else enter(obj)
+
+
+TASK_REGISTRY = TaskRegistry("TASK")
+
+
+def build_task(cfg: CfgNode) -> Task:
+    """The task that ``TASK`` names.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if cfg.TASK not in TASK_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in TASK_REGISTRY))
+        raise ConfigError(
+            f"TASK is '{cfg.TASK}'; registered are {known}. A module of yours that registers a "
+            "task is imported with --import MODULE."
+        )
+    return TASK_REGISTRY.get(cfg.TASK)(cfg)
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where everything about the evaluation on a dataset goes."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+
+
+def write_reports(cfg: CfgNode, model: nn.Module) -> list[str]:
+    """The report of each dataset of ``DATASETS.TEST``, right after its evaluation.
+
+    To be called in the main process only.
+
+    Args:
+        cfg: the run's config.
+        model: the evaluated model, possibly wrapped for distributed training.
+
+    Returns:
+        The paths of the pages; none where ``TEST.REPORT`` is off.
+    """
+    if not cfg.TEST.REPORT:
+        return []
+    task = build_task(cfg)
+    return [
+        task.write_report(model, name, inference_folder(cfg, name)) for name in cfg.DATASETS.TEST
+    ]

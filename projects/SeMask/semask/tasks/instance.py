@@ -1,0 +1,295 @@
+"""Detection and instance segmentation by Detectron2's detectors, evaluated by AP."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BitMasks, Boxes, Instances
+from torch import nn
+
+from semask.data.annotations import is_usable, list_problems
+from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
+from semask.data.loading.unreadable import ReadableDataset
+from semask.data.mappers.instance import InstanceMapper
+from semask.errors import ConfigError, DataError
+from semask.evaluation.instance_evaluators import build_instance_evaluator, check_evaluator_type
+from semask.inference.instance_predictor import InstancePredictor
+from semask.modeling.meta_arch.detector_config import (
+    classes_section,
+    detector_classes,
+    has_semantic_head,
+    predicts_masks,
+)
+from semask.modeling.meta_arch.detectors import PRIOR_TARGET, prior_is_supervised
+from semask.report.instances import write_instance_report
+from semask.tasks.base import TASK_REGISTRY, Task
+from semask.tasks.semantic import check_ignore_value, resolve_semantic_classes
+
+logger = logging.getLogger(__name__)
+
+
+@TASK_REGISTRY.register()
+class InstanceTask(Task):
+    """Images with instances; models give "instances", with boxes and, mostly, masks."""
+
+    name = "instance"
+    predictor = InstancePredictor
+    shapes_only = False  # which boxes are kept depends on their values
+    fixed_size = False
+
+    def resolve_classes(self) -> None:
+        """As :meth:`Task.resolve_classes`, of the detector and of its semantic map.
+
+        The detector's stays 0 where the dataset cannot be read: a config can be looked at without
+        its data, and what uses the data complains.
+        """
+        resolve_semantic_classes(self.cfg)
+        resolve_detector_classes(self.cfg)
+
+    def build_mapper(self, is_train: bool) -> InstanceMapper:
+        """See :class:`InstanceMapper`."""
+        return InstanceMapper(self.cfg, is_train=is_train)
+
+    @property
+    def filter_empty(self) -> bool:
+        """As ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` says."""
+        return self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+
+    def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
+        """As :meth:`Task.check_datasets`; all datasets need the same categories."""
+        check_same_categories(names)
+        if not eval_only:
+            self._check_best_metric()
+        super().check_datasets(names, eval_only=eval_only)
+
+    def _check_best_metric(self) -> None:
+        metric = self.cfg.TEST.BEST_METRIC
+        if metric.startswith("segm/") and not predicts_masks(self.cfg):
+            raise ConfigError(
+                f"TEST.BEST_METRIC is '{metric}', but this model predicts no masks: set it to "
+                "'bbox/AP'."
+            )
+
+    def check_metadata(self, name: str) -> None:
+        """See :meth:`Task.check_metadata`; datasets that are evaluated need an evaluator."""
+        categories, expected = categories_of(name), detector_classes(self.cfg)
+        if len(categories) != expected:
+            raise ConfigError(
+                f"The numbers of categories disagree: dataset '{name}' has {len(categories)}, "
+                f"MODEL.{classes_section(self.cfg)}.NUM_CLASSES is {expected}. Set it to "
+                f"{len(categories)}."
+            )
+        evaluated = name in self.cfg.DATASETS.TEST
+        panoptic = evaluated and self.evaluates_panoptic(name)
+        if panoptic or not evaluated or name in self.cfg.DATASETS.TRAIN:
+            self._check_semantic_map(name)
+
+    def evaluates_panoptic(self, name: str) -> bool:
+        """Whether a dataset is evaluated for panoptic segmentation as well.
+
+        Raises:
+            ConfigError: there is no evaluator for the dataset, or a package for it is missing.
+        """
+        check_evaluator_type(name)
+        return False
+
+    def _check_semantic_map(self, name: str) -> None:
+        """Check a dataset's semantic maps, where any are used, against the heads."""
+        head = self.cfg.MODEL.SEM_SEG_HEAD
+        supervised = prior_is_supervised(self.cfg)  # which checks MODEL.SEMASK.NUM_CLASSES
+        from_map = supervised and self.cfg.MODEL.SEMASK.PRIOR_TARGET == "sem_seg"
+        if not from_map and not has_semantic_head(self.cfg):
+            return
+        classes = MetadataCatalog.get(name).get("stuff_classes")
+        if not classes:
+            raise ConfigError(
+                f"Dataset '{name}' has no semantic classes: its metadata need stuff_classes. "
+                "Without semantic maps the prior's target is painted from the instances "
+                "(MODEL.SEMASK.PRIOR_TARGET 'instances')."
+            )
+        if len(classes) != head.NUM_CLASSES:
+            raise ConfigError(
+                f"The numbers of semantic classes disagree: dataset '{name}' has {len(classes)}, "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}. Set it to {len(classes)}."
+            )
+        check_ignore_value(self.cfg, name)
+
+    def check_images(self, name: str, *, is_train: bool, resume: bool = False) -> None:
+        """As :meth:`Task.check_images`, and look at all annotations.
+
+        Annotations that cannot be used are counted in a warning; training skips them. So is an
+        image with more instances than ``TEST.DETECTIONS_PER_IMAGE``, where they are evaluated.
+        """
+        mapper, masks = self.build_mapper(is_train), predicts_masks(self.cfg)
+        records = list_dataset(name)
+        self._warn(name, records, masks=masks)
+        if is_train and not _any_usable(records, masks=masks):
+            hint = ""
+            if masks and _any_usable(records, masks=False):
+                hint = (
+                    " with a mask, only boxes: MODEL.MASK_ON False with TEST.BEST_METRIC bbox/AP "
+                    "trains a detector of boxes"
+                )
+            raise DataError(f"Dataset '{name}' has no annotated instance to train on{hint}.")
+        limit = self.cfg.DATALOADER.MAX_UNREADABLE if resume else 0
+        # With CHECK_SAMPLE 0 one image still goes through the pipeline.
+        sample = evenly_spaced(records, max(1, self.cfg.DATASETS.CHECK_SAMPLE))
+        dataset = ReadableDataset(sample, mapper, limit)
+        for index in range(len(dataset)):
+            dataset[index]
+
+    def _warn(self, name: str, records: Sequence[dict[str, Any]], *, masks: bool) -> None:
+        """Warn of what does not keep a run from going on, but is hardly wanted."""
+        numbers = [len(record.get("annotations", ())) for record in records]
+        counts, examples = list_problems(records, masks=masks)
+        for kind, number in counts.most_common():
+            logger.warning(
+                "Dataset '%s': %s in %d of %d annotations, the first is %s; training skips what "
+                "cannot be used, and in the evaluation it counts neither way.",
+                *(name, kind, number, sum(numbers), examples[kind]),
+            )
+        limit = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        if name in self.cfg.DATASETS.TEST and max(numbers) > limit >= 0:
+            logger.warning(
+                "Dataset '%s': an image has %d annotations, but TEST.DETECTIONS_PER_IMAGE is %d: "
+                "set it to more, or those beyond count as missed.",
+                *(name, max(numbers), limit),
+            )
+
+    def build_evaluator(self, dataset_name: str, folder: str) -> DatasetEvaluator:
+        """See :func:`semask.evaluation.instance_evaluators.build_instance_evaluator`."""
+        return build_instance_evaluator(
+            dataset_name,
+            folder,
+            masks=predicts_masks(self.cfg),
+            panoptic=self.evaluates_panoptic(dataset_name),
+            detections_per_image=self.cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+
+    def write_report(self, model: nn.Module, dataset_name: str, folder: str) -> str:
+        """See :func:`semask.report.instances.write_instance_report`."""
+        facts = self._facts(model, self.cfg.MODEL.META_ARCHITECTURE)
+        mapper = self.build_mapper(False)
+        return write_instance_report(model, dataset_name, mapper, folder, facts=facts)
+
+    def training_size(self) -> tuple[int, int]:
+        """The crop of ``INPUT.LSJ``, or the largest MIN_SIZE_TRAIN x MAX_SIZE_TRAIN."""
+        inputs = self.cfg.INPUT
+        if inputs.LSJ.ENABLED:
+            return int(inputs.LSJ.SIZE[0]), int(inputs.LSJ.SIZE[1])
+        return max(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN
+
+    def placeholder_inputs(self, size: tuple[int, int], count: int) -> list[dict[str, Any]]:
+        """Black images with four instances of category 0, one in each quarter."""
+        height, width = size
+        boxes = torch.tensor(
+            [
+                [x * width / 2, y * height / 2, (x + 1) * width / 2, (y + 1) * height / 2]
+                for y in (0, 1)
+                for x in (0, 1)
+            ]
+        )
+        instances = Instances(size, gt_boxes=Boxes(boxes))
+        instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+        if predicts_masks(self.cfg):
+            masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
+            for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist(), strict=True):
+                mask[y0:y1, x0:x1] = True
+            instances.gt_masks = BitMasks(masks)
+        sample = {
+            "image": torch.zeros(3, *size),
+            "height": height,
+            "width": width,
+            "instances": instances,
+            "sem_seg": torch.zeros(size, dtype=torch.int64),
+            PRIOR_TARGET: torch.zeros(size, dtype=torch.int64),
+        }
+        return [dict(sample) for _ in range(count)]
+
+    def analysis_config(self) -> CfgNode:
+        """As :meth:`Task.analysis_config`; ``TEST.DETECTIONS_PER_IMAGE`` boxes get a mask."""
+        cfg = super().analysis_config()
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # untrained scores are below any other
+        return cfg
+
+
+def check_same_categories(names: Sequence[str]) -> None:
+    """Check the categories of all datasets of a run against those of the first.
+
+    Args:
+        names: of registered datasets.
+
+    Raises:
+        ConfigError: they are not the same ones in the same order, or there are none.
+        DataError: a dataset has to be listed for the names of its categories, and cannot be.
+    """
+    first = names[0]
+    for name in names[1:]:
+        pairs = itertools.zip_longest(categories_of(first), categories_of(name), fillvalue="none")
+        for index, (known, other) in enumerate(pairs):
+            if known != other:
+                raise ConfigError(
+                    f"The categories disagree: number {index} is '{known}' in dataset '{first}' "
+                    f"and '{other}' in '{name}'. All datasets of a run need the same ones in the "
+                    "same order, in COCO's format that of their ids; 'categories' may list some "
+                    "that no annotation has."
+                )
+
+
+def categories_of(name: str) -> list[str]:
+    """Names of the categories of a registered dataset.
+
+    Raises:
+        ConfigError: the dataset is not registered, or has no categories.
+        DataError: it has to be listed for them, and cannot be.
+    """
+    metadata = registered_metadata(name)
+    if not metadata.get("thing_classes"):
+        list_dataset(name)  # which reads the names of the categories
+    categories = metadata.get("thing_classes")
+    if not categories:
+        raise ConfigError(f"Dataset '{name}' has no categories: its metadata need thing_classes.")
+    return list(categories)
+
+
+def resolve_detector_classes(cfg: CfgNode) -> None:
+    """Replace a 0 in the detector's number of categories by the first dataset's number.
+
+    Args:
+        cfg: not frozen.
+
+    Raises:
+        ConfigError: there is no dataset to ask.
+    """
+    key = classes_section(cfg)
+    if cfg.MODEL[key].NUM_CLASSES != 0:
+        return
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog:
+            continue
+        if not MetadataCatalog.get(name).get("thing_classes"):
+            try:
+                DatasetCatalog.get(name)  # which reads the names of the categories
+            except DataError:
+                return
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes:
+            cfg.MODEL[key].NUM_CLASSES = len(classes)
+            return
+    raise ConfigError(
+        f"MODEL.{key}.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
+        "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset with categories."
+    )
+
+
+def _any_usable(records: Sequence[dict[str, Any]], *, masks: bool) -> bool:
+    return any(
+        is_usable(annotation, record, masks=masks)
+        for record in records
+        for annotation in record.get("annotations", ())
+    )
