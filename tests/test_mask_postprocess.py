@@ -1,6 +1,9 @@
 """What is made of queries: semantic, instance and panoptic, against the reference's numbers."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,16 @@ from semask.modeling.meta_arch.mask_postprocess import (
     panoptic_prediction,
     select_instances,
 )
+from semask.ops.mask_postprocess import (
+    EncodedMasks,
+    MaskSizes,
+    class_score_rows,
+    encode_mask,
+    encoded_instances,
+    striped_panoptic,
+)
+from semask.ops.scores import Scores
+from semask.ops.stripes import STRIPE_BYTES
 
 FIXTURES = Path(__file__).parent / "fixtures" / "mask_postprocess"
 CASES = sorted(path.stem for path in FIXTURES.glob("*.json"))
@@ -123,3 +136,99 @@ def test_pixels_outside_the_mask_belong_to_the_segment_in_maskformer_only() -> N
     everywhere, _ = panoptic_prediction(logits, masks, PanopticRule([0], inside_only=False))
     assert inside.tolist()[0][:2] == [0, 1]
     assert everywhere.min() == 1
+
+
+# ---- the forms without full-resolution masks ----
+
+
+def sizes_of(case: Case) -> MaskSizes:
+    padded, image, output = (
+        (size[0], size[1]) for size in (case.padded_size, case.image_size, case.output_size)
+    )
+    return MaskSizes(padded=padded, image=image, output=output)
+
+
+@pytest.mark.parametrize("resize_masks", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_striped_scores_equal_plain(
+    name: str, resize_masks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STRIPE_BYTES, "cpu", 100_000)  # some stripes for each image
+    case = Case(name)
+    rows = class_score_rows(case.logits, case.masks, sizes_of(case), resize_masks=resize_masks)
+    if resize_masks:
+        want = class_scores(case.logits, case.output_masks())
+    else:
+        want = class_scores(case.logits, case.padded_masks())
+        want = crop_and_resize(want, case.image_size, case.output_size)
+    scores = Scores(rows)
+    assert len(list(scores.stripes())) > 1
+    torch.testing.assert_close(scores.full(), want, rtol=1e-9, atol=1e-9)
+    assert torch.equal(scores.labels(), want.argmax(dim=0))
+
+
+@pytest.mark.parametrize("name", INSTANCE_CASES)
+def test_encoded_instances_equal_plain(name: str) -> None:
+    case = Case(name)
+    top = case.settings["detections_per_image"]
+    want = instance_prediction(case.logits, case.output_masks(), top=top, things=case.things)
+    got = encoded_instances(case.logits, case.masks, sizes_of(case), top=top, things=case.things)
+    assert torch.equal(got.queries, want.queries)
+    assert torch.equal(got.classes, want.classes)
+    assert torch.equal(torch.stack(list(got.masks)), want.masks)
+    assert torch.equal(got.boxes, want.boxes)
+    torch.testing.assert_close(got.scores, want.scores, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("inside_only", [True, False])
+@pytest.mark.parametrize("name", PANOPTIC_CASES)
+def test_striped_segments_equal_plain(
+    name: str, inside_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STRIPE_BYTES, "cpu", 100_000)
+    case = Case(name)
+    rule = dataclasses.replace(case.rule, inside_only=inside_only)
+    want, want_segments = panoptic_prediction(case.logits, case.output_masks(), rule)
+    got, segments = striped_panoptic(case.logits, case.masks, sizes_of(case), rule)
+    assert want_segments
+    assert segments == want_segments
+    assert got.dtype == torch.int32
+    assert torch.equal(got, want)
+
+
+def test_encoded_masks_are_chosen_as_a_tensor_is() -> None:
+    masks = torch.rand(4, 5, 6) > 0.5
+    encoded = EncodedMasks([encode_mask(mask) for mask in masks])
+    assert torch.equal(encoded[2], masks[2])
+    for item in (slice(1, 3), torch.tensor([3, 0]), torch.tensor([True, False, False, True])):
+        assert torch.equal(torch.stack(list(encoded[item])), masks[item])
+
+
+@pytest.mark.slow
+def test_a_street_at_full_size_fits_into_memory() -> None:
+    """2048 x 4096 pixels, 150 classes and 100 queries within 3.5 GiB, all that the process has."""
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_SIZE], capture_output=True, text=True, check=True
+    )
+    peak, classes = result.stdout.split()
+    assert int(peak) < 3.5 * 2**20  # KiB
+    assert int(classes) > 10
+
+
+FULL_SIZE = """
+import resource
+import torch
+import semask
+from semask.ops.mask_postprocess import MaskSizes, class_score_rows, encoded_instances
+from semask.ops.scores import Scores
+
+torch.manual_seed(0)
+size = (2048, 4096)
+sizes = MaskSizes(padded=size, image=size, output=size)
+logits, masks = 3 * torch.randn(100, 151), 2 * torch.randn(100, 512, 1024)
+with torch.no_grad():
+    labels = Scores(class_score_rows(logits, masks, sizes)).labels()
+    instances = encoded_instances(logits, masks, sizes, top=20)
+assert labels.shape == size and len(instances.masks) == 20
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(labels.unique()))
+"""
