@@ -1,5 +1,10 @@
 """Two runs in one folder, and the files that killed ones leave."""
 
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,33 @@ def test_a_second_run_is_refused(tiny_runs: TinyRuns, size: int) -> None:
         tiny_runs.run(output, "--resume")  # the lock is gone with the run
 
 
+def test_the_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
+    """Not with the processes that load its data, which may live on for some seconds."""
+    context = multiprocessing.get_context("fork")
+    pids, ours = context.Pipe(duplex=False)
+    holder = context.Process(target=_hold_and_fork, args=(str(tmp_path), ours))
+    holder.start()
+    child = pids.recv()
+    try:
+        with pytest.raises(ConfigError, match=f"process {holder.pid} on"), run_lock(str(tmp_path)):
+            pass
+        holder.kill()
+        holder.join()
+        os.kill(child, 0)  # is there
+        with run_lock(str(tmp_path)):
+            assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def _hold_and_fork(folder: str, pids: Connection) -> None:
+    with run_lock(folder):
+        child = os.fork()
+        if child:
+            pids.send(child)
+        time.sleep(60)
+
+
 def test_a_folder_that_cannot_be_locked_or_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused = pytest.raises(ConfigError, match=r"OUTPUT_DIR '.*file' cannot be made")
@@ -71,7 +103,7 @@ def test_lock_where_it_cannot_be_had(
     def no_locks(*_arguments: Any) -> None:
         raise OSError("No locks available")
 
-    monkeypatch.setattr("fcntl.lockf", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     with run_lock(str(tmp_path / "out")):
         assert "cannot be locked (No locks available)" in caplog.text
     assert (tmp_path / "out" / LOCK_FILE).exists()

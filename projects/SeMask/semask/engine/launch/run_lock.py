@@ -7,17 +7,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import IO
 
 from detectron2.utils import comm
+from filelock import FileLock, Timeout
 
 from semask.errors import ConfigError
 from semask.utils.files import remove_temporaries
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +21,11 @@ LOCK_FILE = ".run_lock"
 
 @contextlib.contextmanager
 def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
-    """Hold the output folder for this run; for all its processes together.
+    """Lock the output folder for this run; for all its processes together.
 
-    The lock ends with the process that has it, however that ends. Its file stays. Files that
-    killed runs have left half-written are removed.
+    The lock ends with the process that has it, however that ends; a data-loading process that
+    outlives it does not hold it. The file stays. Files that killed runs have left half-written are
+    removed.
 
     Args:
         folder: made if it is not there.
@@ -38,61 +34,64 @@ def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
     Raises:
         ConfigError: another run has it, or it cannot be made or written to.
     """
-    file: IO[str] | None = None
+    lock: FileLock | None = None
     refusal = ""
     if enabled and comm.is_main_process():
         try:
-            file = _lock(folder)
+            lock = _acquire(folder)
         except ConfigError as error:
             refusal = str(error)
     refusals = [text for text in comm.all_gather(refusal) if text]
-    if refusals:
-        raise ConfigError(refusals[0])
     try:
+        if refusals:
+            raise ConfigError(refusals[0])
         yield
     finally:
-        if file is not None:
-            file.close()
+        if lock is not None:
+            lock.release()
 
 
-def _lock(folder: str) -> IO[str] | None:
+def _acquire(folder: str) -> FileLock | None:
+    """None where the file system has no locks."""
     path = os.path.join(folder, LOCK_FILE)
     try:
         os.makedirs(folder, exist_ok=True)
-        if fcntl is None:
-            return None
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closing it ends the lock)
+        with open(path, "ab"):
+            pass
     except OSError as error:
         raise ConfigError(
             f"OUTPUT_DIR '{folder}' cannot be made or written to: {error}."
         ) from error
+    # Without fallback_to_soft: a lock that is only a file would outlive a killed run.
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_holder)
     try:
-        # Of this process alone: data loading processes that outlive it do not have it, too.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        holder = _holder(file)
-        file.close()
+        lock.acquire(blocking=False)
+    except Timeout as error:
         raise ConfigError(
-            f"Another run{holder} is writing to OUTPUT_DIR '{folder}'. Give this one another "
-            "OUTPUT_DIR, or end the other one first. (OUTPUT_DIR_LOCK False starts it anyway; the "
-            "two then overwrite each other's files.)"
+            f"Another run{_holder(path)} is writing to OUTPUT_DIR '{folder}'. Give this one "
+            "another OUTPUT_DIR, or end the other one first. (OUTPUT_DIR_LOCK False starts it "
+            "anyway; the two then overwrite each other's files.)"
         ) from error
     except OSError as error:
         logger.warning("'%s' cannot be locked (%s): is another run in there?", path, error)
-    else:
-        file.truncate(0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": started}, file)
-        file.flush()
-        remove_temporaries(folder)
-    return file
+        return None
+    remove_temporaries(folder)
+    return lock
 
 
-def _holder(file: IO[str]) -> str:
+def _write_holder(descriptor: int) -> None:
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    holder = {"host": socket.gethostname(), "process": os.getpid(), "since": started}
+    os.truncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, json.dumps(holder).encode())
+
+
+def _holder(path: str) -> str:
     """Who has the lock, as far as its file tells."""
-    file.seek(0)
     try:
-        values = json.load(file)
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
         return f" (process {values['process']} on {values['host']}, since {values['since']})"
     except (OSError, ValueError, LookupError, TypeError):
         return ""
