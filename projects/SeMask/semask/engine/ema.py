@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class WeightAverage:
@@ -25,33 +26,27 @@ class WeightAverage:
         """
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self._decay = decay
-        self._steps = 0
-        self._average: dict[str, Tensor] = {}
+        self._step_decay = decay
+        self._averaged: AveragedModel | None = None
 
     @property
     def started(self) -> bool:
         """Whether there is an average."""
-        return bool(self._average)
+        return self._averaged is not None
 
-    @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step."""
-        weights = self._model.state_dict()
-        if not self._average:
-            self._average = {name: value.detach().clone() for name, value in weights.items()}
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        self._steps += 1
-        for name, value in weights.items():
-            if value.is_floating_point():
-                self._average[name].lerp_(value, 1 - decay)
-            else:
-                self._average[name].copy_(value)
+        if self._averaged is None:
+            self._averaged = self._copy()
+        steps = int(self._averaged.n_averaged)  # on the CPU: no waiting for a GPU
+        self._step_decay = min(self._decay, (1 + steps) / (10 + steps))
+        self._averaged.update_parameters(self._model)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Within it, the model has the averaged weights."""
         weights = {name: value.clone() for name, value in self._model.state_dict().items()}
-        self._model.load_state_dict(self._average)
+        self._model.load_state_dict(self.weights())
         try:
             yield
         finally:
@@ -59,11 +54,12 @@ class WeightAverage:
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights, by the model's names."""
-        return self._average
+        return {} if self._averaged is None else self._averaged.module.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Average and number of steps."""
-        return {"steps": self._steps, "model": self._average}
+        steps = 0 if self._averaged is None else int(self._averaged.n_averaged)
+        return {"steps": steps, "model": self.weights()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave.
@@ -71,13 +67,29 @@ class WeightAverage:
         Raises:
             ValueError: it is of another model.
         """
+        steps, found = state_dict["steps"], state_dict["model"]
+        if not found:
+            self._averaged = None
+            return
         wanted = self._model.state_dict()
-        found = state_dict["model"]
-        if found and {k: v.shape for k, v in found.items()} != {
-            k: v.shape for k, v in wanted.items()
-        }:
+        if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in wanted.items()}:
             raise ValueError("the averaged weights are of another model")
-        self._steps = state_dict["steps"]
-        self._average = {
-            name: value.to(wanted[name].device, copy=True) for name, value in found.items()
-        }
+        self._averaged = self._copy()
+        self._averaged.module.load_state_dict(found)
+        self._averaged.n_averaged.fill_(steps)
+
+    def _copy(self) -> AveragedModel:
+        return AveragedModel(self._model, multi_avg_fn=self._average, use_buffers=True)
+
+    @torch.no_grad()
+    def _average(
+        self,
+        averages: tuple[Tensor, ...] | list[Tensor],
+        weights: tuple[Tensor, ...] | list[Tensor],
+        steps: Tensor | int,
+    ) -> None:
+        """One step, for tensors of one device and type."""
+        if averages[0].is_floating_point():
+            get_ema_multi_avg_fn(self._step_decay)(averages, weights, steps)
+        else:
+            torch._foreach_copy_(averages, weights)
