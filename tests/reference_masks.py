@@ -1,16 +1,25 @@
 """Weights and numbers of a case of ``fixtures/semask_mask2former``, part by part or whole."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from reference import build_backbone, weights
 from semask.checkpoint import convert_state_dict
 from semask.modeling import SeMaskSwin
+from semask.modeling.pixel_decoder import (
+    DeformablePixelDecoder,
+    FaPNPixelDecoder,
+    FPNPixelDecoder,
+    MSFaPNPixelDecoder,
+    PixelDecoder,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures" / "semask_mask2former"
 CASES = (
@@ -66,6 +75,38 @@ def reference_backbone(case: str, **overrides: Any) -> SeMaskSwin:
     backbone = build_backbone(load_meta(case)["backbone"], **overrides)
     load_reference(backbone, case, "backbone.")
     return backbone
+
+
+PIXEL_DECODERS: dict[str, Callable[..., PixelDecoder]] = {
+    "BasePixelDecoder": FPNPixelDecoder,
+    "MSDeformAttnPixelDecoder": DeformablePixelDecoder,
+    "PixelFANDecoder": FaPNPixelDecoder,
+    "MSDeformAttnPixelFANDecoder": MSFaPNPixelDecoder,
+}
+
+
+def build_pixel_decoder(case: str) -> PixelDecoder:
+    """The case's pixel decoder from plain arguments, without the reference's weights."""
+    meta = load_meta(case)
+    head = meta["head"]
+    return PIXEL_DECODERS[head["pixel_decoder"]](
+        input_shape={
+            f"res{stage + 2}": ShapeSpec(
+                channels=meta["backbone"]["embed_dim"] * 2**stage, stride=4 * 2**stage
+            )
+            for stage in range(4)
+        },
+        channels=head["convs_dim"],
+        mask_channels=head["mask_dim"],
+        norm=head["norm"],
+    )
+
+
+def reference_pixel_decoder(case: str) -> PixelDecoder:
+    """The case's pixel decoder with the reference's weights, in evaluation mode, float32."""
+    decoder = build_pixel_decoder(case)
+    load_reference(decoder, case, "sem_seg_head.pixel_decoder.")
+    return decoder
 
 
 def reference_image(case: str, file: str) -> Tensor:
