@@ -1,0 +1,117 @@
+"""The order of the rooms: each part of the package imports itself and lower parts alone."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+# From the lowest to the highest. The package's __init__ and __main__ stand above all of them.
+ROOMS = (
+    *("errors", "compat", "utils", "config", "modeling", "ops", "data", "visualize"),
+    *("evaluation", "checkpoint", "solver", "inference", "report", "tasks", "engine", "api", "cli"),
+)
+ABOVE = ("", "__main__")
+# (room, higher room): while the faster forms move out of the modules that they replace.
+EXPECTED_UPWARDS = {("modeling", "ops")}
+
+
+class Import(NamedTuple):
+    """One import of a module of the package, with the place where it stands."""
+
+    module: str
+    imported: str
+    line: int
+    inside_function: bool
+    has_reason: bool
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.imported}"
+
+
+@pytest.fixture(scope="module")
+def modules(repository: Path) -> dict[str, Path]:
+    """The files of the package by the name of their module."""
+    root = repository / "projects" / "SeMask"
+    names = {}
+    for file in sorted((root / "semask").rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return names
+
+
+@pytest.fixture(scope="module")
+def imports(modules: dict[str, Path]) -> list[Import]:
+    return [entry for name, file in modules.items() for entry in imports_of(name, file, modules)]
+
+
+def imports_of(name: str, file: Path, modules: dict[str, Path]) -> Iterator[Import]:
+    text = file.read_text(encoding="utf-8")
+    lines, tree = text.splitlines(), ast.parse(text)
+    nested = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            longer = [f"{node.module}.{alias.name}" for alias in node.names]
+            imported = [each if each in modules else node.module for each in longer]
+        else:
+            continue
+        reason = any("#" in line for line in lines[max(0, node.lineno - 2) : node.end_lineno])
+        for each in dict.fromkeys(imported):
+            if each.split(".")[0] == "semask":
+                yield Import(name, each, node.lineno, id(node) in nested, reason)
+
+
+def room(module: str) -> int:
+    """The height of a module's room."""
+    name = module.partition(".")[2].partition(".")[0]
+    return len(ROOMS) if name in ABOVE else ROOMS.index(name)
+
+
+def is_expected(entry: Import) -> bool:
+    """Whether an upward import is one of ``EXPECTED_UPWARDS``."""
+    return (
+        tuple(name.partition(".")[2].partition(".")[0] for name in (entry.module, entry.imported))
+        in EXPECTED_UPWARDS
+    )
+
+
+def test_every_file_is_in_a_room(modules: dict[str, Path]) -> None:
+    rooms = {name.partition(".")[2].partition(".")[0] for name in modules}
+    assert rooms <= {*ROOMS, *ABOVE}
+
+
+def test_no_import_runs_upwards(imports: list[Import]) -> None:
+    assert imports
+    upwards = [entry for entry in imports if room(entry.imported) > room(entry.module)]
+    assert not [str(entry) for entry in upwards if not is_expected(entry)]
+
+
+def test_an_import_inside_a_function_has_its_reason_beside_it(imports: list[Import]) -> None:
+    hidden = [entry for entry in imports if entry.inside_function and not entry.has_reason]
+    assert not [str(entry) for entry in hidden if not is_expected(entry)]
+
+
+def test_modules_do_not_import_each_other_in_a_circle(imports: list[Import]) -> None:
+    graph: dict[str, set[str]] = {}
+    for entry in imports:
+        if not entry.inside_function:
+            graph.setdefault(entry.module, set()).add(entry.imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_imports_name_whole_paths(modules: dict[str, Path]) -> None:
+    for name, file in modules.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), name
