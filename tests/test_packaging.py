@@ -33,11 +33,13 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile
 
 
 def test_wheel_has_every_module_and_config(repository: Path, wheel: zipfile.ZipFile) -> None:
+    package = repository / "projects" / "SeMask" / "semask"
     expected = {
         f"semask/{name}/{file.relative_to(folder).as_posix()}".replace("//", "/")
         for name, folder, pattern in (
-            ("", repository / "projects" / "SeMask" / "semask", "*.py"),
+            ("", package, "*.py"),
             ("configs", repository / "configs", "*.yaml"),
+            ("report/templates", package / "report" / "templates", "*"),
         )
         for file in folder.rglob(pattern)
     }

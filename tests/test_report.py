@@ -21,7 +21,12 @@ from PIL import Image
 
 from oracle import HEIGHT, IGNORE, NAME, NAMES, WIDTH, Oracle, OracleWithPriors, dataset, label_of
 from semask.errors import DataError
-from semask.evaluation import BoundaryIoU, Metric, SemSegConfusionEvaluator
+from semask.evaluation import (
+    BoundaryIoU,
+    CalibrationCurve,
+    Metric,
+    SemSegConfusionEvaluator,
+)
 from semask.report import charts as report_charts
 from semask.report.semantic import report_parts, write_report
 
@@ -180,6 +185,7 @@ def test_numbers_equal_the_metrics(tmp_path: Path, records: list[dict[str, Any]]
     assert tiles["ECE"] == f"{100 * error:.2f} %"
 
     facts = texts(page, ".//dl/div")
+    assert re.fullmatch(r"Evaluated\d{4}-\d\d-\d\d \d\d:\d\d", facts[0])
     assert {"Images10", "Classes4", "Weightsmodel <final>.pth"} <= set(facts)
 
     names = texts(page, ".//table[@class='bars']/tbody/tr/th")
@@ -343,6 +349,55 @@ def test_confusion_of_many_classes_stays_small() -> None:
     assert cells == (shares > 0).sum()
 
 
+def test_bars_say_what_they_are() -> None:
+    text = report_charts.spread_chart(np.array([0, 3, 1, 0]))
+    chart = ET.fromstring(text)
+    titles = [element.text for element in chart.iter("title")]
+    assert titles[0] == "Images by their mIoU"
+    assert titles[2] == "mIoU 25 to 50 percent: 3 images"
+    assert len(titles) == 5
+    labels = [element.text for element in chart.iter("text")]
+    assert {"0", "20", "100", "3", "images", "mIoU of the image, percent"} <= set(labels)
+    assert text == report_charts.spread_chart(np.array([0, 3, 1, 0]))
+
+
+def test_reliability_of_each_range_of_confidence() -> None:
+    curve = CalibrationCurve(np.array([0, 6, 2]), np.array([0, 3, 2]), np.array([0, 3.3, 1.7]))
+    text = report_charts.reliability_chart(curve)
+    chart = ET.fromstring(text)
+    assert chart.attrib["role"] == "img"
+    titles = [element.text for element in chart.iter("title")]
+    error = curve.expected_calibration_error
+    assert titles[0] == f"Reliability diagram: expected calibration error {100 * error:.2f} %"
+    label = "75.0 % of the pixels, mean confidence 55.0 %, accuracy 50.0 %"
+    assert titles.count(f"Confidence 0.33 to 0.67: {label}") == 3  # accuracy, gap, and pixels
+    assert len(titles) == 1 + 2 * 3  # a range without pixels has no bars
+    assert text == report_charts.reliability_chart(curve)
+    # Text stays text in the page's font, and nothing refers to anything by an identifier.
+    assert all("font-family" not in element.attrib["style"] for element in chart.iter("text"))
+    assert not {name for element in chart.iter() for name in element.attrib} & {"id", "href"}
+
+
+def test_text_is_legible_on_a_phone() -> None:
+    """At a width of 360 pixels, in which wide matrices scroll."""
+    curve = CalibrationCurve(np.array([1, 1]), np.array([1, 0]), np.array([0.4, 0.9]))
+    shares = np.eye(60)
+    charts = [report_charts.spread_chart(np.ones(20)), report_charts.reliability_chart(curve)]
+    charts += [
+        report_charts.confusion_chart(shares[:count, :count], ["a name"] * count)
+        for count in (2, 14, 40, 60)
+    ]
+    for chart in charts:
+        root = ET.fromstring(chart)
+        width = float(root.attrib["viewBox"].split()[2])
+        at_least = re.search(r"--legible:(\d+)px", root.attrib["style"])
+        scale = max(360, int(at_least[1]) if at_least else 0) / width
+        for element in root.iter("text"):
+            found = re.search(r"font-size: ([\d.]+)px", element.attrib.get("style", ""))
+            size = float(found[1] if found else element.attrib["font-size"])
+            assert scale * size >= 10
+
+
 def test_shades_darken_steadily() -> None:
     def luminance(share: float) -> float:
         color = report_charts.shade(share)
@@ -360,7 +415,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 600])
+@pytest.mark.parametrize("width", [1280, 600, 390])
 def test_browser_shows_it(tmp_path: Path, records: list[dict[str, Any]], width: int) -> None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
@@ -372,22 +427,27 @@ def test_browser_shows_it(tmp_path: Path, records: list[dict[str, Any]], width: 
         [250, 250, 0],
         [9, 9, 9],
     ]
-    evaluate(tmp_path, model, records)
+    evaluate(tmp_path, model, records, BoundaryIoU(NAMES))
     path = write_report(model, NAME, dict, str(tmp_path))
+    # A window is not as narrow as a phone; a frame is.
+    style = f"border:0;width:{width}px;height:4200px"
+    frame = tmp_path / "frame.html"
+    frame.write_text(f'<body style="margin:0"><iframe src="{Path(path).name}" style="{style}">')
     picture = tmp_path / "screenshot.png"
     subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
             *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
             *("--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"),
-            *(f"--window-size={width},4200", f"--screenshot={picture}", Path(path).as_uri()),
+            *(f"--window-size={max(width, 500)},4200", f"--screenshot={picture}", frame.as_uri()),
         ],
         check=True,
         capture_output=True,
         timeout=120,
     )
     pixels = np.array(Image.open(picture).convert("RGB"))
-    assert pixels.shape == (4200, width, 3)
+    assert pixels.shape == (4200, max(width, 500), 3)
+    pixels = pixels[:, :width]
 
     def seen(*color: int) -> int:
         return int((np.abs(pixels.astype(int) - color).max(axis=-1) < 3).sum())

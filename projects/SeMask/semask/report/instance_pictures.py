@@ -43,7 +43,7 @@ class ShownInstances:
         size: (width, height) that all its pictures are shown in, as a ratio.
         pictures: image, ground truth, prediction, errors.
         priors: the semantic-prior map of each stage and their sum; none without a prior.
-        prior_classes: name and (R, G, B) of each class of the priors.
+        legend: name and (R, G, B) of each class of the priors.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ShownInstances:
     size: tuple[int, int]
     pictures: tuple[Picture, ...]
     priors: tuple[Picture, ...]
-    prior_classes: tuple[tuple[str, tuple[int, int, int]], ...]
+    legend: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def show_instances(
@@ -104,14 +104,14 @@ def show_instances(
             errors,
         ),
     )
-    priors, prior_classes = _priors(output, record, image.shape[:2], dataset_name, masks=masks)
+    priors, legend = _priors(output, record, image.shape[:2], dataset_name, masks=masks)
     return ShownInstances(
         name=os.path.basename(record["file_name"]),
         scores=dict(scores),
         size=size,
         pictures=pictures,
         priors=priors,
-        prior_classes=prior_classes,
+        legend=legend,
     )
 
 
@@ -180,7 +180,7 @@ def _priors(
     dataset_name: str,
     *,
     masks: bool,
-) -> tuple[tuple[Picture, ...], tuple[tuple[str, tuple[int, int, int]], ...]]:
+) -> tuple[tuple[Picture, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
     maps = dict(output.get("priors", {}))
     if not maps:
         return (), ()

@@ -17,13 +17,16 @@ from torch import nn
 from semask.errors import DataError
 from semask.evaluation.instance_scores import RESULT_FILE
 from semask.inference.predicting import Mapper, evaluating
-from semask.report.instance_html import InstanceReportData, render_instance_page
+from semask.report.charts import spread_chart
 from semask.report.instance_pictures import show_instances
+from semask.report.page import modification_date, render
 from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
+# Detectron2's keys of the results, and what they are called on the page.
+_TASKS = (("segm", "Mask"), ("bbox", "Box"))
 
 
 def write_instance_report(
@@ -84,22 +87,25 @@ def write_instance_report(
             for group in (worst, best)
         ]
     counts = np.histogram([image["F1"] for image in scored], bins=20, range=(0, 100))[0]
-    page = render_instance_page(
-        InstanceReportData(
-            title=dataset_name,
-            facts=[
-                ("Images", f"{len(images):,}"),
-                ("Categories", str(len(document["categories"]))),
-                ("Instances", f"{sum(image['instances'] for image in images):,}"),
-                *facts,
-            ],
-            categories=document["categories"],
-            results=_results(document["results"]),
-            spread=counts,
-            unscored=len(images) - len(scored),
-            worst=shown[0],
-            best=shown[1],
-        )
+    results = _results(document["results"])
+    tasks = [{"name": name, "results": results[key]} for key, name in _TASKS if key in results]
+    page = render(
+        "instance.html.j2",
+        title=dataset_name,
+        facts=[
+            ("Evaluated", modification_date(source)),
+            ("Images", f"{len(images):,}"),
+            ("Categories", str(len(document["categories"]))),
+            ("Instances", f"{sum(image['instances'] for image in images):,}"),
+            *facts,
+        ],
+        tiles=_tiles(results),
+        tasks=tasks,
+        categories=_category_rows(results, document["categories"]),
+        spread=spread_chart(counts, "F1"),
+        unscored=len(images) - len(scored),
+        worst=shown[0],
+        best=shown[1],
     )
     path = os.path.join(folder, REPORT_FILE)
     with replacing(path) as file:
@@ -131,3 +137,36 @@ def _results(
         task: {key: float("nan") if value is None else value for key, value in values.items()}
         for task, values in results.items()
     }
+
+
+def _tiles(results: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, str]]:
+    """Name, value in percent and explanation of the most important results."""
+    explained = {"AP": "mean over IoU 0.50 to 0.95", "AP50": "at IoU 0.50", "AP75": "at IoU 0.75"}
+    tiles = [
+        (f"{name} {metric}", results[key][metric], words)
+        for key, name in _TASKS
+        if key in results
+        for metric, words in explained.items()
+    ]
+    if "panoptic_seg" in results:
+        tiles.insert(0, ("PQ", results["panoptic_seg"]["PQ"], "panoptic quality"))
+    return tiles
+
+
+def _category_rows(
+    results: Mapping[str, Mapping[str, float]], categories: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Name and AP of each category, the best first and absent ones last."""
+    values = np.stack(
+        [category_ap(results[key], categories) for key, _ in _TASKS if key in results], axis=1
+    )
+    # The sort keeps the dataset's order among equals.
+    order = np.argsort(-np.nan_to_num(values[:, 0], nan=-1), kind="stable")
+    return [{"name": categories[index], "ap": values[index].tolist()} for index in order]
+
+
+def category_ap(results: Mapping[str, float], categories: Sequence[str]) -> np.ndarray:
+    """AP of each category in percent; NaN where it has none."""
+    if len(categories) == 1:  # for which Detectron2 gives the mean alone
+        return np.array([results["AP"]])
+    return np.array([results.get(f"AP-{name}", np.nan) for name in categories])

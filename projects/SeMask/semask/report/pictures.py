@@ -51,7 +51,7 @@ class ShownImage:
         size: (width, height) that all its pictures are shown in, as a ratio.
         pictures: image, ground truth, prediction, errors.
         priors: the semantic-prior map of each stage and their sum; none without a prior.
-        classes: indices of those that can be seen, the most frequent first.
+        legend: name and (R, G, B) of the classes that can be seen, the most frequent first.
     """
 
     name: str
@@ -59,7 +59,7 @@ class ShownImage:
     size: tuple[int, int]
     pictures: tuple[Picture, ...]
     priors: tuple[Picture, ...]
-    classes: tuple[int, ...]
+    legend: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def show_image(
@@ -136,7 +136,7 @@ def show_image(
         size=size,
         pictures=pictures,
         priors=tuple(priors),
-        classes=tuple(seen),
+        legend=tuple((class_names[index], tuple(colors[index].tolist())) for index in seen),
     )
 
 

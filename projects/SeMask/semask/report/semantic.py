@@ -17,11 +17,20 @@ from torch import nn
 
 from semask.errors import DataError
 from semask.evaluation.calibration import Calibration, CalibrationCurve
+from semask.evaluation.confusion import ClassCounts, mean_iou_of_labelled_classes
 from semask.evaluation.image_scores import ImageScores, ranked, spread
 from semask.evaluation.metric import Metric
 from semask.evaluation.sem_seg_evaluator import RESULT_FILE
 from semask.inference.predicting import Mapper, evaluating
-from semask.report.html import ReportData, render_page
+from semask.report.charts import (
+    NAMED_CLASSES,
+    SHADES,
+    confusion_chart,
+    reliability_chart,
+    shade_position,
+    spread_chart,
+)
+from semask.report.page import modification_date, render
 from semask.report.pictures import ShownImage, show_image
 from semask.utils.files import replacing
 from semask.utils.palette import class_colors
@@ -29,6 +38,10 @@ from semask.utils.palette import class_colors
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
+# The confusion matrix of more classes is too wide to be read beside another column.
+_HALF_WIDTH_CLASSES = 8
+# In percent, below its colour scale.
+_SHADE_TICKS = (0, 1, 5, 10, 25, 50, 100)
 
 
 def report_parts() -> list[Metric]:
@@ -89,20 +102,25 @@ def write_report(
         records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         pictures = shown(worst), shown(best)
     matrix = np.array(document["confusion_matrix"], dtype=np.int64)
-    page = render_page(
-        ReportData(
-            title=dataset_name,
-            facts=[*_facts(document["images"], matrix), *facts],
-            class_names=names,
-            colors=colors,
-            matrix=matrix,
-            metrics=_metrics(document["results"]),
-            curve=CalibrationCurve.from_document(document["calibration"]),
-            spread=spread(document["images"]),
-            unscored=sum(image["mIoU"] is None for image in document["images"]),
-            worst=pictures[0],
-            best=pictures[1],
-        )
+    metrics = {key: _defined(value) for key, value in document["results"].items()}
+    curve = CalibrationCurve.from_document(document["calibration"])
+    page = render(
+        "semantic.html.j2",
+        title=dataset_name,
+        facts=[
+            ("Evaluated", modification_date(source)),
+            *_facts(document["images"], matrix),
+            *facts,
+        ],
+        tiles=_tiles(metrics, curve),
+        numbered=len(names) > NAMED_CLASSES,
+        **_class_values(matrix, metrics, names, colors),
+        **_confusion_values(matrix, names, colors),
+        spread=spread_chart(spread(document["images"])),
+        unscored=sum(image["mIoU"] is None for image in document["images"]),
+        worst=pictures[0],
+        best=pictures[1],
+        **_calibration_values(curve),
     )
     path = os.path.join(folder, REPORT_FILE)
     with replacing(path) as file:
@@ -158,5 +176,101 @@ def _facts(images: Sequence[Any], matrix: np.ndarray) -> list[tuple[str, str]]:
     ]
 
 
-def _metrics(results: Mapping[str, float | None]) -> dict[str, float]:
-    return {key: float("nan") if value is None else value for key, value in results.items()}
+def _tiles(metrics: Mapping[str, float], curve: CalibrationCurve) -> list[tuple[str, float, str]]:
+    """Name, value in percent and explanation of the most important results."""
+    explained = {
+        "mIoU": "mean IoU of the classes",
+        "pACC": "pixels that are right",
+        "mACC": "mean accuracy of the classes",
+        "fwIoU": "IoU weighted by frequency",
+        "mBoundaryIoU": "mean IoU near contours",
+    }
+    tiles = [(key, metrics[key], words) for key, words in explained.items() if key in metrics]
+    error = 100 * curve.expected_calibration_error
+    return [*tiles, ("ECE", error, "expected calibration error")]
+
+
+def _class_values(
+    matrix: np.ndarray, metrics: Mapping[str, float], names: Sequence[str], colors: np.ndarray
+) -> dict[str, Any]:
+    """A row for each class, the best first and absent ones last, and what the means leave out."""
+    counts = ClassCounts.of(matrix)
+    share = counts.labelled / max(counts.labelled.sum(), 1)
+    # The sort keeps the dataset's order among equals.
+    order = np.argsort(-np.nan_to_num(counts.iou, nan=-1), kind="stable")
+    return {
+        "classes": [
+            {
+                "index": index,
+                "name": names[index],
+                "color": colors[index].tolist(),
+                "iou": 100 * counts.iou[index],
+                "boundary": metrics.get(f"BoundaryIoU-{names[index]}"),
+                "accuracy": 100 * counts.accuracy[index],
+                "share": share[index],
+            }
+            for index in order
+        ],
+        "mean_iou": metrics["mIoU"],
+        "has_boundary": "mBoundaryIoU" in metrics,
+        "absent": int((counts.union == 0).sum()),
+        "only_predicted": bool(((counts.labelled == 0) & (counts.predicted > 0)).any()),
+        "labelled_mean": mean_iou_of_labelled_classes(matrix),
+    }
+
+
+def _confusion_values(
+    matrix: np.ndarray, names: Sequence[str], colors: np.ndarray
+) -> dict[str, Any]:
+    """The matrix by shares of the true class, and the most frequent pairs."""
+    pixels = matrix[:, :-1].T.astype(np.float64)  # rows: ground truth
+    labelled = pixels.sum(axis=1, keepdims=True)
+    shares = np.divide(pixels, labelled, out=np.full(pixels.shape, np.nan), where=labelled > 0)
+    wrong = pixels.copy()
+    np.fill_diagonal(wrong, 0)
+    total = max(wrong.sum(), 1)
+    count = 12 if len(names) <= NAMED_CLASSES else 24
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(cell), len(names)) for cell in order]
+    return {
+        "matrix": confusion_chart(shares, names),
+        # Names and numbers need the page's width to be read.
+        "matrix_needs_width": _HALF_WIDTH_CLASSES < len(names) <= NAMED_CLASSES,
+        "shades": SHADES,
+        "shade_ticks": [(100 * shade_position(tick / 100), tick) for tick in _SHADE_TICKS],
+        "confusions": [
+            {
+                "truth": (names[truth], colors[truth].tolist()),
+                "predicted": (names[other], colors[other].tolist()),
+                "of_errors": wrong[truth, other] / total,
+                "of_class": shares[truth, other],
+            }
+            for truth, other in pairs
+            if wrong[truth, other] > 0
+        ],
+    }
+
+
+def _calibration_values(curve: CalibrationCurve) -> dict[str, Any]:
+    number = len(curve.pixels)
+    shares = curve.pixels / max(curve.pixels.sum(), 1)
+    values = zip(shares, curve.mean_confidence, curve.accuracy, strict=True)
+    return {
+        "reliability": reliability_chart(curve),
+        "overconfidence": curve.overconfidence,
+        "calibration_error": curve.expected_calibration_error,
+        "bins": [
+            {
+                "range": (index / number, (index + 1) / number),
+                "share": share,
+                "confidence": confidence,
+                "accuracy": accuracy,
+            }
+            for index, (share, confidence, accuracy) in enumerate(values)
+        ],
+    }
+
+
+def _defined(value: float | None) -> float:
+    """JSON's null is NaN again."""
+    return float("nan") if value is None else value
