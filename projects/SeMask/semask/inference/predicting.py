@@ -22,7 +22,9 @@ def gives_scores(model: nn.Module) -> bool:
     It returns for each image "sem_seg", and perhaps "prior", ``Scores``, and "priors", tensors
     {"prior2": (K, h, w), ...}.
     """
-    return callable(getattr(model, "scores", None))
+    scores = getattr(model, "scores", None)
+    # Other models may have ``scores`` of other arguments.
+    return callable(scores) and "return_priors" in inspect.signature(scores).parameters
 
 
 @contextlib.contextmanager
