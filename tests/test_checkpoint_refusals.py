@@ -1,9 +1,11 @@
 """Checkpoints that are refused, with what the message says; the model stays as it was."""
 
 import pickle
-from pathlib import Path
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -203,21 +205,50 @@ def test_malicious_pickle_is_not_run(tmp_path: Path, suffix: str, as_zip: bool) 
     target = tmp_path / "executed"
     path = tmp_path / f"evil{suffix}"
     content = {"model": values(Toy()), "extra": Malicious(target)}
-    torch.save(content, path, _use_new_zipfile_serialization=as_zip)
+    if suffix == ".pkl" and not as_zip:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=as_zip)
     message = refusal(Toy(), path)
     assert not target.exists()
     assert "documentation" not in message
     assert "could run code" in message or "can run any code" in message
 
 
-def test_pickle_only_with_the_flag(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_arrays_needs_no_flag(tmp_path: Path, protocol: int) -> None:
     source, model = Toy(), Toy()
+    arrays = OrderedDict((name, value.numpy()) for name, value in values(source).items())
+    content = {"model": arrays, "__author__": "somebody", "score": np.float64(0.5)}
     path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    rest = SeMaskCheckpointer(model).load(str(path))
+    assert same(values(source), values(model))
+    assert rest == {"__author__": "somebody", "score": 0.5}
+
+
+def test_a_pickle_of_more_than_arrays_only_with_the_flag(tmp_path: Path) -> None:
+    source, model = Toy(), Toy()
     arrays = {name: value.numpy() for name, value in values(source).items()}
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
-    assert "allow_pickle=True" in refusal(model, path)
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "made": PurePosixPath("x")}))
+    message = refusal(model, path)
+    assert "pathlib" in message
+    assert "allow_pickle=True" in message
     SeMaskCheckpointer(model, allow_pickle=True).load(str(path))
     assert same(values(source), values(model))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.array(["text"]), np.array([{}], dtype=object), [1.0], None],
+    ids=["text", "objects", "list", "None"],
+)
+def test_a_pickle_whose_parameters_are_none(tmp_path: Path, value: Any) -> None:
+    arrays = {name: value.numpy() for name, value in values(Toy()).items()}
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"model": {**arrays, "odd": value}}))
+    refusal(Toy(), path)
 
 
 def test_state_of_another_optimizer(tmp_path: Path) -> None:

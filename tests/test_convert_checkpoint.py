@@ -7,7 +7,7 @@ import pickle
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -159,7 +159,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: s
     else:
         source, words = tmp_path / "source.pkl", "can run any code"
         arrays = {name: value.numpy() for name, value in Small().state_dict().items()}
-        source.write_bytes(pickle.dumps({"model": arrays}))
+        source.write_bytes(pickle.dumps({"model": arrays, "made": PurePosixPath("x")}))
     assert run(source, target) == 2
     message = capsys.readouterr().err
     assert words in message

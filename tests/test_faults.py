@@ -247,13 +247,14 @@ def test_another_model_is_no_damage(in_process: TinyRuns, undisturbed: dict[str,
         train(in_process, "other")
 
 
-def test_pickled_weights_only_with_the_key(in_process: TinyRuns) -> None:
+def test_pickles_of_more_than_weights_only_with_the_key(in_process: TinyRuns) -> None:
     import pickle
+    from pathlib import PurePosixPath
 
     path = in_process.folder / "zoo.pkl"
     model = Trainer(load_config(in_process.config, ["MODEL.DEVICE", "cpu"])).model
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    path.write_bytes(pickle.dumps({"model": arrays}))
+    path.write_bytes(pickle.dumps({"model": arrays, "made": PurePosixPath("x")}))
     cfg = load_config(
         in_process.config, ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(in_process.folder / "zoo")]
     )

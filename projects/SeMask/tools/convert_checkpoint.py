@@ -78,7 +78,7 @@ def convert(
         target: file to write; ends in ".pth" or ".safetensors".
         config: name or file of a config whose model the weights have to fit.
         ema: take the averaged weights.
-        allow_pickle: also read ".pkl" files.
+        allow_pickle: also read ".pkl" files of more than NumPy arrays.
 
     Returns:
         What was found, written and left out, for people.

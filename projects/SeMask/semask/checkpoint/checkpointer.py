@@ -96,10 +96,10 @@ class Mismatch:
 class SeMaskCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, strict and safe.
 
-    It loads this project's checkpoints, the published SeMask-FPN and Swin-FPN ones, and ImageNet
-    Swin (see :mod:`semask.checkpoint.convert`), from ``.pth`` files that hold tensors and plain
-    values only, or from ``.safetensors``. It saves atomically: whatever interrupts a save, the
-    file before it and ``last_checkpoint`` stay as they were.
+    It loads this project's checkpoints, published ones and ImageNet Swin (see
+    :mod:`semask.checkpoint.convert`), from ``.pth`` files that hold tensors and plain values only,
+    ``.pkl`` files that hold NumPy arrays only, or ``.safetensors``. It saves atomically: whatever
+    interrupts a save, the file before it and ``last_checkpoint`` stay as they were.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             model: the model, possibly wrapped for distributed training.
             save_dir: local folder of the checkpoints.
             save_to_disk: whether this process writes; None = only the main process does.
-            allow_pickle: also load ``.pkl`` files as Detectron2's model zoo has them. Such a file
-                can run any code when it is read: only for files whose author you trust.
+            allow_pickle: also load ``.pkl`` files that hold more than NumPy arrays. Such a file can
+                run any code when it is read: only for files whose author you trust.
             complete: also refuse what is a good start for a training only, as a pre-trained
                 backbone is: the model is to predict.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.

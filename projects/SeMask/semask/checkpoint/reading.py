@@ -11,16 +11,17 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from semask.checkpoint.array_pickle import load_arrays
 from semask.errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError
 from semask.utils.text import one_line
 
 
 def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """Read ``.safetensors``, ``.pkl`` (only if allowed), or any other name as torch's format.
+    """Read ``.safetensors``, ``.pkl``, or any other name as torch's format.
 
     Args:
         filename: a file, or a URL that Detectron2's ``PathManager`` fetches.
-        allow_pickle: read ``.pkl`` files, which can run any code.
+        allow_pickle: read ``.pkl`` files of more than NumPy arrays, too, which can run any code.
 
     Returns:
         The file's entries, with the parameters by name under "model", wherever they stood:
@@ -34,7 +35,7 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
     loaded: Any
     if path.endswith(".safetensors"):
         loaded = _read_safetensors(path, filename)
-    elif path.endswith(".pkl"):
+    elif path.endswith(".pkl") and not _is_archive(path):
         loaded = _read_pickle(path, filename, allow_pickle)
     else:
         loaded = _read_torch(path, filename)
@@ -113,6 +114,12 @@ def _read_torch(path: str, filename: str) -> Any:
         ) from error
 
 
+def _is_archive(path: str) -> bool:
+    """Whether a file is a ZIP archive, as ``torch.save`` writes, whatever its name ends in."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
 def _begins_like_torch(path: str) -> bool:
     """Whether a file begins as an archive or a pickle does; an empty one counts as cut off."""
     with open(path, "rb") as file:
@@ -131,20 +138,29 @@ def _read_safetensors(path: str, filename: str) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
-    if not allow_pickle:
-        raise CheckpointError(
-            f"Checkpoint '{filename}' is a pickle, and reading a pickle can run any code. If you "
-            "trust its author, convert_checkpoint.py with --allow-pickle makes it a .pth or "
-            ".safetensors file, and MODEL.ALLOW_PICKLE True reads it (in Python allow_pickle=True)."
-        )
     try:
         with open(path, "rb") as file:
-            data = pickle.load(file, encoding="latin1")
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
-        raise _damaged(filename, error) from error
-    if isinstance(data, dict) and isinstance(data.get("model"), dict):
-        data["model"] = {name: torch.as_tensor(value) for name, value in data["model"].items()}
+            data = pickle.load(file, encoding="latin1") if allow_pickle else load_arrays(file)
+        if isinstance(data, dict) and isinstance(data.get("model"), dict):
+            data["model"] = {name: _as_tensor(value) for name, value in data["model"].items()}
+    except (pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+        if "Unsupported" not in str(error):
+            raise _damaged(filename, error) from error
+        raise CheckpointError(
+            f"Checkpoint '{filename}' is a pickle of more than arrays ({one_line(error)[:200]}), "
+            "and reading that can run any code. If you trust its author, convert_checkpoint.py "
+            "with --allow-pickle makes it a .pth or .safetensors file, and MODEL.ALLOW_PICKLE "
+            "True reads it (in Python allow_pickle=True)."
+        ) from error
     return data
+
+
+def _as_tensor(value: Any) -> Any:
+    """An array or a number as a tensor; what else there is, is complained of later."""
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return value
+    array = np.asarray(value)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _damaged(filename: str, error: Exception) -> CheckpointError:

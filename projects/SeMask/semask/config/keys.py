@@ -16,8 +16,8 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.TASK = "semantic"
     # Refuse a second run that would write to the same OUTPUT_DIR.
     cfg.OUTPUT_DIR_LOCK = True
-    # Also read MODEL.WEIGHTS files ending in .pkl, as Detectron2's model zoo has them. Reading one
-    # can run any code: only for files whose author you trust.
+    # Also read MODEL.WEIGHTS files ending in .pkl that hold more than NumPy arrays. Reading one can
+    # run any code: only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False
     # The recipe starts from pre-trained weights: a training without MODEL.WEIGHTS gives a warning.
     cfg.MODEL.EXPECTS_WEIGHTS = False
