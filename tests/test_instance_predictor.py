@@ -253,3 +253,15 @@ def test_an_image_without_instances() -> None:
     )
     assert (len(empty), empty.coco_results(1)) == (0, [])
     assert np.array_equal(empty.overlay(), empty.image)
+
+
+def test_texts_at_one_place_do_not_overprint() -> None:
+    image = np.full((80, 80, 3), 128, np.uint8)
+    box = np.array([[10.0, 20, 60, 70]])
+
+    def paper(number: int) -> int:
+        texts = [f"0.{index}8" for index in range(number)]
+        drawn = draw_instances(image, np.repeat(box, number, axis=0), texts=texts)
+        return int((drawn == 30).all(-1).sum())
+
+    assert paper(3) > 2.5 * paper(1) > 0

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from semask.errors import DataError
 from semask.evaluation.instance_scores import FALSE, IN_CROWD, match_instances
 from semask.report.instance_pictures import show_instances
 from semask.report.instances import category_ap, write_instance_report
+from semask.report.samples import render_instance_samples
 from semask.tasks import build_task
 from tiny_instances import SIDE, SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
@@ -157,3 +159,18 @@ def test_a_report_needs_its_evaluation(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="an evaluation of 'other'"):
         write_instance_report(model, "reported_val", mapper, str(tmp_path))
     assert model.training
+
+
+def test_pictures_of_samples_have_their_file_names(tmp_path: Path) -> None:
+    register_coco_folder("own", tmp_path / "images", write_dataset(tmp_path, [two_boxes()]))
+    (record,) = DatasetCatalog.get("own")
+    other = shutil.copy(record["file_name"], tmp_path / "another name.png")
+    pictures = [
+        render_instance_samples("own", [{**record, "file_name": name}])
+        for name in (record["file_name"], str(other))
+    ]
+    assert pictures[0] is not None
+    assert pictures[1] is not None
+    rows = np.flatnonzero((pictures[0] != pictures[1]).any(axis=(1, 2)))
+    assert rows.size
+    assert rows.min() > SIDE

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import nn
 
 from semask.errors import ConfigError, DataError
@@ -268,23 +268,11 @@ def test_own_colours_are_fixed_and_far_apart() -> None:
     assert distance.min() > 40
 
 
-@pytest.mark.parametrize("error", [TypeError, ImportError])
-def test_small_font_of_older_pillow(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
-) -> None:
-    """Without a scalable built-in font the bitmap font is taken, which knows Latin-1 alone."""
-    bitmap_font = drawing.ImageFont.load_default_imagefont()
+def test_font_has_umlauts_and_accents() -> None:
+    def written(text: str) -> bytes:
+        canvas = Image.new("RGB", (40, 30))
+        drawing.write_text(ImageDraw.Draw(canvas), (5, 5), text, 16, (255, 255, 255))
+        return canvas.tobytes()
 
-    def load_default(size: float | None = None) -> Any:
-        if size is not None:
-            raise error("no scalable font")
-        return bitmap_font
-
-    monkeypatch.setattr(drawing.ImageFont, "load_default", load_default)
-    drawing._font.cache_clear()
-    try:
-        panel = Panel(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8)), np.zeros((8, 8)), None, "山")
-        picture = compose_panels([panel], colors=COLORS, ignore_label=255, class_names="abc")
-    finally:
-        drawing._font.cache_clear()
-    assert picture.shape[2] == 3
+    letters = "äöüÄÖÜßéèçñåøłžčőşğŒЖΩ–…"
+    assert len({written(letter) for letter in (*letters, "\ufffe")}) == len(letters) + 1

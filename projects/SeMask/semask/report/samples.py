@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from semask.data.annotations import inspect
 from semask.data.mappers.prior_target import annotation_region
 from semask.data.reading import read_image, read_label
 from semask.errors import DataError
 from semask.utils.palette import class_colors
-from semask.visualize.drawing import Panel, compose_panels
+from semask.visualize.drawing import FAINT, TEXT_SIZE, Panel, compose_panels, write_text
 from semask.visualize.instances import detection_texts, draw_instances
 
 # Drawn instances fit into this (width, height), and stand so many in a row.
@@ -58,7 +58,7 @@ def _panel(record: Mapping[str, Any]) -> Panel | None:
 def render_instance_samples(
     dataset_name: str, records: Sequence[Mapping[str, Any]]
 ) -> np.ndarray | None:
-    """Draw images with their instances, as far as these can be used.
+    """Draw images with their instances, as far as these can be used, above their file names.
 
     Args:
         dataset_name: a registered dataset with category names.
@@ -68,7 +68,7 @@ def render_instance_samples(
         (height, width, 3) uint8, RGB; None where none of them can be read.
     """
     names = MetadataCatalog.get(dataset_name).thing_classes
-    pictures = []
+    pictures: list[tuple[str, Image.Image]] = []
     for record in records:
         try:
             image = read_image(record["file_name"])
@@ -76,16 +76,19 @@ def render_instance_samples(
             continue
         drawn = Image.fromarray(draw_annotations(image, record, names))
         drawn.thumbnail(_BOX)
-        pictures.append(drawn)
+        pictures.append((os.path.basename(record["file_name"]), drawn))
     if not pictures:
         return None
     columns = min(_IN_A_ROW, len(pictures))
     rows = -(-len(pictures) // columns)
-    cell = (_BOX[0] + _GAP, _BOX[1] + _GAP)
+    cell = (_BOX[0] + _GAP, _BOX[1] + TEXT_SIZE + 6 + _GAP)
     canvas = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
-    for index, picture in enumerate(pictures):
+    draw = ImageDraw.Draw(canvas)
+    for index, (name, picture) in enumerate(pictures):
         row, column = divmod(index, columns)
-        canvas.paste(picture, (_GAP + column * cell[0], _GAP + row * cell[1]))
+        left, top = _GAP + column * cell[0], _GAP + row * cell[1]
+        canvas.paste(picture, (left, top))
+        write_text(draw, (left, top + picture.height + 3), name, TEXT_SIZE, FAINT)
     return np.array(canvas)
 
 
