@@ -16,6 +16,7 @@ from semask.data.mappers.mask_semantic import (
     build_mask_augmentations,
     class_masks,
 )
+from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
 from semask.errors import ConfigError
@@ -165,6 +166,14 @@ def test_multi_scale_images(tmp_path: Path, from_resized: bool) -> None:
 def test_refusals_name_the_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match="INPUT.*" + key.replace("__", r"\.")):
         build_mask_augmentations(config(**{key: value}), is_train=True)
+
+
+def test_config_names_the_mapper(tmp_path: Path) -> None:
+    cfg = config()
+    assert isinstance(build_semantic_mapper(cfg, is_train=True), MaskFormerSemanticMapper)
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_panoptic"
+    with pytest.raises(ConfigError, match=r"INPUT\.DATASET_MAPPER_NAME.*mask_former_semantic"):
+        build_semantic_mapper(cfg, is_train=True)
 
 
 def test_nothing_is_drawn_from_the_python_generator(tmp_path: Path) -> None:

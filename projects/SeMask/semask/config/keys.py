@@ -110,9 +110,9 @@ def add_semask_config(cfg: CfgNode) -> None:
     # ---- input (beside Detectron2's INPUT.FORMAT, INPUT.CROP and INPUT.RANDOM_FLIP) ----
     # With TASK "instance" and "panoptic", Detectron2's keys (MIN_SIZE_TRAIN, ...), LSJ and
     # PHOTOMETRIC_DISTORTION count in place of those on scales and crops.
-    # "" = the pipeline of the SeMask-FPN models; "mask_former_semantic" = that of the
-    # mask-classification models, which also gives a mask for each class.
-    cfg.INPUT.DATASET_MAPPER_NAME = ""
+    # TASK "semantic": "sem_seg" = the pipeline of the SeMask-FPN models; "mask_former_semantic" =
+    # that of the mask-classification models, which also gives a mask for each class.
+    cfg.INPUT.DATASET_MAPPER_NAME = "sem_seg"
     # The image is resized, aspect ratio kept, by min(long / longer side, short / shorter side).
     cfg.INPUT.SCALE = [2048, 512]
     # In training that scale is multiplied by one of these factors ("choice") or by one drawn

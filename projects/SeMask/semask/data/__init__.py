@@ -3,14 +3,16 @@
 from semask.data import datasets
 from semask.data.datasets import register_coco_folder, register_config_folders, register_folder
 from semask.data.mappers.instance import InstanceMapper
+from semask.data.mappers.mask_semantic import MaskFormerSemanticMapper
 from semask.data.mappers.prior_target import PriorTarget
-from semask.data.mappers.semantic import SemSegMapper
+from semask.data.mappers.semantic import SemSegMapper, register_semantic_mapper
 from semask.data.reading import register_label_map
 from semask.errors import DataError
 
 __all__ = [
     "DataError",
     "InstanceMapper",
+    "MaskFormerSemanticMapper",
     "PriorTarget",
     "SemSegMapper",
     "datasets",
@@ -18,4 +20,5 @@ __all__ = [
     "register_config_folders",
     "register_folder",
     "register_label_map",
+    "register_semantic_mapper",
 ]

@@ -20,7 +20,7 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.config.loading import load_config, merge_overrides
 from semask.config.shipped import config_path
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
-from semask.data.mappers.semantic import SemSegMapper
+from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import read_image, rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
 from semask.inference.predicting import class_map, gives_scores, predict
@@ -126,7 +126,7 @@ class Predictor(ImagePredictor):
         Args, Raises: as for :class:`ImagePredictor`.
         """
         super().__init__(config, weights, device=device, overrides=overrides)
-        self._mapper = SemSegMapper(self.cfg, is_train=False)
+        self._mapper = build_semantic_mapper(self.cfg, is_train=False)
         self.class_names, self.colors = _classes(self.cfg)
 
     @property

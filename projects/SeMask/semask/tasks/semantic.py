@@ -12,7 +12,8 @@ from torch import nn
 
 from semask.data.checks.semantic import quick_check, registered_metadata
 from semask.data.loading.unreadable import ReadableDataset
-from semask.data.mappers.semantic import SemSegMapper
+from semask.data.mappers.mask_semantic import class_masks
+from semask.data.mappers.semantic import SemSegMapper, build_semantic_mapper
 from semask.errors import ConfigError
 from semask.evaluation.boundary import BoundaryIoU
 from semask.evaluation.metric import Metric
@@ -37,8 +38,8 @@ class SemanticTask(Task):
         resolve_semantic_classes(self.cfg)
 
     def build_mapper(self, is_train: bool) -> SemSegMapper:
-        """See :class:`SemSegMapper`."""
-        return SemSegMapper(self.cfg, is_train=is_train)
+        """The one that ``INPUT.DATASET_MAPPER_NAME`` names."""
+        return build_semantic_mapper(self.cfg, is_train)
 
     def check_metadata(self, name: str) -> None:
         """See :meth:`Task.check_metadata`."""
@@ -123,9 +124,10 @@ class SemanticTask(Task):
         return side, side
 
     def placeholder_inputs(self, size: tuple[int, int], count: int) -> list[dict[str, Any]]:
-        """Black images of class 0."""
+        """Black images of class 0; for mask classification, with one mask."""
         image, label = torch.zeros(3, *size), torch.zeros(size, dtype=torch.int64)
         sample = {"image": image, "sem_seg": label, "height": size[0], "width": size[1]}
+        sample["instances"] = class_masks(label, self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
         return [dict(sample) for _ in range(count)]
 
 

@@ -12,7 +12,13 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from semask.data.mappers.semantic import SemSegMapper, blaming, build_crop, build_flip
+from semask.data.mappers.semantic import (
+    SemSegMapper,
+    blaming,
+    build_crop,
+    build_flip,
+    register_semantic_mapper,
+)
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
 
@@ -63,6 +69,7 @@ def build_mask_test_scales(cfg: CfgNode) -> list[ResizeShortEdge]:
         return [ResizeShortEdge([size], cfg.TEST.AUG.MAX_SIZE) for size in cfg.TEST.AUG.MIN_SIZES]
 
 
+@register_semantic_mapper("mask_former_semantic")
 class MaskFormerSemanticMapper(SemSegMapper):
     """As :class:`SemSegMapper`; in training also "instances", one for each class of the image."""
 

@@ -1,8 +1,8 @@
 """From a dataset dict to what a semantic segmentation model takes."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -96,6 +96,39 @@ def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
         return [ResizeByScale(cfg.INPUT.SCALE, [f]) for f in cfg.TEST.MULTI_SCALE_FACTORS]
 
 
+# What reads an image and its label map, by ``INPUT.DATASET_MAPPER_NAME``: functions of a config
+# and ``is_train``.
+SEMANTIC_MAPPERS: dict[str, Callable[[CfgNode, bool], "SemSegMapper"]] = {}
+
+Mapper = TypeVar("Mapper", bound=Callable[..., "SemSegMapper"])
+
+
+def register_semantic_mapper(name: str) -> Callable[[Mapper], Mapper]:
+    """A decorator: make a mapper known as a value of ``INPUT.DATASET_MAPPER_NAME``."""
+
+    def enter(mapper: Mapper) -> Mapper:
+        SEMANTIC_MAPPERS[name] = lambda cfg, is_train: mapper(cfg, is_train=is_train)
+        return mapper
+
+    return enter
+
+
+def build_semantic_mapper(cfg: CfgNode, is_train: bool) -> "SemSegMapper":
+    """The mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot be built from the config.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in SEMANTIC_MAPPERS:
+        raise ConfigError(
+            f"INPUT.DATASET_MAPPER_NAME is '{name}'; with TASK 'semantic' it can be "
+            f"{' or '.join(sorted(SEMANTIC_MAPPERS))}."
+        )
+    return SEMANTIC_MAPPERS[name](cfg, is_train)
+
+
+@register_semantic_mapper("sem_seg")
 class SemSegMapper:
     """Read, check and augment one image and its label map.
 
