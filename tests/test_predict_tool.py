@@ -1,19 +1,16 @@
 """The command line for images, folders and videos."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from scripts import load_tool
 from semask import Predictor
-from semask.errors import DataError
-from semask.inference.video import VideoError, VideoReader, writing_video
+from semask.inference.video import VideoReader, writing_video
 from tiny_model import checkpoint, photograph
 
 tool = load_tool("predict")
@@ -190,83 +187,3 @@ def test_a_video_becomes_a_video(
             assert np.array_equal(labels, prediction.labels)
             difference = np.abs(overlay.astype(int) - prediction.overlay()).mean()
             assert difference < 25  # the codecs lose detail
-
-
-def test_a_broken_video_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with writing_video(tmp_path / "out/a.mp4", 25) as video:
-            video.write(photograph(20, 30))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert os.listdir(tmp_path / "out") == []
-
-
-def test_odd_sizes_are_made_even(tmp_path: Path) -> None:
-    with writing_video(tmp_path / "a.avi", 10) as video:
-        video.write(np.full((7, 11, 3), 200, np.uint8))
-    with VideoReader(tmp_path / "a.avi") as frames:
-        (frame,) = frames
-    assert frame.shape == (8, 12, 3)
-    assert np.abs(frame.astype(int) - 200).max() < 10
-
-
-def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
-    with writing_video(tmp_path / "a.avi", 10) as video:
-        video.write(photograph(20, 30))
-        with pytest.raises(VideoError, match="30x20"):
-            video.write(photograph(22, 30))
-
-
-def test_unknown_formats_and_missing_encoders_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(VideoError, match=r"\.mp4 or \.avi"), writing_video(tmp_path / "a.gif", 10):
-        pass
-
-    class NoEncoder:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        fourcc = staticmethod(cv2.VideoWriter.fourcc)
-        isOpened = staticmethod(lambda: False)
-        release = staticmethod(lambda: None)
-
-    monkeypatch.setattr(cv2, "VideoWriter", NoEncoder)
-    with writing_video(tmp_path / "a.mp4", 10) as video, pytest.raises(VideoError) as refusal:
-        video.write(photograph(20, 30))
-    assert "no such encoder" in str(refusal.value)
-    assert "Try .avi" in str(refusal.value)
-    assert written(tmp_path) == []
-
-
-def test_lost_frames_are_noticed(tmp_path: Path) -> None:
-    """OpenCV does not report that the disk is full."""
-
-    def lose_a_frame() -> None:
-        with writing_video(tmp_path / "a.avi", 10) as video:
-            video.write(photograph(20, 30))
-            video.num_frames += 1
-
-    with pytest.raises(VideoError, match="1 of 2 frames"):
-        lose_a_frame()
-    assert written(tmp_path) == []
-
-
-def test_videos_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"a\.mp4"):
-        VideoReader(tmp_path / "a.mp4")
-    with pytest.raises(DataError, match="no video"):
-        VideoReader(tmp_path / "b.mp4")
-
-
-def test_one_frame_is_held_at_a_time(tmp_path: Path) -> None:
-    save_video(tmp_path / "a.avi", frames=4)
-    with VideoReader(tmp_path / "a.avi") as video:
-        frames = iter(video)
-        next(frames)
-        assert video._capture.get(cv2.CAP_PROP_POS_FRAMES) == 1
-        next(frames)
-        assert video._capture.get(cv2.CAP_PROP_POS_FRAMES) == 2

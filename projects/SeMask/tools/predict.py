@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         help="also write the labels (instances) of each frame",
     )
     parser.add_argument(
-        "--video-format", choices=("mp4", "avi"), default="mp4", help="MPEG-4 or Motion JPEG"
+        "--video-format", choices=("mp4", "avi"), default="mp4", help="H.264 or Motion JPEG"
     )
     parser.add_argument(
         "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"

@@ -1,25 +1,37 @@
-"""Videos, frame by frame: no more than one frame is held, however long the video."""
+"""Videos, frame by frame: memory does not grow with the length of the video."""
 
 import contextlib
 import logging
-import math
 import os
-import tempfile
 from collections.abc import Iterator
+from fractions import Fraction
 from types import TracebackType
+from typing import cast
 
-import cv2
+import av
 import numpy as np
+from av.error import FFmpegError, InvalidDataError
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from semask.errors import DataError
+from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-# What can be written, with the codec that OpenCV's own builds have for it.
-CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-# Of videos that do not say how fast they are.
+# The encoders of each format that is written, the preferred one first. H.264 in MP4 plays in every
+# browser; PyAV's wheels have libx264, builds without GPL code may have libopenh264.
+ENCODERS = {".mp4": ("libx264", "libopenh264"), ".avi": ("mjpeg",)}
+PIXEL_FORMATS = {".mp4": "yuv420p", ".avi": "yuvj420p"}
+ENCODER_OPTIONS = {
+    "libx264": {"crf": "18", "preset": "fast"},
+    "libopenh264": {"b": "8M"},
+    "mjpeg": {"qmin": "2", "qmax": "2"},
+}
+# Of videos that do not give their frame rate.
 DEFAULT_RATE = 25.0
+BT709 = 1  # the code of these primaries, transfer function and matrix in H.264
 
 
 class VideoError(ValueError):
@@ -40,41 +52,64 @@ class VideoReader:
             path: a local file.
 
         Raises:
-            DataError: there is no such file, or OpenCV cannot decode it.
+            DataError: there is no such file, or it cannot be decoded.
         """
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
             raise DataError(f"There is no video '{self.path}'.")
-        self._capture = cv2.VideoCapture(self.path)
-        if not self._capture.isOpened():
+        try:
+            self._container = av.open(self.path)
+        except (FFmpegError, OSError) as error:
             raise DataError(
-                f"Cannot open video '{self.path}': it is damaged, or OpenCV has no decoder for it. "
-                "Convert it first, for example with 'ffmpeg -i FILE out.mp4'."
-            )
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.frame_rate = rate if math.isfinite(rate) and rate > 0 else DEFAULT_RATE
-        self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+                f"Cannot open video '{self.path}': it is damaged, cut off, or of an unknown format "
+                f"({error.strerror or error}). Copy it again, or convert it, for example with "
+                "'ffmpeg -i FILE out.mp4'."
+            ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise DataError(f"'{self.path}' has no video stream.")
+        self._stream = self._container.streams.video[0]
+        self.frame_rate = float(self._stream.average_rate or DEFAULT_RATE)
+        self.num_frames = self._stream.frames
+        if not self.num_frames and self._container.duration:  # Matroska does not count them
+            seconds = self._container.duration / av.time_base
+            self.num_frames = round(seconds * self.frame_rate)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(H, W, 3) uint8 RGB frames, upright.
 
         Raises:
-            DataError: the first frame cannot be decoded.
+            DataError: no frame can be decoded.
         """
         count = 0
-        while True:
-            found, frame = self._capture.read()
-            if not found:
-                break
+        for frame in self._frames():
             count += 1
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            # Older versions of PyAV take BT.601 for what is declared to be BT.709.
+            matrix = "ITU709" if frame.colorspace == BT709 else None
+            pixels = frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray()
+            # The file says by how many degrees to turn it counterclockwise.
+            yield np.rot90(pixels, round(frame.rotation / 90))
         if not count:
             raise DataError(f"Video '{self.path}' has no frame that can be decoded.")
         if count < self.num_frames:
             logger.warning(
-                "Video '%s' announces %d frames, but only %d can be decoded.",
+                "Video '%s' announces %d frames, but only %d can be decoded: it is damaged or cut "
+                "off.",
                 *(self.path, self.num_frames, count),
             )
+
+    def _frames(self) -> Iterator[VideoFrame]:
+        """Those that can be decoded."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except FFmpegError:  # nothing behind this can be found
+                return
+            if packet is None:
+                return
+            with contextlib.suppress(InvalidDataError):  # the next packet may be intact
+                yield from packet.decode()
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -85,17 +120,39 @@ class VideoReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._capture.release()
+        self._container.close()
 
 
 class VideoWriter:
     """Takes frames one by one; made by `writing_video`."""
 
-    def __init__(self, path: str, frame_rate: float) -> None:
-        self._path = path
-        self._frame_rate = frame_rate
-        self._codec = CODECS[os.path.splitext(path)[1]]
-        self._writer: cv2.VideoWriter | None = None
+    def __init__(self, path: str, suffix: str, frame_rate: float) -> None:
+        """
+        Args:
+            path: the file that is written.
+            suffix: its format, ".mp4" or ".avi".
+            frame_rate: frames per second.
+
+        Raises:
+            VideoError: PyAV has no encoder for the format.
+        """
+        self._pixel_format = PIXEL_FORMATS[suffix]
+        encoder = next((name for name in ENCODERS[suffix] if name in av.codecs_available), None)
+        if encoder is None:
+            others = ", ".join(other for other in ENCODERS if other != suffix)
+            raise VideoError(
+                f"PyAV cannot write {suffix} video here: it was built without the encoders "
+                f"{' and '.join(ENCODERS[suffix])}. Try {others}."
+            )
+        # With the index in front, playing starts before the whole file is there.
+        options = {"movflags": "+faststart"} if suffix == ".mp4" else {}
+        self._container = av.open(path, "w", format=suffix[1:], options=options)
+        rate = Fraction(frame_rate).limit_denominator(1001)  # 29.97 is 30000/1001
+        self._stream = cast(
+            VideoStream,
+            self._container.add_stream(encoder, rate=rate, options=ENCODER_OPTIONS[encoder]),
+        )
+        self._stream.pix_fmt = self._pixel_format
         self._shape: tuple[int, ...] = ()
         self.num_frames = 0
 
@@ -103,41 +160,53 @@ class VideoWriter:
         """Append a frame.
 
         Args:
-            frame: (H, W, 3) uint8, RGB, all of one size. An odd height or width, which the codecs
-                do not have, is made even by repeating the last row or column.
+            frame: (H, W, 3) uint8, RGB, all of one size. An odd height or width, which the pixel
+                formats do not have, is made even by repeating the last row or column.
 
         Raises:
-            VideoError: OpenCV has no such encoder, or the size has changed.
+            VideoError: the size has changed.
+            OSError: the file cannot be written.
         """
-        if self._writer is None:
+        if not self._shape:
             self._shape = frame.shape
-            self._writer = self._opened(frame.shape[0], frame.shape[1])
+            self._open_stream(*frame.shape[:2])
         elif frame.shape != self._shape:
             raise VideoError(
                 f"Frame {self.num_frames} is {frame.shape[1]}x{frame.shape[0]} pixels, the ones "
                 f"before it are {self._shape[1]}x{self._shape[0]}."
             )
-        bottom, right = frame.shape[0] % 2, frame.shape[1] % 2
-        frame = cv2.copyMakeBorder(frame, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        even = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], "edge")
+        picture = VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        if self._pixel_format == "yuv420p":
+            picture = picture.reformat(format=self._pixel_format, dst_colorspace="ITU709")
+        self._container.mux(self._stream.encode(picture))
         self.num_frames += 1
 
-    def _opened(self, height: int, width: int) -> cv2.VideoWriter:
-        code = cv2.VideoWriter.fourcc(*self._codec)
-        size = (width + width % 2, height + height % 2)
-        writer = cv2.VideoWriter(self._path, code, self._frame_rate, size)
-        if not writer.isOpened():
-            others = ", ".join(suffix for suffix, codec in CODECS.items() if codec != self._codec)
-            raise VideoError(
-                f"OpenCV cannot write {self._codec} video of {size[0]}x{size[1]} pixels here: this "
-                f"build has no such encoder, or the folder cannot be written. Try {others}."
-            )
-        return writer
+    def _open_stream(self, height: int, width: int) -> None:
+        self._stream.height = height + height % 2
+        self._stream.width = width + width % 2
+        if self._pixel_format == "yuv420p":
+            # Without these tags, players guess the colours from the size.
+            context = self._stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            context.color_range = 1  # 16..235
 
-    def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
+    def finish(self) -> None:
+        """Write what the encoder has kept back, and the index.
+
+        Raises:
+            VideoError: there is no frame.
+            OSError: the file cannot be written.
+        """
+        if not self.num_frames:
+            raise VideoError("A video needs at least one frame.")
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        with contextlib.suppress(FFmpegError, OSError):
+            self._container.close()
 
 
 @contextlib.contextmanager
@@ -145,37 +214,22 @@ def writing_video(path: str | os.PathLike[str], frame_rate: float) -> Iterator[V
     """Write a video file, which is complete or not there. Missing folders are made.
 
     Args:
-        path: ends in ".mp4" (MPEG-4) or ".avi" (Motion JPEG).
+        path: ends in ".mp4" (H.264) or ".avi" (Motion JPEG).
         frame_rate: frames per second.
 
     Raises:
-        VideoError: the suffix is another, the encoder is missing, or frames have been lost.
+        VideoError: the suffix is another, the encoder is missing, or there is no frame.
+        OSError: the file cannot be written.
     """
     target = os.path.abspath(path)
     suffix = os.path.splitext(target)[1]
-    if suffix not in CODECS:
-        raise VideoError(f"Cannot write video '{target}': use {' or '.join(CODECS)}.")
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    # OpenCV takes the container from the suffix, so the temporary file needs the same.
-    with tempfile.TemporaryDirectory(prefix=".video-", dir=os.path.dirname(target)) as folder:
-        temporary = os.path.join(folder, f"video{suffix}")
-        writer = VideoWriter(temporary, frame_rate)
+    if suffix not in ENCODERS:
+        raise VideoError(f"Cannot write video '{target}': use {' or '.join(ENCODERS)}.")
+    with replacing(target) as file:
+        writer = VideoWriter(file.name, suffix, frame_rate)
         try:
             yield writer
-        finally:
-            writer.close()
-        if writer.num_frames:
-            _check_complete(temporary, target, writer.num_frames)
-            os.replace(temporary, target)
-
-
-def _check_complete(path: str, target: str, written: int) -> None:
-    """OpenCV does not say when a frame could not be written, as on a full disk."""
-    capture = cv2.VideoCapture(path)
-    found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    capture.release()
-    if found != written:
-        raise VideoError(
-            f"Video '{target}' came out with {found} of {written} frames and has been removed. "
-            "Is the disk full?"
-        )
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
