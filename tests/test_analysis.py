@@ -18,9 +18,9 @@ import tiny
 from scripts import load_tool
 from semask import config_path
 from semask.config.loading import load_config
+from semask.engine.analysis import ModelCost, analyze_model, saved_bytes
 from semask.errors import ConfigError
-from semask.inference import analysis
-from semask.inference.analysis import ModelCost, analyze_model
+from tiny_instances import SMALL_MODEL, flat
 
 # arXiv 2112.12782 and 2103.14030: GFLOP of one inference with 150 classes, by size of the image.
 GFLOP = {
@@ -175,7 +175,7 @@ class _Mlp(nn.Module):
 
 
 def test_saved_bytes_by_hand() -> None:
-    saved, peak = analysis._saved_bytes(_Mlp(), 5, 7, batch_size=2)
+    saved, peak = saved_bytes(_Mlp(), [{"image": torch.zeros(3, 5, 7)}] * 2)
     assert peak is None
     pixels = 2 * 5 * 7
     assert sum(saved.values()) == 4 * pixels * (3 + 8)
@@ -268,3 +268,40 @@ def test_mistakes_of_the_command(
     assert message in printed.err
     assert printed.err.startswith("ConfigError: ")
     assert printed.out == ""
+
+
+DETECTORS = ("mask_rcnn", "cascade_mask_rcnn", "retinanet", "panoptic_fpn")
+
+
+def detector(architecture: str, **more: Any) -> CfgNode:
+    overrides = {**SMALL_MODEL, "TEST.DETECTIONS_PER_IMAGE": 4, **more}
+    name = config_path(f"coco/semask_swin_tiny_{architecture}_1x")
+    return load_config(name, flat(overrides))
+
+
+@pytest.mark.parametrize("architecture", DETECTORS)
+def test_detectors(architecture: str) -> None:
+    cost = analyze_model(detector(architecture), (96, 128), batch_size=2)
+    assert (cost.height, cost.width, cost.device) == (96, 128, "cpu")
+    assert len(cost.semantic_layers) == 4
+    heads = "head" if architecture == "retinanet" else "roi_heads"
+    for name in ("", "backbone.bottom_up", heads):
+        counted = cost.modules[name]
+        assert min(counted.parameters, counted.flops, counted.saved_bytes) > 0, name
+    if architecture == "panoptic_fpn":
+        assert cost.modules["sem_seg_head"].flops > 0
+
+
+def test_a_mask_is_counted_for_each_allowed_detection() -> None:
+    few = analyze_model(detector("mask_rcnn"), (96, 128))
+    many = analyze_model(detector("mask_rcnn", **{"TEST.DETECTIONS_PER_IMAGE": 8}), (96, 128))
+    mask_head = "roi_heads.mask_head"
+    assert many.modules[mask_head].flops == 2 * few.modules[mask_head].flops > 0
+
+
+def test_sizes_and_devices_of_detectors() -> None:
+    cfg = detector("retinanet", **{"INPUT.MIN_SIZE_TRAIN": (32, 64), "INPUT.MAX_SIZE_TRAIN": 96})
+    cost = analyze_model(cfg)
+    assert (cost.height, cost.width) == (64, 96)
+    with pytest.raises(ConfigError, match="'meta'"):
+        analyze_model(cfg, device="meta")

@@ -369,4 +369,4 @@ def test_the_striped_loss_is_the_plain_one() -> None:
 def test_detectors_are_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(SOLVER__COMPILE=True)
     assert compile_for_training(cfg, nn.Identity(), Precision()) is None
-    assert "detectors are trained without torch.compile" in caplog.text
+    assert "TASK 'instance' is trained without torch.compile" in caplog.text

@@ -7,7 +7,8 @@
     python projects/SeMask/tools/analyze_model.py CONFIG --json MODEL.SWIN.EMBED_DIM 64
 
 CONFIG is a file, or the name of a shipped config. Without --device the shapes alone are followed:
-no GPU, no weights and no memory are needed, whatever the size of the model. Exit status: 0; 2 for
+no GPU, no weights and no memory are needed, whatever the size of the model; a detector runs on the
+CPU, as which boxes it keeps depends on their values. Exit status: 0; 2 for
 a mistake in the config or the arguments.
 """
 
@@ -17,8 +18,8 @@ import sys
 from collections.abc import Sequence
 
 from semask import config_path, load_config
+from semask.engine.analysis import analyze_model
 from semask.errors import ConfigError
-from semask.inference.analysis import analyze_model
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the training crop"
     )
     parser.add_argument("--batch-size", type=int, default=1, help="of the training step")
-    parser.add_argument("--device", default="meta", help="where the training step runs")
+    parser.add_argument("--device", help="of the training step (default: meta; cpu for detectors)")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules to list")
     parser.add_argument("--json", action="store_true", help="every module, as JSON")
     args = parser.parse_intermixed_args(argv)

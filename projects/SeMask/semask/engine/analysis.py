@@ -1,11 +1,12 @@
 """What a model costs: parameters, arithmetic and activation memory of every module.
 
-By default nothing is computed: the model is built and run on PyTorch's "meta" device, which knows
-shapes alone, so that the largest models take seconds and no memory.
+Where shapes alone decide what is computed, nothing is: the model is built and run on PyTorch's
+"meta" device, so that the largest models take seconds and no memory. Detectors keep boxes by their
+values, and run for real.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from semask.errors import ConfigError
 from semask.modeling.backbone import SemanticLayer
+from semask.tasks import Task, build_task
 
 WHOLE = "(whole model)"
 
@@ -114,32 +117,41 @@ def analyze_model(
     size: tuple[int, int] | None = None,
     *,
     batch_size: int = 1,
-    device: str = "meta",
+    device: str | None = None,
 ) -> ModelCost:
     """Count the parameters, operations and saved activations of each module.
 
     Args:
         cfg: describes the model; it is not changed.
-        size: height and width of the input in pixels; None = the training crop,
-            ``INPUT.CROP.SIZE``.
+        size: height and width of the input in pixels; None = the training crop, or of a task
+            without one its largest training image.
         batch_size: images of the training step.
         device: where the training step runs: "meta", or a real device such as "cuda", whose
-            attention kernels decide what is kept.
+            attention kernels decide what is kept. None = "meta", and "cpu" for detectors.
 
     Raises:
         ConfigError: the size, the batch or the device cannot be used.
     """
-    height, width = size or tuple(cfg.INPUT.CROP.SIZE)
+    task = build_task(cfg)
+    height, width = size or task.training_size()
     if min(height, width, batch_size) < 1:
         raise ConfigError(
             f"An input of {batch_size} image(s) of {width}x{height} pixels cannot be analysed: "
             "each of the three has to be at least 1."
         )
-    model = _build(cfg, "meta")
-    flops = _flops(model, height, width)
-    if device != "meta":
+    if device == "meta" and not task.shapes_only:
+        raise ConfigError(
+            f"A model of TASK '{cfg.TASK}' cannot be analysed on device 'meta', which knows shapes "
+            "alone: which boxes it keeps depends on their values. Leave the device out, or name "
+            "another."
+        )
+    device = device or ("meta" if task.shapes_only else "cpu")
+    cfg = task.analysis_config()
+    model = _build(cfg, "meta" if task.shapes_only else device)
+    flops = _flops(model, _inputs(model, task, (height, width), 1))
+    if device != "meta" and task.shapes_only:
         model = _build(cfg, device)
-    saved, peak_bytes = _saved_bytes(model, height, width, batch_size)
+    saved, peak_bytes = saved_bytes(model, _inputs(model, task, (height, width), batch_size))
     return ModelCost(
         height=height,
         width=width,
@@ -160,12 +172,19 @@ def analyze_model(
     )
 
 
-def _flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
+def _inputs(
+    model: nn.Module, task: Task, size: tuple[int, int], count: int
+) -> list[dict[str, Any]]:
+    with torch.device(_device_of(model)):
+        return task.placeholder_inputs(size, count)
+
+
+def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Operations of one inference, by module name; each with those of the modules inside it."""
     model.eval()
-    image = torch.zeros(3, height, width, device=_device_of(model))
+    images = [{key: entry[key] for key in ("image", "height", "width")} for entry in inputs]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model([{"image": image, "height": height, "width": width}])
+        model(images)
     counted = {  # its names begin with the class of the model
         key.partition(".")[2]: sum(operations.values())
         for key, operations in counter.get_flop_counts().items()
@@ -204,10 +223,19 @@ def _running_modules(model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _saved_bytes(
-    model: nn.Module, height: int, width: int, batch_size: int
+def saved_bytes(
+    model: nn.Module, inputs: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, int], int | None]:
-    """Bytes kept for the backward pass, by the module that keeps them first; and the peak."""
+    """What a training step's forward pass keeps for its backward pass.
+
+    Args:
+        model: gives a dictionary of losses; it is put into training mode.
+        inputs: of the step.
+
+    Returns:
+        Bytes by the name of the module that keeps them first, and the most memory that was
+        allocated on the GPU (None on other devices).
+    """
     model.train()
     device = _device_of(model)
     saved: dict[str, int] = defaultdict(int)
@@ -225,16 +253,10 @@ def _saved_bytes(
             saved[running[-1]] += piece.nbytes()
         return tensor
 
-    inputs = [
-        {
-            "image": torch.zeros(3, height, width, device=device),
-            "sem_seg": torch.zeros(height, width, dtype=torch.int64, device=device),
-        }
-        for _ in range(batch_size)
-    ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with (
+        EventStorage(),  # detectors write to it
         _running_modules(model) as running,
         torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
     ):
@@ -248,7 +270,6 @@ def _saved_bytes(
 
 def _build(cfg: CfgNode, device: str) -> nn.Module:
     cfg = cfg.clone()
-    cfg.defrost()
     cfg.MODEL.DEVICE = device
     cfg.TEST.PROTOCOL = "whole"
     if not device.startswith("cuda") and cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":
