@@ -26,103 +26,15 @@ another process of the run is gone; 130 after Ctrl-C; 143 after a SIGTERM, with 
 on from.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-import semask  # first: it makes older releases of Detectron2 importable
-
-# isort: split
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
-from detectron2.utils import comm
-
-from semask.engine import (
-    Torchrun,
-    Trainer,
-    check_run,
-    evaluate,
-    exit_statuses,
-    ignore_storage_warning,
-    joined,
-    once_per_machine,
-    passed_on,
-    resolve_device,
-    resumes,
-    run_lock,
-    set_up_run,
-)
-from semask.tasks import build_task
-
-
-def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:
-    """The config of the run, on a device that exists."""
-    if args.config_file:
-        args.config_file = semask.config_path(args.config_file)  # a path or a shipped name
-    cfg = semask.load_config(args.config_file, args.opts)
-    explicit = "MODEL.DEVICE" in args.opts
-    num_gpus = args.num_gpus if torchrun is None else args.num_gpus * args.num_machines
-    resolve_device(cfg, num_gpus, explicit=explicit, torchrun=torchrun)
-    cfg.freeze()
-    return cfg
-
-
-def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = None) -> None:
-    """Refuse what cannot work; nothing has been written yet."""
-    world_size = torchrun.world_size if torchrun else max(1, args.num_gpus * args.num_machines)
-    check_run(
-        cfg,
-        world_size=world_size,
-        eval_only=args.eval_only,
-        resume=args.resume,
-        restarted=torchrun is not None and torchrun.restarts > 0,
-    )
-
-
-def main(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """One process of the run."""
-    semask.data.register_config_folders(cfg)  # those that ``launch`` starts know the config alone
-    with run_lock(cfg.OUTPUT_DIR, enabled=cfg.OUTPUT_DIR_LOCK):
-        set_up_run(cfg, args)
-        if args.eval_only:
-            evaluate(cfg, resume=args.resume)
-        else:
-            trainer = Trainer(cfg)
-            trainer.resume_or_load(resume=resumes(cfg.OUTPUT_DIR, asked=args.resume))
-            trainer.train()
-        path = build_task(cfg).panels_path()
-        if path is not None and comm.is_main_process():
-            print(path, flush=True)
-
-
-def process(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """``main``, with one message instead of a traceback for what a user can mend."""
-    ignore_storage_warning()
-    with exit_statuses():
-        main(cfg, args)
+from semask.cli import main
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """The whole program; see the top of this file for the exit status it returns."""
-    args = default_argument_parser(epilog=__doc__).parse_args(argv)
-    torchrun = Torchrun.from_environment()
-    try:
-        with exit_statuses():
-            cfg = setup(args, torchrun)
-            starts_others = torchrun is None and args.num_gpus * args.num_machines > 1
-            with joined(torchrun, cfg.MODEL.DEVICE), passed_on(enabled=starts_others):
-                once_per_machine(lambda: check(cfg, args, torchrun), torchrun)
-                launch(
-                    process,
-                    args.num_gpus if torchrun is None else 1,
-                    num_machines=args.num_machines,
-                    machine_rank=args.machine_rank,
-                    dist_url=args.dist_url,
-                    args=(cfg, args),
-                )
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+    """``semask train``; see the top of this file for the exit status it returns."""
+    return main.run("train", argv, prog="train_net.py")
 
 
 if __name__ == "__main__":

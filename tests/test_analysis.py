@@ -1,5 +1,6 @@
 """Parameters, operations and saved activations of whole models and of their modules."""
 
+import functools
 import json
 import math
 import warnings
@@ -15,8 +16,8 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 import tiny
-from scripts import load_tool
 from semask import config_path
+from semask.cli import main
 from semask.config.loading import load_config
 from semask.engine.analysis import ModelCost, analyze_model, saved_bytes
 from semask.errors import ConfigError
@@ -35,7 +36,7 @@ GFLOP = {
     ("swin_large_fpn", 512): 450.60,
     ("swin_large_fpn", 640): 715.06,
 }
-run = load_tool("analyze_model").run
+run = functools.partial(main.run, "analyze")
 FAST = {("semask_swin_tiny_fpn", 512), ("semask_swin_large_fpn", 640), ("swin_tiny_fpn", 512)}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import tiny
 from own_folder import BY_DEFECT, CLASSES, write_folder
-from scripts import load_tool
+from semask.cli import main
 from semask.data import register_folder
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -21,17 +21,13 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    """The command, as a module."""
-    return load_tool("check_dataset")
-
-
 def test_command_on_folders(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ["--images", str(folder / "images"), "--labels", str(folder / "annotations")]
-    assert tool.run([*own, "--classes", *CLASSES, "--picture", str(tmp_path / "a.png")]) == 0
+    assert (
+        main.run("check", [*own, "--classes", *CLASSES, "--picture", str(tmp_path / "a.png")]) == 0
+    )
     out = capsys.readouterr().out
     assert "Dataset 'folder': 5 images with label maps" in out
     assert f"Picture: {tmp_path / 'a.png'}" in out
@@ -41,11 +37,11 @@ def test_command_on_folders(
 
 
 def test_command_with_numbers_only(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ["--images", str(folder / "images"), "--labels", str(folder / "annotations")]
     report = tmp_path / "report.json"
-    assert tool.run([*own, "--num-classes", "2", "--json", str(report)]) == 1
+    assert main.run("check", [*own, "--num-classes", "2", "--json", str(report)]) == 1
     assert "no class: 2 (8 pixels)" in capsys.readouterr().out
     (document,) = json.loads(report.read_text())
     assert [entry["name"] for entry in document["classes"]] == ["class 0", "class 1"]
@@ -55,34 +51,35 @@ def test_command_with_numbers_only(
 @BY_DEFECT
 def test_exit_status(
     folder: Path,
-    tool: Any,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
     kind: str,
     words: str,
     pairs: int,
 ) -> None:
-    assert tool.run(["own", "--threads", "2"]) == 0
+    assert main.run("check", ["own", "--threads", "2"]) == 0
     damage(folder)
     picture = folder.parent / "picture.png"
-    assert tool.run(["own", "--picture", str(picture)]) == 1
+    assert main.run("check", ["own", "--picture", str(picture)]) == 1
     assert words in capsys.readouterr().out
     assert picture.exists() == (pairs > 0)
 
 
 def test_several_datasets_and_configs(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register_folder("few", folder / "images", folder / "annotations", ["sky"])
-    assert tool.run(["own", "few", "--picture", str(tmp_path / "p.png"), "--rows", "2"]) == 1
+    assert (
+        main.run("check", ["own", "few", "--picture", str(tmp_path / "p.png"), "--rows", "2"]) == 1
+    )
     assert {path.name for path in tmp_path.glob("p_*.png")} == {"p_own.png", "p_few.png"}
     config = tiny.write_config(
         tmp_path / "config.yaml", DATASETS={"TRAIN": ["own"], "TEST": ["own"]}
     )
     capsys.readouterr()
-    assert tool.run(["--config-file", config]) == 0
+    assert main.run("check", ["--config-file", config]) == 0
     assert capsys.readouterr().out.count("Dataset 'own'") == 1
-    assert tool.run(["--config-file", config, "DATASETS.TEST", "('few',)"]) == 1
+    assert main.run("check", ["--config-file", config, "DATASETS.TEST", "('few',)"]) == 1
     assert "Dataset 'few'" in capsys.readouterr().out
 
 
@@ -100,9 +97,9 @@ def test_several_datasets_and_configs(
     ],
 )
 def test_mistakes_in_the_arguments(
-    tool: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert tool.run(arguments) == 2
+    assert main.run("check", arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err
@@ -110,28 +107,26 @@ def test_mistakes_in_the_arguments(
 
 @pytest.mark.parametrize("option", ["--picture", "--json"])
 def test_files_that_cannot_be_written(
-    folder: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     (tmp_path / "file").touch()
-    assert tool.run(["own", option, str(tmp_path / "file" / "report")]) == 2
+    assert main.run("check", ["own", option, str(tmp_path / "file" / "report")]) == 2
     captured = capsys.readouterr()
     assert "No problems." in captured.out
     assert f"'{tmp_path / 'file'}" in captured.err
 
 
-def test_unknown_option(tool: Any) -> None:
+def test_unknown_option() -> None:
     with pytest.raises(SystemExit) as info:
-        tool.run(["own", "--colour"])
+        main.run("check", ["own", "--colour"])
     assert info.value.code == 2
 
 
-def test_real_samples(
-    shared: Path, tool: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_real_samples(shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shared / "data" / "samples"))
     arguments: list[Any] = ["--picture", tmp_path / "p.png", "--json", tmp_path / "r.json"]
     names = ["ade20k_raw_sem_seg_val", "coco_stuff_164k_sem_seg_val"]
-    assert tool.run([*names, *map(str, arguments)]) == 0
+    assert main.run("check", [*names, *map(str, arguments)]) == 0
     ade, stuff = json.loads((tmp_path / "r.json").read_text())
     assert (ade["pairs"], stuff["pairs"]) == (2, 4)
     assert len(list(tmp_path.glob("p_*.png"))) == 2

@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from scripts import load_tool
+from semask.cli import main
 from semask.data import register_coco_folder
 from semask.data.checks.instances import check_instance_dataset, has_instances
 from semask.errors import ConfigError
@@ -29,12 +29,6 @@ def file(tmp_path: Path) -> Path:
     path = write_dataset(tmp_path, [two_boxes(), [], [*two_boxes(), crowd]])
     register_coco_folder("own", tmp_path / "images", path)
     return path
-
-
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    """The command, as a module."""
-    return load_tool("check_dataset")
 
 
 def change(file: Path, how: Callable[[Content], Any]) -> None:
@@ -127,7 +121,7 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
 
 @pytest.mark.parametrize("case", DEFECTS)
 def test_every_defect_is_in_the_report(
-    file: Path, tool: Any, capsys: pytest.CaptureFixture[str], case: str
+    file: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     how, kind, words = DEFECTS[case]
     change(file, how)
@@ -135,7 +129,7 @@ def test_every_defect_is_in_the_report(
     (problem,) = report.problems
     assert problem.kind == kind
     assert words in problem.message
-    assert tool.run(["own", "--threads", "1"]) == 1
+    assert main.run("check", ["own", "--threads", "1"]) == 1
     out = capsys.readouterr().out
     assert kind in out
     assert words in out
@@ -170,17 +164,17 @@ def test_categories_of_other_loaders_are_looked_at(tmp_path: Path) -> None:
 
 
 def test_command_on_a_folder(
-    file: Path, tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture, report = tmp_path / "a.png", tmp_path / "r.json"
     own = ["--images", str(tmp_path / "images"), "--annotations", str(file)]
-    assert tool.run([*own, "--picture", str(picture), "--json", str(report)]) == 0
+    assert main.run("check", [*own, "--picture", str(picture), "--json", str(report)]) == 0
     assert "Dataset 'folder': 3 images with instances" in capsys.readouterr().out
     assert np.ptp(np.array(Image.open(picture))) > 0
     (document,) = json.loads(report.read_text())
     assert document["images_without_instances"] == 1
-    assert tool.run(own[2:]) == 2
-    assert tool.run([*own, "--classes", "a"]) == 2
+    assert main.run("check", own[2:]) == 2
+    assert main.run("check", [*own, "--classes", "a"]) == 2
     assert "goes with --images alone" in capsys.readouterr().err
 
 

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 
 import faults
 from reference import CASES, Model, load_meta
-from scripts import load_tool
 from semask.checkpoint import SeMaskCheckpointer, read_checkpoint
 from semask.checkpoint.writing import write_checkpoint
+from semask.cli import main
 from semask.errors import CheckpointError
-
-tool = load_tool("convert_checkpoint")
 
 CONFIGS = {
     "semask_t_ade20k": "ade20k/semask_swin_tiny_fpn",
@@ -51,7 +49,7 @@ def imagenet(case: str) -> dict[str, Tensor]:
 
 
 def run(source: Path, target: Path, *options: str) -> int:
-    return tool.run([str(source), str(target), *options])
+    return main.run("convert", [str(source), str(target), *options])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -234,7 +232,7 @@ def test_weights_behind_a_url(
     assert re.search(r"weights\.pth: [\d.]+kB", capfd.readouterr().err)
     assert (tmp_path / "cache" / "weights.pth").is_file()
 
-    assert tool.run([f"{address}/weights.pth", str(tmp_path / "local.safetensors")]) == 0
+    assert main.run("convert", [f"{address}/weights.pth", str(tmp_path / "local.safetensors")]) == 0
     assert requests == ["/weights.pth"]
     with pytest.raises(CheckpointError, match=r"Cannot fetch checkpoint .*none.pth.*404"):
         read_checkpoint(f"{address}/none.pth")

@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 import faults
 import runs
 import tiny
+from semask.cli import train
 from semask.config.loading import load_config
 from semask.data.loading.unreadable import UnreadableFiles
 from semask.engine import (
@@ -322,8 +323,8 @@ def test_exit_status_of_the_processes_of_launch(
     def check(_cfg: Any, args: argparse.Namespace, _torchrun: Any) -> None:
         assert args.num_gpus == 1
 
-    monkeypatch.setattr(train_net, "launch", launch)
-    monkeypatch.setattr(train_net, "check", check)
+    monkeypatch.setattr(train, "launch", launch)
+    monkeypatch.setattr(train, "check", check)
     path = tiny.write_config(tmp_path / "config.yaml")
     assert train_net.run(["--config-file", path, "MODEL.DEVICE", "cpu"]) == status
     assert int(signal.SIGTERM) + 128 == EXIT_STATUS

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from scripts import load_tool
+from semask.cli import main
 from semask.errors import ConfigError
 from semask.inference.export import (
     ExportError,
@@ -21,7 +21,6 @@ from semask.inference.export import (
 )
 from tiny_model import build_tiny_model, checkpoint, config, photograph, tensor
 
-tool = load_tool("export_model")
 # Neither a multiple of the patches nor of the windows.
 SIZE = (37, 45)
 NO_ONNX = "needs the packages onnx, onnxscript and onnxruntime"
@@ -115,7 +114,7 @@ def command(tmp_path: Path) -> Callable[..., int]:
 
     def run(*arguments: Any) -> int:
         options = ["--config", tmp_path / "config.yaml", "--weights", weights, *arguments]
-        return tool.run([str(option) for option in options])
+        return main.run("export", [str(option) for option in options])
 
     return run
 

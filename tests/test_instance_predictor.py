@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
 
-from scripts import load_tool
 from semask import InstancePrediction, InstancePredictor, Predictor, load_config
+from semask.cli import main
 from semask.data import register_coco_folder
 from semask.errors import ConfigError
 from semask.inference.instance_prediction import panoptic_picture
@@ -26,8 +26,6 @@ from tiny_model import photograph
 CONFIGS = Path(__file__).parents[1] / "configs"
 MASK_RCNN = "coco/semask_swin_tiny_mask_rcnn_1x.yaml"
 PANOPTIC = "coco/semask_swin_tiny_panoptic_fpn_1x.yaml"
-
-tool = load_tool("predict")
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +195,7 @@ def test_command(
     Image.fromarray(photograph(40, 60)).save("a.png")
     Path("config.yaml").write_text(cfg.dump())
     arguments = ["a.png", "--config", "config.yaml", "--weights", path, "--output", "out"]
-    assert tool.run([*arguments, "--priors", "--min-score", "0"]) == 0
+    assert main.run("predict", [*arguments, "--priors", "--min-score", "0"]) == 0
     assert capsys.readouterr().out.splitlines() == ["1 of 1 inputs segmented.", "out"]
     expected = ["instances/a.json", "overlay/a.png", *(f"prior{n}/a.png" for n in range(2, 6))]
     if name == PANOPTIC:

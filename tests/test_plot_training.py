@@ -1,17 +1,19 @@
 """The picture of training curves, and what metrics.json may look like."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib import pyplot
 from PIL import Image
 
-from scripts import load_tool
+from semask.cli import main
+from semask.visualize.plots import MetricsError, plot_runs, read_run
 
-tool = load_tool("plot_training")
-plot_runs, read_run, run = tool.plot_runs, tool.read_run, tool.run
+run = functools.partial(main.run, "plot")
 
 
 def entry(step: int, **values: float) -> dict[str, Any]:
@@ -59,9 +61,9 @@ def test_several_runs_lie_on_top_of_each_other(tmp_path: Path) -> None:
         "other: loss_prior",
     ]
     assert [line.get_label() for line in rate_axes.lines] == ["first", "other"]
-    assert list(loss_axes.lines[0].get_xdata()) == [0, 20]
-    assert list(loss_axes.lines[2].get_ydata()) == [2.0, 2.0 / 21]
-    assert list(accuracy_axes.lines[1].get_ydata()) == [40.0]
+    assert list(np.asarray(loss_axes.lines[0].get_xdata())) == [0, 20]
+    assert list(np.asarray(loss_axes.lines[2].get_ydata())) == [2.0, 2.0 / 21]
+    assert list(np.asarray(accuracy_axes.lines[1].get_ydata())) == [40.0]
     assert loss_axes.lines[0].get_color() != loss_axes.lines[2].get_color()
     assert loss_axes.get_legend() is not None
 
@@ -141,7 +143,7 @@ def test_files_that_cannot_be_used(
 ) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(tool.MetricsError, match=message):
+    with pytest.raises(MetricsError, match=message):
         read_run(str(tmp_path))
     assert run([str(tmp_path)]) == 2
     printed = capsys.readouterr()

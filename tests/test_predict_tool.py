@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import load_tool
 from semask import Predictor
+from semask.cli import main
 from semask.inference.video import VideoReader, writing_video
 from tiny_model import checkpoint, photograph
-
-tool = load_tool("predict")
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def command(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> Ca
     def run(*inputs: Any, **replaced: str) -> int:
         options = {"config": "config.yaml", "weights": weights, "output": "out", **replaced}
         flags = [part for key, value in options.items() for part in (f"--{key}", value)]
-        return tool.run([*map(str, inputs), *flags, "--device", "cpu"])
+        return main.run("predict", [*map(str, inputs), *flags, "--device", "cpu"])
 
     return run
 
@@ -154,7 +152,7 @@ def test_mistakes_end_with_a_sentence_and_status_two(
 
 def test_the_help_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        tool.run(["--help"])
+        main.run("predict", ["--help"])
     assert stop.value.code == 0
     assert "drive.mp4" in capsys.readouterr().out
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import train_net
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import tiny
 import train_command
+from semask.cli.arguments import parse
+from semask.cli.train import setup
 from semask.config.loading import load_config
 from semask.data.datasets.camvid import CLASSES_AND_COLORS as CAMVID
 from semask.engine import Trainer
@@ -265,7 +266,6 @@ def test_device_is_chosen_by_itself(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     path = tiny.write_config(tmp_path / "config.yaml")
-    parser = train_net.default_argument_parser()
-    args = parser.parse_args(["--config-file", path, "--num-gpus", str(gpus)])
-    cfg = train_net.setup(args)
+    args = parse("train", [path, "--num-gpus", str(gpus)])
+    cfg = setup(args)
     assert device == cfg.MODEL.DEVICE

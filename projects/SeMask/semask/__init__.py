@@ -1,23 +1,48 @@
 """SeMask: semantically masked transformers for semantic segmentation (arXiv 2112.12782)."""
 
-from semask import compat
-
-compat.apply()  # before anything that imports Detectron2
-
-from semask import data, evaluation, modeling, solver, tasks  # noqa: E402  (each registers its classes)
-from semask.config import (  # noqa: E402
-    add_semask_config,
-    config_names,
-    config_path,
-    load_config,
-)
-from semask.errors import ConfigError  # noqa: E402
-from semask.inference.instance_prediction import InstancePrediction  # noqa: E402
-from semask.inference.instance_predictor import InstancePredictor  # noqa: E402
-from semask.inference.prediction import Prediction  # noqa: E402
-from semask.inference.predictor import Predictor  # noqa: E402
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+
+def _is_command() -> bool:
+    """Whether this process is the ``semask`` command, and not one that it has started.
+
+    The command reads its arguments before it loads PyTorch; any other program gets all of the
+    package at once, because Detectron2 has to know the registered classes.
+    """
+    if sys.argv[:1] == ["-m"]:  # while the package of `python -m semask` is imported
+        return ("-m", "semask") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    return (
+        sys.argv[:1] != [] and Path(sys.argv[0]).stem == "semask" and sys.argv[0] in sys.orig_argv
+    )
+
+
+if TYPE_CHECKING or not _is_command():
+    from semask.api import (
+        ConfigError,
+        InstancePrediction,
+        InstancePredictor,
+        Prediction,
+        Predictor,
+        add_semask_config,
+        config_names,
+        config_path,
+        load_config,
+    )
+
+    # isort: split
+    from semask import compat, data, evaluation, modeling, solver, tasks
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        return getattr(importlib.import_module("semask.api"), name)
+
 
 __all__ = [
     "ConfigError",

@@ -1,11 +1,15 @@
 """What a user can mend: mistakes in a config, a dataset or a checkpoint, each in one sentence."""
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """Something that a user can mend; the message is one sentence without need for a traceback."""
+
+
+class ConfigError(UserError):
     """A configuration file or override that cannot be used; the message says where and why."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A file of a dataset that cannot be used; the message names it and says what to do.
 
     Attributes:
@@ -21,7 +25,7 @@ class UnreadableError(DataError):
     """A file that is missing or damaged, in a dataset that may be sound otherwise."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is missing, broken or of another model; the message lists what and why."""
 
 

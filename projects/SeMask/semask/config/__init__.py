@@ -1,7 +1,12 @@
 """The configuration: its keys, how files are read, and the shipped ones."""
 
 from semask.config.keys import add_semask_config
-from semask.config.loading import load_config, merge_overrides, register_resolver
+from semask.config.loading import (
+    load_config,
+    merge_overrides,
+    register_resolver,
+    split_overrides,
+)
 from semask.config.shipped import config_names, config_path
 
 __all__ = [
@@ -11,4 +16,5 @@ __all__ = [
     "load_config",
     "merge_overrides",
     "register_resolver",
+    "split_overrides",
 ]

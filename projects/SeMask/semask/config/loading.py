@@ -5,6 +5,7 @@ A mistyped key becomes a sentence with the nearest key that exists.
 
 import difflib
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 from semask.config.keys import KEYS_VERSION, add_semask_config
+from semask.config.shipped import config_path
 from semask.errors import ConfigError
 from semask.utils.text import one_line
 
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # What TASK was before SEMASK_VERSION 2.
 OLD_TASK_KEY = "INPUT.MAPPER"
+
+_KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)=(.*)", re.DOTALL)
 
 # What completes a config that has been read, such as a number of classes of 0 ("as the dataset").
 Resolver = Callable[[CfgNode], None]
@@ -54,8 +58,9 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
     The datasets in ``DATASETS.FOLDERS`` are registered.
 
     Args:
-        config_file: a YAML file, with Detectron2's ``_BASE_`` inheritance; "" for none.
-        overrides: flat ``[KEY, VALUE, ...]`` as given on the command line.
+        config_file: a YAML file, with Detectron2's ``_BASE_`` inheritance, or the name of a
+            shipped config such as "ade20k/semask_swin_tiny_fpn"; "" for none.
+        overrides: ``KEY, VALUE`` or ``KEY=VALUE``, as given on the command line.
 
     Returns:
         The merged config, not frozen.
@@ -75,7 +80,7 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not PathManager.isfile(config_file):
-        raise ConfigError(f"Config file '{config_file}' does not exist.")
+        config_file = config_path(config_file)
     try:
         with PathManager.open(config_file, "r") as file:
             content = yaml.safe_load(file)
@@ -166,29 +171,50 @@ def _newer_version(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
     return ""
 
 
+def split_overrides(overrides: Sequence[str]) -> list[str]:
+    """Overrides as a flat list of keys and values.
+
+    Args:
+        overrides: ``KEY, VALUE`` or ``KEY=VALUE``, mixed at will.
+
+    Returns:
+        ``[KEY, VALUE, KEY, VALUE, ...]``.
+
+    Raises:
+        ConfigError: a key has no value.
+    """
+    flat: list[str] = []
+    for text in overrides:
+        is_key = len(flat) % 2 == 0
+        match = _KEY_AND_VALUE.fullmatch(text) if is_key else None
+        flat += match.groups() if match else [text]
+    if len(flat) % 2:
+        option = next((text for text in flat if text.startswith("--")), "--resume")
+        raise ConfigError(
+            f"Overrides come in pairs KEY VALUE or as KEY=VALUE; got {' '.join(overrides)}. "
+            f"Options such as {option} go before them."
+        )
+    return flat
+
+
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     """Set keys of ``cfg``, which is not frozen, in place, and register its ``DATASETS.FOLDERS``.
 
     Args:
         cfg: a config with this project's keys.
-        overrides: flat ``[KEY, VALUE, ...]`` as given on the command line.
+        overrides: as for ``split_overrides``.
 
     Raises:
         ConfigError: a key does not exist or a value is of another type or cannot be used.
     """
-    if len(overrides) % 2:
-        option = next((text for text in overrides if text.startswith("--")), "--resume")
-        raise ConfigError(
-            f"Overrides come in pairs KEY VALUE; got {' '.join(overrides)}. Options such as "
-            f"{option} go before them."
-        )
-    if OLD_TASK_KEY in overrides[::2]:
+    flat = split_overrides(overrides)
+    if OLD_TASK_KEY in flat[::2]:
         raise ConfigError(
             f"Command-line override: {OLD_TASK_KEY} is now TASK, which can be 'semantic' (before: "
             "'sem_seg'), 'instance' or 'panoptic' (before: 'instances')."
         )
     try:
-        cfg.merge_from_list(list(overrides))
+        cfg.merge_from_list(flat)
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"Command-line override: {_explain(cfg, error)}") from error
     for resolve in _resolvers:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from semask.errors import ConfigError
+from semask.errors import ConfigError, UserError
 from semask.inference.predicting import evaluating
 from semask.modeling import SeMaskSegmentor
 from semask.modeling.layers.resize import resize
@@ -25,7 +25,7 @@ OUTPUT_NAME = "logits"
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The model cannot be exported on this installation; the message says what is missing."""
 
 

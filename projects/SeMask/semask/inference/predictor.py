@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from semask.checkpoint import SeMaskCheckpointer
-from semask.config.loading import load_config, merge_overrides
-from semask.config.shipped import config_path
+from semask.config import load_config, merge_overrides, split_overrides
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import read_image, rgb_pixels
@@ -60,7 +59,7 @@ class ImagePredictor(ABC):
             config: a file, the name of a shipped config, or a config (it is not changed).
             weights: a checkpoint of that model: this project's, or a published one.
             device: e.g. "cpu" or "cuda:1"; None = the config's, or the CPU where there is no GPU.
-            overrides: flat ``[KEY, VALUE, ...]``, as on the command line, for example
+            overrides: ``KEY, VALUE`` or ``KEY=VALUE``, as on the command line, for example
                 ``["TEST.PROTOCOL", "multi_scale"]``.
 
         Raises:
@@ -240,7 +239,7 @@ def load_model(
     """The frozen config and the model in evaluation mode; see :class:`ImagePredictor`."""
     if device is not None:
         cfg.MODEL.DEVICE = str(device)
-    explicit = device is not None or "MODEL.DEVICE" in overrides
+    explicit = device is not None or "MODEL.DEVICE" in split_overrides(overrides)[::2]
     resolve_device(cfg, min(1, torch.cuda.device_count()), explicit=explicit)
     cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:
@@ -255,7 +254,7 @@ def load_model(
 def read_config(config: str | os.PathLike[str] | CfgNode, overrides: Sequence[str]) -> CfgNode:
     """A file, a shipped config's name or a config (which is copied), with overrides."""
     if not isinstance(config, CfgNode):
-        return load_config(config_path(config), overrides)
+        return load_config(os.fspath(config), overrides)
     cfg = config.clone()
     cfg.defrost()
     merge_overrides(cfg, overrides)

@@ -14,7 +14,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from semask.errors import DataError
+from semask.errors import DataError, UserError
 from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ DEFAULT_RATE = 25.0
 BT709 = 1  # the code of these primaries, transfer function and matrix in H.264
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video that cannot be written; the message says why and what to do."""
 
 

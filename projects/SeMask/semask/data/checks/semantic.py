@@ -138,7 +138,7 @@ def quick_check(
     raise DataError(
         f"{problems[0].message} In dataset '{name}', {concerned} of the "
         f"{pluralize(len(reports), 'image')} looked at cannot be used; "
-        "projects/SeMask/tools/check_dataset.py looks at all."
+        "`semask check` looks at all."
     )
 
 

@@ -184,5 +184,5 @@ def _too_many(reasons: dict[str, str], limit: int, what: str, shown: int = 20) -
     return (
         f"{len(reasons)} files of {what} cannot be read{allowed}:\n"
         + "\n".join(f"    {reason}" for reason in listed)
-        + "\nRepair or remove them; projects/SeMask/tools/check_dataset.py finds all."
+        + "\nRepair or remove them; `semask check` finds all."
     )

@@ -1,0 +1,36 @@
+"""The names of the package, and with them PyTorch, Detectron2 and every registered class."""
+
+from semask import compat
+
+compat.apply()  # before anything that imports Detectron2
+
+from semask import data, evaluation, modeling, solver, tasks  # noqa: E402  (each registers its classes)
+from semask.config import (  # noqa: E402
+    add_semask_config,
+    config_names,
+    config_path,
+    load_config,
+)
+from semask.errors import ConfigError  # noqa: E402
+from semask.inference.instance_prediction import InstancePrediction  # noqa: E402
+from semask.inference.instance_predictor import InstancePredictor  # noqa: E402
+from semask.inference.prediction import Prediction  # noqa: E402
+from semask.inference.predictor import Predictor  # noqa: E402
+
+__all__ = [
+    "ConfigError",
+    "InstancePrediction",
+    "InstancePredictor",
+    "Prediction",
+    "Predictor",
+    "add_semask_config",
+    "compat",
+    "config_names",
+    "config_path",
+    "data",
+    "evaluation",
+    "load_config",
+    "modeling",
+    "solver",
+    "tasks",
+]

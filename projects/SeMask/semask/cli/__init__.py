@@ -1,0 +1,1 @@
+"""The ``semask`` command; ``arguments`` has what each sub-command takes."""

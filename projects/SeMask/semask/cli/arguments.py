@@ -1,0 +1,334 @@
+"""What each sub-command of ``semask`` takes, and its help.
+
+This module imports nothing but the standard library, so that help and mistakes in the arguments
+are answered before PyTorch is loaded.
+"""
+
+import argparse
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+KEY_VALUE = "KEY VALUE"
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    """Train a model and evaluate it, or with --eval-only evaluate it alone.
+
+        semask train scenes/semask_scenes
+        semask train CONFIG --num-gpus 8 SOLVER.BASE_LR 0.0002
+        semask train CONFIG --resume OUTPUT_DIR DIR
+        torchrun --nproc-per-node 8 --max-restarts 3 -m semask train CONFIG
+
+    CONFIG is a file, or the name of a shipped config; any of its keys can be set at the end, as
+    KEY VALUE or KEY=VALUE. Datasets are looked for in the folder that the environment variable
+    DETECTRON2_DATASETS names. The last line printed is the path of the picture with predictions.
+    Exit status: 0; 2 for a mistake in config, data or checkpoint, before anything is written where
+    possible, and for a full disk; 1 after a loss that is not finite, or when another process of
+    the run is gone; 130 after Ctrl-C; 143 after a SIGTERM, with a checkpoint to go on from.
+    """
+    _add_run(parser)
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, without training")
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Evaluate a checkpoint on the config's DATASETS.TEST.
+
+        semask evaluate CONFIG --weights model_final.pth
+        semask evaluate CONFIG --resume OUTPUT_DIR DIR
+        semask evaluate CONFIG --weights model_final.pth TEST.PROTOCOL multi_scale
+
+    The same as `semask train --eval-only`. With --resume, the last checkpoint in OUTPUT_DIR is
+    evaluated. Exit status: 0; 2 for a mistake in config, data or checkpoint, and for a full disk;
+    1 when another process of the run is gone; 130 after Ctrl-C.
+    """
+    _add_run(parser)
+    parser.add_argument("--weights", metavar="FILE", help="as MODEL.WEIGHTS")
+    parser.set_defaults(eval_only=True)
+
+
+def predict(parser: argparse.ArgumentParser) -> None:
+    """Segment images and videos, or find the instances in them, with a trained model.
+
+        semask predict photo.jpg --config CONFIG --weights model_final.pth
+        semask predict photos 'more/**/*.png' --config CONFIG --weights model_final.pth \\
+            --output out --priors
+        semask predict drive.mp4 --config CONFIG --weights model_final.pth
+        semask predict photos --config CONFIG --weights model_final.pth \\
+            --opts TEST.PROTOCOL multi_scale
+
+    CONFIG is a file, or the name of a shipped config. An input is an image, a video, a folder
+    (with all that is below it) or a quoted pattern. The output folder gets, below the inputs' own
+    paths relative to their common folder:
+
+        overlay/NAME.png           the image with its coloured labels; overlay/NAME.mp4 for a video
+        labels/NAME.png            the class index of each pixel; of videos with --video-labels
+                                   only, labels/NAME/000000.png, ...
+        prior2/NAME.png, prior3/   with --priors, the classes that each stage's prior names
+
+    and with a detector, in place of labels/:
+
+        instances/NAME.json        boxes, scores and masks in COCO's result format; NAME is the
+                                   image_id
+        panoptic/NAME.png          of a panoptic model: the segments as COCO stores them, and
+        panoptic/NAME.json         what each of them is
+
+    Every file is complete or not there. Exit status: 0; 2 for a mistake in config, checkpoint or
+    arguments, or where an input could not be read (the others are written all the same); 130 after
+    Ctrl-C.
+    """
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, pattern")
+    _add_model(parser)
+    parser.add_argument("--output", default="predictions", help="folder (default: %(default)s)")
+    parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
+    parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the labels, 0 to 1")
+    parser.add_argument(
+        "--min-score", type=float, default=0.5, help="of the instances drawn (default: %(default)s)"
+    )
+    parser.add_argument("--priors", action="store_true", help="also draw the semantic priors")
+    parser.add_argument(
+        "--video-labels",
+        action="store_true",
+        help="also write the labels (instances) of each frame",
+    )
+    parser.add_argument(
+        "--video-format", choices=("mp4", "avi"), default="mp4", help="H.264 or Motion JPEG"
+    )
+
+
+def check(parser: argparse.ArgumentParser) -> None:
+    """What a dataset's files are like, and what is wrong with them.
+
+        semask check ade20k_raw_sem_seg_val
+        semask check --images DIR --labels DIR --classes road car tree
+        semask check --images DIR --annotations FILE.json
+        semask check --config CONFIG [KEY VALUE ...]
+
+    The first form takes registered datasets, the last one those of a config's DATASETS.TRAIN and
+    TEST; --annotations is a file in COCO's format for detection. Every image and label map is read
+    as training reads it. The report lists files without counterpart, unreadable files, modes and
+    sizes, sizes that differ between an image and its label map, label values that are no class,
+    and how often each class occurs; for instances, boxes outside, polygons and masks that cannot
+    be used, ids that are unknown or there twice, and images without annotations. Exit status: 0;
+    1 where something is wrong; 2 for a mistake in the arguments, or where --picture or --json
+    cannot be written.
+    """
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"datasets (or {KEY_VALUE} pairs)")
+    _add_config(parser)
+    parser.add_argument("--images", metavar="DIR", help="folder of an own dataset's images")
+    parser.add_argument("--labels", metavar="DIR", help="folder of its label maps")
+    parser.add_argument("--annotations", metavar="FILE", help="or its instances, in COCO's format")
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="its class names")
+    parser.add_argument("--num-classes", type=int, metavar="K", help="or just their number")
+    parser.add_argument("--ignore", type=int, default=255, help="its ignore value (255)")
+    parser.add_argument("--image-ext", nargs="+", metavar="EXT", help="endings of its images")
+    parser.add_argument("--label-ext", nargs="+", metavar="EXT", help="endings of its label maps")
+    parser.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="look at N images, not at all"
+    )
+    parser.add_argument("--picture", metavar="FILE", help="draw some images and label maps (PNG)")
+    parser.add_argument("--rows", type=int, default=6, metavar="N", help="how many (6)")
+    parser.add_argument("--json", metavar="FILE", help="write the report there as well")
+    parser.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N")
+
+
+def convert(parser: argparse.ArgumentParser) -> None:
+    """Turn a checkpoint into this project's names and a file that holds weights alone.
+
+        semask convert swin_tiny_patch4_window7_224.pth swin_t.pth
+        semask convert URL semask_t.safetensors --config ade20k/semask_swin_tiny_fpn
+        semask convert output/run/model_final.pth averaged.pth --ema
+
+    SOURCE is a file or URL: a published SeMask-FPN or Swin-FPN model, an ImageNet-pretrained Swin,
+    or a checkpoint of a run of this project. TARGET ends in .pth or .safetensors. It prints which
+    kind SOURCE is and what was left out. Training and evaluation also read all kinds unconverted.
+    Exit status: 0; 2 for a mistake, with nothing written.
+    """
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("target", metavar="TARGET")
+    _add_config(parser, "refuse what does not fit the model of this config (name or file)")
+    _add_overrides(parser)
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights of a run (SOLVER.EMA)"
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="also read a .pkl of Detectron2, which can run any code: only from whom you trust",
+    )
+
+
+def analyze(parser: argparse.ArgumentParser) -> None:
+    """Parameters, arithmetic and activation memory of a model, module by module.
+
+        semask analyze ade20k/semask_swin_tiny_fpn
+        semask analyze CONFIG --size 640 640 --depth 4
+        semask analyze CONFIG --device cuda --batch-size 16
+        semask analyze CONFIG --json MODEL.SWIN.EMBED_DIM 64
+
+    CONFIG is a file, or the name of a shipped config. Without --device the shapes alone are
+    followed: no GPU, no weights and no memory are needed, whatever the size of the model; a detector
+    runs on the CPU, because which boxes it keeps depends on their values.
+    Exit status: 0; 2 for a mistake in the config or the arguments.
+    """
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("opts", nargs="*", metavar=KEY_VALUE, help="overrides of the config")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the training crop"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="of the training step")
+    parser.add_argument("--device", help="of the training step (default: meta; cpu for detectors)")
+    parser.add_argument("--depth", type=int, default=2, help="levels of modules to list")
+    parser.add_argument("--json", action="store_true", help="every module, as JSON")
+
+
+def export(parser: argparse.ArgumentParser) -> None:
+    """Write the inference path of a trained model as an ONNX or a torch.export file.
+
+        semask export --config CONFIG --weights model_final.pth --output model.onnx
+        semask export --config CONFIG --weights model_final.pth --output model.pt2 --size 512 683
+
+    CONFIG is a file, or the name of a shipped config. Input "image": (1, 3, H, W) float32, 0..255,
+    in the config's channel order (RGB in the shipped ones), resized to the fixed --size by the
+    caller. Output "logits": (1, K, H, W). The file is compared with the model before the program
+    ends; ONNX needs the packages onnx, onnxscript and, for the comparison, onnxruntime.
+    Exit status: 0; 2 for a mistake in config, checkpoint or arguments, or a missing package.
+    """
+    _add_model(parser)
+    parser.add_argument("--output", required=True, help="the file to write: .onnx or .pt2")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the image, in pixels; default: the training crop",
+    )
+
+
+def plot(parser: argparse.ArgumentParser) -> None:
+    """Draw the curves of one or several training runs, from their metrics.json, as one picture.
+
+        semask plot output/scenes
+        semask plot RUN_A RUN_B --output compared.png
+        semask plot semask=RUN_A swin=RUN_B --output compared.pdf
+
+    A run is a folder with a metrics.json, or such a file; NAME=RUN names it in the legend. Without
+    --output a single run gets training.png beside its metrics.json. The suffix chooses the format
+    (png, svg, pdf). The last line printed is the path of the picture. Where a run was resumed, what
+    was done again counts once, and a line that a killed run has left unfinished is passed over with
+    a warning. Exit status: 0; 2 for a file that is missing, empty or damaged, or a picture that
+    cannot be written.
+    """
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--output", metavar="FILE", help="the picture")
+
+
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    command.__name__: command
+    for command in (train, evaluate, predict, check, convert, analyze, export, plot)
+}
+
+
+def build_parser(command: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a sub-command, for ``parse``.
+
+    Args:
+        command: one of ``COMMANDS``.
+        prog: the name in its messages; None = "semask COMMAND".
+    """
+    add_arguments = COMMANDS[command]
+    parser = argparse.ArgumentParser(
+        prog=prog or f"semask {command}",
+        description=inspect.getdoc(add_arguments),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return parser
+
+
+def parse(
+    command: str, argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """The arguments of a sub-command; options and KEY VALUE pairs can come in any order.
+
+    Args:
+        command: one of ``COMMANDS``.
+        argv: what follows the sub-command's name; None = of this process.
+        prog: as for ``build_parser``.
+
+    Raises:
+        SystemExit: with 0 after --help, with 2 for arguments that cannot be used.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser(command, prog).parse_intermixed_args(_with_negative_numbers(given))
+    first = args.opts[:1] if command in ("train", "evaluate") and not args.config else []
+    if first and not _KEY.fullmatch(first[0].partition("=")[0]):
+        args.config, *args.opts = args.opts
+    return args
+
+
+def _with_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """KEY -1e-4 as KEY=-1e-4, which argparse does not take for an option."""
+    joined: list[str] = []
+    for token in argv:
+        is_value = bool(joined) and _KEY.fullmatch(joined[-1]) is not None
+        if is_value and token.startswith("-") and _is_number(token):
+            joined[-1] += f"={token}"
+        else:
+            joined.append(token)
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _add_config(
+    parser: argparse.ArgumentParser,
+    text: str = "a file or the name of a shipped config",
+    *,
+    required: bool = False,
+) -> None:
+    parser.add_argument("--config", "--config-file", metavar="CONFIG", required=required, help=text)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar=KEY_VALUE, help="overrides of the config"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """A trained model: its config, its weights, and overrides."""
+    _add_config(parser, required=True)
+    parser.add_argument("--weights", required=True, help="a checkpoint of that model")
+    _add_overrides(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What Detectron2's ``default_argument_parser`` takes, and the config without an option."""
+    parser.add_argument(
+        "opts", nargs="*", metavar=f"[CONFIG] {KEY_VALUE}", help="the config, and overrides of it"
+    )
+    _add_config(parser, "the same as CONFIG")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="of each machine; 0 = the CPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="of the run")
+    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
+    # The same port for every run of a user, as in Detectron2: processes that a killed run has left
+    # behind are noticed.
+    user = os.getuid() if sys.platform != "win32" else 1
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{2**15 + 2**14 + hash(user) % 2**14}",
+        help="where the machines meet (default: %(default)s)",
+    )

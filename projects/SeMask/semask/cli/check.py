@@ -1,0 +1,102 @@
+"""``semask check``: what a dataset's files are like, and what is wrong with them."""
+
+import argparse
+import json
+import os
+from functools import partial
+
+from tqdm import tqdm
+
+from semask.config import load_config
+from semask.data import register_coco_folder, register_folder
+from semask.data.checks.instance_report import InstanceDatasetReport
+from semask.data.checks.instances import check_instance_dataset, has_instances
+from semask.data.checks.report import DatasetReport
+from semask.data.checks.semantic import check_dataset, evenly_spaced, list_dataset
+from semask.data.datasets import PairingError
+from semask.data.datasets.folder import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
+from semask.errors import ConfigError, DataError
+from semask.report.panels import save_picture
+from semask.report.samples import render_instance_samples, render_samples
+from semask.utils.files import replacing
+
+FOLDER = "folder"
+
+
+def dataset_names(args: argparse.Namespace) -> list[str]:
+    """The datasets that the arguments mean, all of them registered.
+
+    Raises:
+        ConfigError: the arguments do not name any, or contradict each other.
+    """
+    if min(args.sample, args.rows - 1, args.threads - 1) < 0:
+        raise ConfigError("--sample cannot be negative; --rows and --threads are at least 1.")
+    own = (args.images, args.labels or args.annotations)
+    if sum((bool(args.names) and not args.config, bool(args.config), any(own))) != 1:
+        raise ConfigError(
+            "Give names of datasets, or --config, or --images and --labels or --annotations."
+        )
+    if args.config:
+        cfg = load_config(args.config, args.names)
+        return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+    if args.names:
+        return args.names
+    if args.annotations:
+        if not args.images or args.labels or args.classes or args.num_classes:
+            raise ConfigError("--annotations goes with --images alone: the file has the classes.")
+        register_coco_folder(FOLDER, args.images, args.annotations)
+        return [FOLDER]
+    if not all(own) or bool(args.classes) == bool(args.num_classes):
+        raise ConfigError("An own dataset needs --images, --labels, --classes or --num-classes.")
+    classes = args.classes or [f"class {index}" for index in range(args.num_classes)]
+    try:
+        register_folder(
+            *(FOLDER, *own, classes, args.ignore),
+            image_ext=args.image_ext or IMAGE_EXTENSIONS,
+            label_ext=args.label_ext or LABEL_EXTENSIONS,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return [FOLDER]
+
+
+def draw(name: str, rows: int, path: str) -> bool:
+    """Write a picture of some images; whether any of them can be drawn."""
+    try:
+        records = list_dataset(name)
+    except PairingError as error:
+        records = error.records
+    except DataError:  # It is in the report.
+        return False
+    render = render_instance_samples if has_instances(name) else render_samples
+    picture = render(name, evenly_spaced(records, rows))
+    if picture is not None:
+        save_picture(picture, path)
+    return picture is not None
+
+
+def picture_path(path: str, name: str, number: int) -> str:
+    """Where the picture of a dataset goes: each has a file of its own."""
+    stem, suffix = os.path.splitext(path)
+    return path if number == 1 else f"{stem}_{name}{suffix or '.png'}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the reports and write what was asked for; returns the exit status."""
+    reports: list[DatasetReport | InstanceDatasetReport] = []
+    names = dataset_names(args)
+    for name in names:
+        bar = partial(tqdm, desc=name, unit="image", disable=None, leave=False)
+        check = check_instance_dataset if has_instances(name) else check_dataset
+        report = check(name, sample=args.sample, threads=args.threads, progress=bar)
+        reports.append(report)
+        print(report.text(), flush=True)
+        if args.picture:
+            path = picture_path(args.picture, name, len(names))
+            if draw(name, args.rows, path):
+                print(f"Picture: {path}")
+        print()
+    if args.json:
+        with replacing(args.json) as file:
+            file.write(json.dumps([report.as_dict() for report in reports], indent=1).encode())
+    return int(any(report.problems for report in reports))

@@ -1,0 +1,100 @@
+"""``semask convert``: a checkpoint in this project's names, with weights alone."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from semask.checkpoint import (
+    CheckpointKind,
+    SeMaskCheckpointer,
+    convert_state_dict,
+    read_checkpoint,
+    write_checkpoint,
+)
+from semask.checkpoint.reading import parameters_by_name
+from semask.config import load_config
+from semask.errors import CheckpointError
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert the file and say what was found; returns the exit status."""
+    print(convert(**vars(args)))
+    return 0
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    config: str | None = None,
+    opts: Sequence[str] = (),
+    ema: bool = False,
+    allow_pickle: bool = False,
+) -> str:
+    """Convert a checkpoint file.
+
+    Args:
+        source: file or URL.
+        target: file to write; ends in ".pth" or ".safetensors".
+        config: name or file of a config whose model the weights have to fit.
+        opts: overrides of the config, as KEY, VALUE, ...
+        ema: take the averaged weights.
+        allow_pickle: also read ".pkl" files of more than NumPy arrays.
+
+    Returns:
+        What was found, written and left out, for people.
+
+    Raises:
+        CheckpointError: the source cannot be used or the target not be written.
+        ConfigError: the config cannot be used.
+    """
+    if not target.endswith((".pth", ".safetensors")):
+        raise CheckpointError(f"Target '{target}' has to end in .pth or .safetensors.")
+    content = read_checkpoint(source, allow_pickle=allow_pickle)
+    weights: dict[str, Tensor] = _averaged(source, content) if ema else content["model"]
+    try:
+        converted, kind = convert_state_dict(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"Checkpoint '{source}': {error}") from error
+    left_out: dict[str, list[str]] = {"entries beside the weights": sorted({*content} - {"model"})}
+    if kind is CheckpointKind.IMAGENET_SWIN:
+        classifier = [name for name in converted if not name.startswith("backbone.")]
+        converted = {name: value for name, value in converted.items() if name not in classifier}
+        left_out["the classifier"] = classifier
+    computed = [name for name in weights if name.endswith(("relative_position_index", "attn_mask"))]
+    left_out["buffers that the model computes"] = computed
+    if config is not None:
+        _check(converted, config, opts, source)
+    write_checkpoint(target, {"model": converted})
+    lines = [f"Found: {kind.value}", f"Written to {target}: {len(converted)} tensors"]
+    lines += [
+        f"Left out, {what}: {', '.join(names[:4])}{_more(names[4:])}"
+        for what, names in left_out.items()
+        if names
+    ]
+    return "\n".join(lines)
+
+
+def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    average = content.get("ema")
+    weights = average.get("model") if isinstance(average, Mapping) else None
+    if not isinstance(weights, Mapping) or not weights:
+        raise CheckpointError(
+            f"Checkpoint '{source}' has no averaged weights: its run had SOLVER.EMA.ENABLED False."
+        )
+    return parameters_by_name(weights, source)
+
+
+def _check(weights: Mapping[str, Tensor], config: str, opts: Sequence[str], source: str) -> None:
+    cfg = load_config(config, opts)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        SeMaskCheckpointer(build_model(cfg)).check_weights(weights, source)
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names)} more" if names else ""

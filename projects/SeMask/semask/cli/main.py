@@ -1,0 +1,71 @@
+"""``semask COMMAND ...`` and ``python -m semask COMMAND ...``."""
+
+import argparse
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+
+from semask.cli.arguments import COMMANDS, parse
+from semask.errors import UserError
+
+# The module of each sub-command whose name is another one.
+_MODULES = {"evaluate": "train"}
+# Those that end a run: ``semask.engine.exit_statuses`` has their messages.
+_RUNS = ("train", "evaluate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole program.
+
+    Args:
+        argv: the sub-command and its arguments; None = of this process.
+
+    Returns:
+        The exit status, as the help of each sub-command lists it.
+    """
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {_summary(name)}" for name in COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog="semask",
+        usage="semask COMMAND ...",
+        description=f"SeMask for Detectron2.\n\n{commands}",
+        epilog="'semask COMMAND --help' says more. Exit status: 0; the help of each command lists "
+        "the others.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    return run(args.command, args.arguments)
+
+
+def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        command: its name.
+        argv: what follows the name; None = the arguments of this process.
+        prog: the name of the program in its messages.
+
+    Returns:
+        The exit status.
+    """
+    args = parse(command, argv, prog)
+    importlib.import_module("semask.api")  # PyTorch, and Detectron2 as this project needs it
+    module = importlib.import_module(f"semask.cli.{_MODULES.get(command, command)}")
+    if command in _RUNS:
+        return module.run(args)
+    try:
+        return module.run(args)
+    except (UserError, OSError) as error:  # OSError: what was asked for cannot be written
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; every file that is there is complete.", file=sys.stderr)
+        return 130
+
+
+def _summary(command: str) -> str:
+    """The first line of a sub-command's help."""
+    return (inspect.getdoc(COMMANDS[command]) or "").partition("\n")[0]
