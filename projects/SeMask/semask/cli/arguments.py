@@ -51,13 +51,13 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(parser: argparse.ArgumentParser) -> None:
-    """Segment images and videos, or find the instances in them, with a trained model.
+    r"""Segment images and videos, or find the instances in them, with a trained model.
 
         semask predict photo.jpg --config CONFIG --weights model_final.pth
-        semask predict photos 'more/**/*.png' --config CONFIG --weights model_final.pth \\
+        semask predict photos 'more/**/*.png' --config CONFIG --weights model_final.pth \
             --output out --priors
         semask predict drive.mp4 --config CONFIG --weights model_final.pth
-        semask predict photos --config CONFIG --weights model_final.pth \\
+        semask predict photos --config CONFIG --weights model_final.pth \
             --opts TEST.PROTOCOL multi_scale
 
     CONFIG is a file, or the name of a shipped config. An input is an image, a video, a folder

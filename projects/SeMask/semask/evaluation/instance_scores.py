@@ -44,7 +44,8 @@ class Matching:
     @property
     def f1(self) -> float | None:
         """2 R / (R + F + R + M) of R right, F false predictions and M missed instances, in
-        percent; None where there is nothing."""
+        percent; None where there is nothing.
+        """
         right = sum(index >= 0 for index in self.found)
         counted = 2 * right + self.found.count(FALSE) + len(self.missed)
         return 200 * right / counted if counted else None

@@ -51,9 +51,7 @@ class InstancePredictor(ImagePredictor):
         device: str | torch.device | None = None,
         overrides: Sequence[str] = (),
     ) -> None:
-        """
-        Args, Raises: as for :class:`ImagePredictor`.
-        """
+        """Args, Raises: as for :class:`ImagePredictor`."""
         super().__init__(config, weights, device=device, overrides=overrides)
         self._mapper = InstanceMapper(self.cfg, is_train=False)
         self.class_names, self.category_ids, self._dataset = _categories(self.cfg)

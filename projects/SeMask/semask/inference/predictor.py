@@ -121,9 +121,7 @@ class Predictor(ImagePredictor):
         device: str | torch.device | None = None,
         overrides: Sequence[str] = (),
     ) -> None:
-        """
-        Args, Raises: as for :class:`ImagePredictor`.
-        """
+        """Args, Raises: as for :class:`ImagePredictor`."""
         super().__init__(config, weights, device=device, overrides=overrides)
         self._mapper = build_semantic_mapper(self.cfg, is_train=False)
         self.class_names, self.colors = _classes(self.cfg)

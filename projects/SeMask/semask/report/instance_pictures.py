@@ -156,7 +156,8 @@ class _Annotated(NamedTuple):
 
 def _truth(record: Mapping[str, Any], height: int, width: int, *, masks: bool) -> list[_Annotated]:
     """The annotations as evaluated: with ``masks`` those without one are crowds, else all have
-    boxes alone."""
+    boxes alone.
+    """
     usable = []
     for annotation in record.get("annotations", ()):
         found = inspect(annotation, height, width)

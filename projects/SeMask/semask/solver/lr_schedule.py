@@ -11,7 +11,7 @@ from semask.errors import ConfigError
 
 
 class WarmupPoly(ParamScheduler):
-    """Factor on the learning rate of iteration t (0-based) out of T:
+    """Factor on the learning rate of iteration t (0-based) out of T.
 
         (1 - t / T) ** power * (1 - (1 - t / W) * (1 - warmup_factor))
 

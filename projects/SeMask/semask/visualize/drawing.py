@@ -171,6 +171,7 @@ def painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> I
 
 
 def hatching(size: tuple[int, int]) -> Image.Image:
+    """Diagonal stripes of ``size`` (width, height), which mark ignored pixels."""
     rows, columns = np.indices((size[1], size[0]))
     dark = (rows + columns) % _HATCH_PERIOD < _HATCH_PERIOD // 3
     return Image.fromarray(np.array(_HATCH, dtype=np.uint8)[dark.astype(int)])

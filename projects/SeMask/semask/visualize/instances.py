@@ -123,7 +123,7 @@ def draw_stuff(
 def detection_texts(
     classes: np.ndarray, scores: np.ndarray | None, names: Sequence[str]
 ) -> list[str]:
-    """ "name 0.97" for each instance; without a name where there is a single category.
+    """Texts such as "name 0.97"; without a name where there is a single category.
 
     Args:
         classes: (N,) indices into ``names``.
