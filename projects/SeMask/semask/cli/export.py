@@ -4,9 +4,9 @@ import argparse
 import importlib.util
 import os
 
-from semask import Predictor
 from semask.errors import ConfigError
 from semask.inference.export import largest_difference, save_onnx, save_program
+from semask.inference.predictor import Predictor
 
 WRITERS = {".onnx": save_onnx, ".pt2": save_program}
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from semask import InstancePrediction, Prediction
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.errors import ConfigError, DataError
-from semask.inference.instance_prediction import panoptic_picture
+from semask.inference.instance_prediction import InstancePrediction, panoptic_picture
+from semask.inference.prediction import Prediction
 from semask.inference.predictor import ImagePredictor, read_config
 from semask.inference.video import (
     VIDEO_EXTENSIONS,
