@@ -157,7 +157,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="also read a .pkl of Detectron2, which can run any code: only from whom you trust",
+        help="also read a .pkl of more than NumPy arrays, which can run any code: only from whom you trust",
     )
 
 
@@ -180,7 +180,7 @@ def analyze(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the training crop"
     )
     parser.add_argument("--batch-size", type=int, default=1, help="of the training step")
-    parser.add_argument("--device", help="of the training step (default: meta; cpu for detectors)")
+    parser.add_argument("--device", help="of the training step; default: meta, cpu for detectors")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules to list")
     parser.add_argument("--json", action="store_true", help="every module, as JSON")
 

@@ -159,7 +159,8 @@ def confusion_chart(shares: np.ndarray, names: Sequence[str]) -> Markup:
 
 def shade(share: float) -> str:
     """The colour of a share in 0..1. Shares grow with the square of the way along the scale, so
-    that a few percent can be told from none."""
+    that a few percent can be told from none.
+    """
     position = shade_position(share) * (len(SHADES) - 1)
     first = min(int(position), len(SHADES) - 2)
     low, high = (bytes.fromhex(color[1:]) for color in SHADES[first : first + 2])
