@@ -157,7 +157,8 @@ def convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="also read a .pkl of more than NumPy arrays, which can run any code: only from whom you trust",
+        help="also read a .pkl of more than NumPy arrays, which can run any code: only from whom "
+        "you trust",
     )
 
 
@@ -170,8 +171,8 @@ def analyze(parser: argparse.ArgumentParser) -> None:
         semask analyze CONFIG --json MODEL.SWIN.EMBED_DIM 64
 
     CONFIG is a file, or the name of a shipped config. Without --device the shapes alone are
-    followed: no GPU, no weights and no memory are needed, whatever the size of the model; a detector
-    runs on the CPU, because which boxes it keeps depends on their values.
+    followed: no GPU, no weights and no memory are needed, whatever the size of the model; a
+    detector runs on the CPU, because which boxes it keeps depends on their values.
     Exit status: 0; 2 for a mistake in the config or the arguments.
     """
     parser.add_argument("config", metavar="CONFIG")
