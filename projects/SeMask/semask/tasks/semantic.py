@@ -8,11 +8,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 from torch import nn
 
 from semask.data.checks.semantic import quick_check, registered_metadata
 from semask.data.loading.unreadable import ReadableDataset
-from semask.data.mappers.mask_semantic import class_masks
 from semask.data.mappers.semantic import SemSegMapper, build_semantic_mapper
 from semask.errors import ConfigError
 from semask.evaluation.boundary import BoundaryIoU
@@ -127,7 +127,10 @@ class SemanticTask(Task):
         """Black images of class 0; for mask classification, with one mask."""
         image, label = torch.zeros(3, *size), torch.zeros(size, dtype=torch.int64)
         sample = {"image": image, "sem_seg": label, "height": size[0], "width": size[1]}
-        sample["instances"] = class_masks(label, self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        instances = Instances(size)  # made here: shapes alone say nothing of a label map's classes
+        instances.gt_classes = torch.zeros(1, dtype=torch.int64)
+        instances.gt_masks = torch.ones(1, *size, dtype=torch.bool)
+        sample["instances"] = instances
         return [dict(sample) for _ in range(count)]
 
 
