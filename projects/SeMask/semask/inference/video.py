@@ -84,9 +84,8 @@ class VideoReader:
         count = 0
         for frame in self._frames():
             count += 1
-            # Older versions of PyAV take BT.601 for what is declared to be BT.709.
-            matrix = "ITU709" if frame.colorspace == BT709 else None
-            pixels = frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray()
+            # RGB has no matrix; with one named, older versions of PyAV follow the video's own.
+            pixels = frame.reformat(format="rgb24", dst_colorspace="ITU601").to_ndarray()
             # The file says by how many degrees to turn it counterclockwise.
             yield np.rot90(pixels, round(frame.rotation / 90))
         if not count:
