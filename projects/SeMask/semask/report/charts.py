@@ -122,7 +122,7 @@ def spread_chart(counts: np.ndarray, score: str = "mIoU") -> Markup:
         f"{score} {low:.0f} to {low + step:.0f} percent: {count} images"
         for low, count in zip(edges[:-1], counts, strict=True)
     ]
-    return _inline(figure, f"Images by their {score}", _titles([bars], labels), max_width=600)
+    return _inline(figure, f"Images by their {score}", _titles([bars], labels), max_width=520)
 
 
 def confusion_chart(shares: np.ndarray, names: Sequence[str]) -> Markup:

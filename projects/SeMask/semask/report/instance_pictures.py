@@ -23,7 +23,7 @@ from semask.inference.instance_predicting import (
     prior_classes_of,
 )
 from semask.inference.predicting import Mapper, class_map
-from semask.modeling.backbone.base import stage_stride
+from semask.modeling.backbone.base import PRIOR_STRIDES
 from semask.report.pictures import WRONG, Picture, agreement, data_uri, fitting
 from semask.report.samples import draw_annotations
 from semask.visualize.drawing import painted, resized
@@ -202,9 +202,7 @@ def _priors(
         ]
         target = PriorTarget(num_categories=number - 1).from_annotations(annotations, size)
         truth = np.where(target == 255, -1, target.astype(np.int64))
-    titles = {
-        name: f"Prior, stride {stage_stride(int(name.removeprefix('prior')) - 2)}" for name in maps
-    }
+    titles = {name: f"Prior, stride {PRIOR_STRIDES[name]}" for name in maps}
     if "prior" in output:
         maps["sum"], titles["sum"] = output["prior"], "Priors summed"
     pictures = []

@@ -15,7 +15,7 @@ from torch import nn
 from semask.data.reading import read_image, read_label
 from semask.errors import DataError
 from semask.inference.predicting import Mapper, class_map, predict
-from semask.modeling.backbone.base import stage_stride
+from semask.modeling.backbone.base import PRIOR_STRIDES
 from semask.visualize.drawing import hatching, painted, resized
 
 # Larger images are shrunk to fit into this (width, height).
@@ -120,7 +120,7 @@ def show_image(
     priors = []
     for name, maps in output.get("priors", {}).items():
         classes = class_map(maps)
-        title = f"Prior, stride {stage_stride(int(name.removeprefix('prior')) - 2)}"
+        title = f"Prior, stride {PRIOR_STRIDES[name]}"
         priors.append(class_picture(title, classes, agreement(classes, truth)))
     if priors and "prior" in output:
         classes = class_map(output["prior"])

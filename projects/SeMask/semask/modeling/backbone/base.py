@@ -24,6 +24,10 @@ def stage_stride(stage: int) -> int:
     return 4 * 2**stage
 
 
+# Of every prior map that a backbone may return; ``prior_strides`` has those of one backbone.
+PRIOR_STRIDES = {prior_name(stage): stage_stride(stage) for stage in range(4)}
+
+
 def has_semantic_layer(attention: str, num_blocks: int) -> bool:
     """Whether a stage with these two settings has a semantic layer."""
     return attention != "none" and num_blocks > 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from semask.modeling.backbone.base import SemSegBackbone, stage_stride
+from semask.modeling.backbone.base import PRIOR_STRIDES, SemSegBackbone
 from semask.modeling.meta_arch.detectors import outputs_of
 
 
@@ -38,7 +38,7 @@ def prior_maps_of(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
     try:
         with outputs_of(backbone) as outputs:
             yield priors
-            priors.update({k: v for k, v in outputs.items() if k.startswith("prior")})
+            priors.update({k: v for k, v in outputs.items() if k in PRIOR_STRIDES})
     finally:
         handle.remove()
 
@@ -55,7 +55,6 @@ def without_padding(priors: Mapping[str, Tensor], size: tuple[int, int]) -> dict
     """
     cut = {}
     for name, maps in priors.items():
-        stride = stage_stride(int(name.removeprefix("prior")) - 2)
-        rows, columns = (-(-side // stride) for side in size)
+        rows, columns = (-(-side // PRIOR_STRIDES[name]) for side in size)
         cut[name] = maps[0, :, :rows, :columns]
     return cut
