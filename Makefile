@@ -16,7 +16,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train camvid nuclei benchmark test lint format lock clean
+.PHONY: help setup train camvid nuclei benchmark quick test lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
@@ -28,14 +28,17 @@ train: $(READY) ## train and evaluate a small SeMask-FPN (CONFIG=..., ARGS="KEY 
 	$(BIN)/python train_net.py --config-file $(CONFIG) $(ARGS)
 
 camvid: $(READY) ## SeMask, then plain Swin, on CamVid (found under DETECTRON2_DATASETS)
-	$(BIN)/python train_net.py --config-file configs/camvid/semask_camvid.yaml $(ARGS)
-	$(BIN)/python train_net.py --config-file configs/camvid/swin_camvid.yaml $(ARGS)
+	$(BIN)/python train_net.py camvid/semask_camvid $(ARGS)
+	$(BIN)/python train_net.py camvid/swin_camvid $(ARGS)
 
 nuclei: $(READY) ## Mask R-CNN with SeMask on cell nuclei (found under DETECTRON2_DATASETS)
-	$(BIN)/python train_net.py --config-file configs/nuclei/semask_mask_rcnn.yaml $(ARGS)
+	$(BIN)/python train_net.py nuclei/semask_mask_rcnn $(ARGS)
 
 benchmark: $(READY) ## time and memory against the plain form, over half an hour (ARGS=--help)
 	$(BIN)/python benchmarks/run.py --output output/benchmark $(ARGS)
+
+quick: $(READY) ## the fast tests, between edits (ARGS="tests/test_x.py" for some of them)
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test: lint ## all static checks and all tests
 	$(BIN)/python -m pytest -q $(ARGS)
