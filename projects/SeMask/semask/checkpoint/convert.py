@@ -15,6 +15,7 @@ from torch import Tensor
 
 from semask.checkpoint.mask_models import HEAD, convert_mask_model
 from semask.checkpoint.swin_names import own_backbone_name, with_stage
+from semask.checkpoint.transformers_names import is_from_transformers, original_names
 from semask.errors import CheckpointError
 
 
@@ -25,10 +26,18 @@ class CheckpointKind(Enum):
     SWIN_FPN = "published Swin-FPN"
     SEMASK_MASKS = "published SeMask with a mask decoder"
     SWIN_MASKS = "published Mask2Former or MaskFormer with a plain Swin"
+    TRANSFORMERS_MASKS = "transformers' Mask2Former or MaskFormer"
     IMAGENET_SWIN = "ImageNet-pretrained Swin"
     CONVERTED_SWIN = "ImageNet-pretrained Swin, by this project's names"
     NATIVE = "this project's own"
 
+
+#: published models that classify masks
+MASK_MODELS = (
+    CheckpointKind.SEMASK_MASKS,
+    CheckpointKind.SWIN_MASKS,
+    CheckpointKind.TRANSFORMERS_MASKS,
+)
 
 # Buffers that a model computes by itself.
 _COMPUTED = ("relative_position_index", "attn_mask")
@@ -61,7 +70,9 @@ def convert_state_dict(
     if state_dict and all(name.startswith("module.") for name in state_dict):
         state_dict = {name[len("module.") :]: value for name, value in state_dict.items()}
     kind = find_kind(state_dict)
-    if kind in (CheckpointKind.SEMASK_MASKS, CheckpointKind.SWIN_MASKS):
+    if kind is CheckpointKind.TRANSFORMERS_MASKS:
+        state_dict = original_names(state_dict)
+    if kind in MASK_MODELS:
         return convert_mask_model(state_dict), kind
     converted: dict[str, Tensor] = {}
     for name, value in state_dict.items():
@@ -77,6 +88,8 @@ def convert_state_dict(
 def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
     """Tell the kinds apart by their names; see :func:`convert_state_dict`."""
     names = list(state_dict)
+    if is_from_transformers(names):
+        return CheckpointKind.TRANSFORMERS_MASKS
     if any(name.startswith("backbone.layers.") for name in names):
         semantic = any(".class_injection." in name for name in names)
         if any(name.startswith(HEAD) for name in names):
