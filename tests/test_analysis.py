@@ -91,7 +91,7 @@ def test_shares_of_the_modules(semask_tiny: ModelCost) -> None:
     # The plain Swin-FPN has fewer by the semantic layers.
     assert modules[""].parameters - semantic.parameters == 32_650_064
     # An MLP by hand: 128 x 128 tokens, 96 -> 384 -> 96 channels.
-    assert modules["backbone.stages.0.blocks.0.mlp"].flops == 2 * 128 * 128 * 2 * 96 * 384
+    assert modules["backbone.encoder.stages.0.blocks.0.mlp"].flops == 2 * 128 * 128 * 2 * 96 * 384
 
 
 def test_saved_activations_of_the_modules(semask_tiny: ModelCost) -> None:
@@ -117,7 +117,7 @@ def test_table_lists_and_states_what_it_counts(semask_tiny: ModelCost) -> None:
     assert rows[2][1:3] == ["34,655,748", "79.25"]  # 83.08 less what padding costs
     assert "two operations per multiply-add" in table
     assert "512x512" in table
-    assert "backbone.stages" in semask_tiny.table(depth=2)
+    assert "backbone.encoder" in semask_tiny.table(depth=2)
 
 
 class _Wrapped(nn.Module):

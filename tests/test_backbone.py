@@ -83,7 +83,7 @@ def test_output_shape_lists_features_only_and_follows_out_features() -> None:
     backbone = tiny(out_features=("res4", "res2"))
     assert list(backbone.output_shape()) == ["res2", "res4"]
     assert backbone.output_shape()["res4"] == ShapeSpec(channels=32, stride=16)
-    assert len(backbone.stages) == 3  # nothing is built that is not used
+    assert len(backbone.encoder.stages) == 3  # nothing is built that is not used
     assert set(backbone.eval()(torch.randn(1, 3, 32, 32))) == {"res2", "res4"}
 
 
@@ -201,25 +201,20 @@ def test_head_needs_labels_in_training_and_a_feature_of_its_stride() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (12, 4)])
 def test_shift_keeps_apart_what_only_the_roll_joined(size: tuple[int, int]) -> None:
     height, width, window, shift = *size, 4, 2
-    attention = WindowAttention(dim=4, num_heads=2, window_size=window, shift=shift)
-    layout = attention.layout(torch.zeros(1, height, width, 4))
-    biases = attention.masked(attention.bias(), layout).transpose(0, 1)
-    plain = WindowAttention(dim=4, num_heads=2, window_size=window).bias()
-    assert torch.equal(plain, torch.zeros(2, 1, 16, 16))  # so what is left is the mask
+    masks = WindowAttention(dim=4, num_heads=2, window_size=window, shift=shift).mask(*size)
     # Position of each rolled token before the roll: tokens of a window are neighbours exactly
     # where neither of the two wrapped around alone.
     wrapped = torch.zeros(height, width, 2, dtype=torch.bool)
     wrapped[height - shift :, :, 0] = True
     wrapped[:, width - shift :, 1] = True
-    assert len(biases) == height * width // window**2
-    for index, bias in enumerate(biases):
+    assert len(masks) == height * width // window**2
+    for index, mask in enumerate(masks):
         row, col = divmod(index, width // window)
         patch = wrapped[row * window : (row + 1) * window, col * window : (col + 1) * window]
         tokens = patch.reshape(-1, 2)
         together = (tokens[:, None] == tokens[None, :]).all(-1)
-        for head in bias:
-            assert torch.equal(head == 0, together)
-            assert (head[~together] == -100).all()
+        assert torch.equal(mask == 0, together)
+        assert (mask[~together] == -100).all()
 
 
 def test_evaluation_in_inference_mode_leaves_nothing_that_training_trips_over() -> None:
@@ -228,7 +223,7 @@ def test_evaluation_in_inference_mode_leaves_nothing_that_training_trips_over() 
     with torch.inference_mode():
         backbone.eval()(image)
     sum(v.sum() for v in backbone.train()(image).values()).backward()
-    assert backbone.patch_embed.proj.weight.grad is not None
+    assert backbone.encoder.stem.patch_embed.proj.weight.grad is not None
 
 
 def test_semantic_window_as_large_as_the_map_is_global() -> None:
@@ -288,7 +283,7 @@ def test_new_model_starts_as_the_plain_backbone_but_its_attention_learns() -> No
 
 def test_drop_path_rises_linearly_and_spares_the_semantic_layers() -> None:
     backbone = tiny(depths=(2, 1, 1, 1), drop_path_rate=0.4)
-    rates = [block.drop_path.rate for stage in backbone.stages for block in stage.blocks]
+    rates = [block.drop_path.rate for stage in backbone.encoder.stages for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
@@ -309,13 +304,18 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize("freeze_at", [0, 1, 2, 5])
 def test_frozen_stages_do_not_learn_and_stay_in_evaluation_mode(freeze_at: int) -> None:
     backbone = tiny(freeze_at=freeze_at, absolute_pos_embed=True, pretrain_image_size=32).train()
-    assert backbone.patch_embed.proj.weight.requires_grad == (freeze_at < 1)
-    assert backbone.absolute_pos_embed is not None
-    assert backbone.absolute_pos_embed.requires_grad == (freeze_at < 1)
-    for index, stage in enumerate(backbone.stages):
+    stem = backbone.encoder.stem
+    assert all(p.requires_grad == (freeze_at < 1) for p in stem.parameters())
+    assert stem.absolute_pos_embed is not None
+    for index, stage in enumerate(backbone.encoder.stages):
         frozen = index < freeze_at - 1
-        assert stage.training != frozen
-        assert all(p.requires_grad != frozen for p in stage.parameters())
+        for part in (stage.blocks, backbone.semantic_layers[f"res{index + 2}"]):
+            assert all(module.training != frozen for module in part.modules() if module is not part)
+            assert all(p.requires_grad != frozen for p in part.parameters())
+        if index:  # frozen with the stage in front of it, as Detectron2 has it
+            assert all(
+                p.requires_grad != (index < freeze_at) for p in stage.downsample.parameters()
+            )
     assert backbone.output_norms["res2"].weight.requires_grad
 
 
@@ -323,7 +323,7 @@ def test_absolute_position_embedding_fits_any_size() -> None:
     backbone = tiny(absolute_pos_embed=True, pretrain_image_size=32).eval()
     image = torch.randn(1, 3, 36, 52)
     before = backbone(image)["res2"]
-    torch.nn.init.normal_(backbone.absolute_pos_embed)
+    torch.nn.init.normal_(backbone.encoder.stem.absolute_pos_embed)
     assert not torch.allclose(before, backbone(image)["res2"])
 
 
@@ -339,7 +339,7 @@ def test_absolute_position_embedding_fits_any_size() -> None:
         ({"embed_dim": 0}, "EMBED_DIM needs whole numbers of at least 1"),
         ({"drop_path_rate": 1.0}, "DROP_PATH_RATE must be in"),
         ({"num_heads": (3, 2, 2, 2)}, r"NUM_HEADS\[0\] = 3 must divide"),
-        ({"window_size": 0}, "MODEL.SWIN.WINDOW_SIZE must be at least 1"),
+        ({"window_size": 0}, "MODEL.SWIN.WINDOW_SIZE"),
         (
             {"semantic_attention": ("window", "local", "global", "none")},
             r"ATTENTION\[1\] = 'local'",

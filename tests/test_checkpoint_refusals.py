@@ -40,16 +40,16 @@ def test_class_count(tmp_path: Path) -> None:
 
 def test_another_architecture_is_listed_in_full(tmp_path: Path) -> None:
     state = values(Toy(dim=8))
-    state["backbone.stages.0.extra"] = torch.zeros(1)
-    del state["backbone.patch_embed.proj.bias"]
+    state["backbone.encoder.stages.0.extra"] = torch.zeros(1)
+    del state["backbone.encoder.stem.patch_embed.proj.bias"]
     message = refusal(Toy(dim=4), saved(tmp_path / "m.pth", {"model": state}))
-    assert "1 missing from the checkpoint: backbone.patch_embed.proj.bias." in message
-    assert "1 left over in the checkpoint: backbone.stages.0.extra." in message
-    assert "backbone.patch_embed.proj.weight (8, 3) -> (4, 3)" in message
+    assert "1 missing from the checkpoint: backbone.encoder.stem.patch_embed.proj.bias." in message
+    assert "1 left over in the checkpoint: backbone.encoder.stages.0.extra." in message
+    assert "backbone.encoder.stem.patch_embed.proj.weight (8, 3) -> (4, 3)" in message
 
 
 def test_long_lists_are_cut_short(tmp_path: Path) -> None:
-    state = values(Toy()) | {f"backbone.stages.9.x{i}": torch.zeros(1) for i in range(30)}
+    state = values(Toy()) | {f"backbone.encoder.stages.9.x{i}": torch.zeros(1) for i in range(30)}
     message = refusal(Toy(), saved(tmp_path / "m.pth", {"model": state}))
     assert "30 left over in the checkpoint" in message
     assert "... and 22 more" in message
@@ -70,8 +70,14 @@ def test_imagenet_swin_has_to_be_complete(tmp_path: Path) -> None:
     state["layers.0.blocks.7.attn.qkv.weight"] = torch.zeros(1)
     message = refusal(Toy(), saved(tmp_path / "swin.pth", {"model": state}))
     assert "ImageNet-pretrained Swin" in message
-    assert "1 missing from the checkpoint: backbone.stages.0.blocks.0.attn.qkv.bias." in message
-    assert "1 left over in the checkpoint: backbone.stages.0.blocks.7.attn.qkv.weight." in message
+    assert (
+        "1 missing from the checkpoint: backbone.encoder.stages.0.blocks.0.attn.qkv.bias."
+        in message
+    )
+    assert (
+        "1 left over in the checkpoint: backbone.encoder.stages.0.blocks.7.attn.qkv.weight."
+        in message
+    )
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -131,12 +137,14 @@ def test_tables_that_cannot_be_resized(
     tmp_path: Path, name: str, value: Tensor, words: str
 ) -> None:
     model = Toy()
-    model.backbone.register_parameter("absolute_pos_embed", nn.Parameter(torch.zeros(1, 4, 6, 6)))
+    stem = model.get_submodule("backbone.encoder.stem")
+    stem.register_parameter("absolute_pos_embed", nn.Parameter(torch.zeros(1, 4, 6, 6)))
     state = {**imagenet(Toy(semantic=False)), "absolute_pos_embed": torch.zeros(1, 16, 4)}
     SeMaskCheckpointer(model).check(str(saved(tmp_path / "good.pth", {"model": state})))
     message = refusal(model, saved(tmp_path / "m.pth", {"model": {**state, name: value}}))
     assert words in message
-    assert f"backbone.{name.replace('layers', 'stages')} (" in message
+    own = name.replace("layers", "stages") if "layers" in name else f"stem.{name}"
+    assert f"backbone.encoder.{own} (" in message
 
 
 def test_a_table_in_half_precision_is_resized(tmp_path: Path) -> None:
@@ -144,7 +152,7 @@ def test_a_table_in_half_precision_is_resized(tmp_path: Path) -> None:
     state = imagenet(Toy(window=2, semantic=False))
     state[name] = torch.full((9, 1), 0.5, dtype=torch.float16)
     SeMaskCheckpointer(model).load(str(saved(tmp_path / "m.pth", {"model": state})))
-    loaded = model.get_parameter(f"backbone.stages.0.{TABLE}")
+    loaded = model.get_parameter(f"backbone.encoder.stages.0.{TABLE}")
     assert torch.allclose(loaded, torch.full((25, 1), 0.5))
 
 
@@ -172,7 +180,8 @@ def test_two_names_for_one_parameter(tmp_path: Path) -> None:
     state = imagenet(Toy(semantic=False))
     state["stages.0.blocks.0.attn.qkv.bias"] = torch.zeros(12)
     message = refusal(Toy(), saved(tmp_path / "m.pth", {"model": state}))
-    assert "Two of its parameters stand for 'backbone.stages.0.blocks.0.attn.qkv.bias'" in message
+    assert "Two of its parameters stand for" in message
+    assert "'backbone.encoder.stages.0.blocks.0.attn.qkv.bias'" in message
 
 
 def test_a_start_is_no_complete_model(tmp_path: Path) -> None:

@@ -78,14 +78,14 @@ def test_imagenet_swin_fills_the_backbone_and_leaves_the_rest(tmp_path: Path) ->
     path = saved(tmp_path / "swin.pth", {"model": imagenet(source)})
     before, wanted = values(model), values(source)
     SeMaskCheckpointer(model).load(str(path))
-    loaded = ("backbone.patch_embed.", "backbone.stages.0.blocks.")
+    loaded = ("backbone.encoder.stem.patch_embed.", "backbone.encoder.stages.0.blocks.")
     for name, value in values(model).items():
         assert torch.equal(value, wanted[name] if name.startswith(loaded) else before[name])
 
 
 def test_imagenet_swin_of_another_window_is_resized(tmp_path: Path) -> None:
     source, model = Toy(window=2, semantic=False), Toy(window=3)
-    name = "backbone.stages.0.blocks.0.attn.relative_position_bias_table"
+    name = "backbone.encoder.stages.0.blocks.0.attn.relative_position_bias_table"
     nn.init.constant_(source.get_parameter(name), 0.5)
     SeMaskCheckpointer(model).load(str(saved(tmp_path / "s.pth", {"model": imagenet(source)})))
     assert model.get_parameter(name).shape == (25, 1)
@@ -180,3 +180,22 @@ def test_last_checkpoint_follows_the_complete_file(
 def test_other_processes_do_not_write(tmp_path: Path) -> None:
     SeMaskCheckpointer(Toy(), str(tmp_path), save_to_disk=False).save("model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_former_run_gives_its_weights_but_cannot_go_on(tmp_path: Path) -> None:
+    source, model = Toy(), Toy()
+    former = {
+        name.replace("semantic_layers.res2", "stages.0.semantic_layer")
+        .replace("encoder.stem.", "")
+        .replace("encoder.", ""): value
+        for name, value in values(source).items()
+    }
+    assert "backbone.stages.0.semantic_layer.query.weight" in former
+    path = saved(tmp_path / "m.pth", {"model": former, "trainer": {"iteration": 3}})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = values(model)
+    with pytest.raises(CheckpointError, match=r"m\.pth.*without --resume"):
+        SeMaskCheckpointer(model, trainer=optimizer).load(str(path))
+    assert same(before, values(model))
+    SeMaskCheckpointer(model, trainer=optimizer).load(str(path), checkpointables=[])
+    assert same(values(source), values(model))

@@ -62,7 +62,7 @@ def test_config_builds(name: str) -> None:
     assert count == PARAMETERS.get(name, count)
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert num_classes == CLASSES.get(name.split("/")[0], num_classes)
-    semantic = any(".semantic_layer." in key for key, _ in model.named_parameters())
+    semantic = any(".semantic_layers." in key for key, _ in model.named_parameters())
     assert semantic == name.split("/")[1].startswith("semask")
 
 

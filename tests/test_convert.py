@@ -1,5 +1,7 @@
 """Names of published checkpoints."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_imagenet_swin_leaves_its_classifier_and_lacks_what_is_new() -> None:
     assert set(converted) - expected == {"norm.weight", "head.weight"}
     missing = expected - set(converted)
     assert missing
-    assert all(".semantic_layer." in name or ".output_norms." in name for name in missing)
+    assert all(".semantic_layers." in name or ".output_norms." in name for name in missing)
 
 
 def test_own_names_and_a_parallel_wrapper_are_recognised() -> None:
@@ -77,6 +79,32 @@ def test_own_names_and_a_parallel_wrapper_are_recognised() -> None:
     assert set(convert_state_dict(wrapped)[0]) == set(convert_state_dict(reference)[0])
 
 
+def test_what_this_project_wrote_before_the_encoder_was_a_part_of_its_own() -> None:
+    backbone = SeMaskSwin(semantic_classes=3, absolute_pos_embed=True)
+    for prefix in ("backbone.", "backbone.bottom_up."):
+        former, expected = {}, {}
+        for name, value in backbone.state_dict().items():
+            expected[prefix + name] = value
+            was = name.replace("encoder.stem.", "").replace("encoder.", "")
+            was = re.sub(r"^stages\.(\d)\.downsample", lambda m: f"merging.{int(m[1]) - 1}", was)
+            was = re.sub(
+                r"^semantic_layers\.res(\d)",
+                lambda m: f"stages.{int(m[1]) - 2}.semantic_layer",
+                was,
+            )
+            former[prefix + was] = value
+        head = {"sem_seg_head.semantic_fpn.predictor.weight": torch.zeros(1)}
+        assert {
+            "patch_embed.proj.weight",
+            "absolute_pos_embed",
+            "stages.0.blocks.0.attn.qkv.weight",
+            "stages.3.semantic_layer.blocks.0.gamma",
+            "merging.2.reduction.weight",
+            "output_norms.res5.weight",
+        } <= {name.removeprefix(prefix) for name in former}
+        assert convert_state_dict(former | head) == (expected | head, CheckpointKind.NATIVE)
+
+
 def test_foreign_names_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"no known kind.*conv1\.weight"):
         convert_state_dict({"conv1.weight": torch.zeros(1)})
@@ -85,20 +113,20 @@ def test_foreign_names_are_refused() -> None:
 def test_bias_table_is_resized_as_the_reference_does() -> None:
     key = "layers.0.blocks.0.attn.relative_position_bias_table"
     table = torch.from_numpy(weights.fill_tensor(key, (169, 3)))
-    name = "backbone.stages.0.blocks.0.attn.relative_position_bias_table"
+    name = "backbone.encoder.stages.0.blocks.0.attn.relative_position_bias_table"
     resized = resize_bias_tables({name: table}, {name: torch.empty(529, 3)})[name]
     with np.load(FIXTURES / "bias_table_resize.npz") as expected:
         np.testing.assert_allclose(resized.numpy(), expected["resized"], atol=1e-6)
 
 
 def test_bias_table_for_other_heads_is_left_for_the_loader_to_refuse() -> None:
-    name = "backbone.stages.0.blocks.0.attn.relative_position_bias_table"
+    name = "backbone.encoder.stages.0.blocks.0.attn.relative_position_bias_table"
     table = torch.zeros(169, 3)
     assert resize_bias_tables({name: table}, {name: torch.empty(529, 4)})[name] is table
 
 
 def test_absolute_position_embedding_becomes_a_grid() -> None:
-    name = "backbone.absolute_pos_embed"
+    name = "backbone.encoder.stem.absolute_pos_embed"
     tokens = torch.randn(1, 16, 8)
     same = resize_bias_tables({name: tokens}, {name: torch.empty(1, 8, 4, 4)})[name]
     torch.testing.assert_close(same.flatten(2).transpose(1, 2), tokens)

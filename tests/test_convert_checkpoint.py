@@ -88,7 +88,7 @@ def test_imagenet_swin_converted_is_still_a_start(
     with pytest.raises(CheckpointError, match=r"names\) does not fit.*of another shape"):
         SeMaskCheckpointer(large).check(str(target))
     converted = torch.load(target, weights_only=True)["model"]
-    del converted["backbone.stages.0.blocks.0.attn.qkv.bias"]
+    del converted["backbone.encoder.stages.0.blocks.0.attn.qkv.bias"]
     torch.save({"model": converted}, target)
     with pytest.raises(CheckpointError, match=r"1 missing from the checkpoint"):
         SeMaskCheckpointer(small).check(str(target))
@@ -103,7 +103,7 @@ class Small(nn.Module):
         super().__init__()
         self.backbone = nn.ModuleDict(
             {
-                "stages": nn.ModuleList([nn.Linear(2, 2)]),
+                "encoder": nn.ModuleDict({"stages": nn.ModuleList([nn.Linear(2, 2)])}),
                 "output_norms": nn.ModuleDict({"res2": nn.LayerNorm(2)}),
             }
         )

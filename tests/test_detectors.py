@@ -264,7 +264,7 @@ def test_the_pyramid_is_detectron2s_with_the_priors_beside_it() -> None:
 def test_parameters_have_detectron2s_names() -> None:
     names = set(build_model(config()).state_dict())
     assert "backbone.fpn_lateral2.weight" in names
-    assert "backbone.bottom_up.stages.0.blocks.0.attn.qkv.weight" in names
+    assert "backbone.bottom_up.encoder.stages.0.blocks.0.attn.qkv.weight" in names
     assert not any(name.startswith("prior_loss") for name in names)
     names = set(build_model(config("coco/semask_swin_tiny_retinanet_1x.yaml")).state_dict())
     assert "backbone.top_block.p6.weight" in names
@@ -274,15 +274,15 @@ def test_parameters_have_detectron2s_names() -> None:
 
 def imagenet_swin(model: nn.Module) -> dict[str, Tensor]:
     """The model's own Swin by the names of an ImageNet checkpoint."""
-    prefix = "backbone.bottom_up."
+    prefix = "backbone.bottom_up.encoder."
     renamed = {}
     for name, value in model.state_dict().items():
-        if not name.startswith(prefix) or ".semantic_layer." in name or ".output_norms." in name:
+        if not name.startswith(prefix):
             continue
-        name = name.removeprefix(prefix).replace("stages.", "layers.")
-        if name.startswith("merging."):
-            name = name.replace("merging.", "layers.").replace(".norm", ".downsample.norm")
-            name = name.replace(".reduction", ".downsample.reduction")
+        name = name.removeprefix(prefix).removeprefix("stem.").replace("stages.", "layers.")
+        if ".downsample." in name:  # of the stage in front of it
+            number = int(name.split(".")[1])
+            name = name.replace(f"layers.{number}.", f"layers.{number - 1}.")
         renamed[name] = torch.full_like(value, 0.5)
     return {**renamed, "norm.weight": torch.ones(1), "head.weight": torch.ones(1, 1)}
 
@@ -296,7 +296,7 @@ def test_imagenet_checkpoints_start_the_swin_below_the_pyramid(
     before = {key: value.clone() for key, value in model.state_dict().items()}
     SeMaskCheckpointer(model).load(str(tmp_path / "swin.pth"))
     for name, value in model.state_dict().items():
-        other = any(part in name for part in (".semantic_layer.", ".output_norms."))
+        other = any(part in name for part in (".semantic_layers.", ".output_norms."))
         if name.startswith("backbone.bottom_up.") and not other:
             assert (value == 0.5).all(), name
         else:

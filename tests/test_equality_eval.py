@@ -25,11 +25,12 @@ def record(model: nn.Module, image: Tensor) -> dict[str, tuple[Tensor, int, int]
         return hook
 
     backbone: Any = model.backbone
-    handles = [backbone.patch_embed.register_forward_hook(keep("patch_embed"))]
-    for i, stage in enumerate(backbone.stages):
-        handles.append(stage.blocks[-1].register_forward_hook(keep(f"stage{i}.blocks")))
-        if stage.semantic_layer is not None:
-            handles.append(stage.semantic_layer.register_forward_hook(keep(f"stage{i}.semantic")))
+    encoder = backbone.encoder
+    handles = [encoder.stem.patch_embed.register_forward_hook(keep("patch_embed"))]
+    for i, stage in enumerate(encoder.stages):
+        handles.append(stage.register_forward_hook(keep(f"stage{i}.blocks")))
+    for name, layer in backbone.semantic_layers.items():
+        handles.append(layer.register_forward_hook(keep(f"stage{int(name[3:]) - 2}.semantic")))
     with torch.no_grad():
         features = backbone(image, return_priors=True)
         head: Any = model.sem_seg_head

@@ -1,11 +1,13 @@
-"""One place chooses the faster forms, one key overrides it, one line in the log says so."""
+"""One table has the faster forms, one key chooses among them, one line in the log says which."""
 
+import argparse
 import copy
 import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +16,18 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import tiny
+import tiny_model
 from largest import Largest
+from semask import Predictor
 from semask.config.loading import load_config
+from semask.engine import Trainer
+from semask.engine.launch import run_setup
 from semask.errors import ConfigError
-from semask.modeling import SemanticAttention, SeMaskSwin
-from semask.modeling.backbone import semantic_layer, swin
+from semask.modeling import SeMaskSwin
 from semask.modeling.heads import SemanticFPNHead
 from semask.modeling.pixel_decoder import semantic_fpn
-from semask.ops import fast_paths as module
-from semask.ops import window
-from semask.ops.conv3x3 import Conv3x3
-from semask.ops.fast_paths import FAST_PATHS, fast_paths
+from semask.ops import apply, malloc, semantic_layer, window
+from semask.ops.apply import FAST_PATHS, apply_fast_paths, select_fast_paths
 from semask.ops.malloc import can_keep_memory
 from semask.solver import build_optimizer
 
@@ -35,79 +38,123 @@ def config(tmp_path: Path, *overrides: Any) -> Any:
 
 
 def test_automatic_choice(tmp_path: Path) -> None:
-    on_cpu = {"striped_loss", "fused_optimizer", "winograd", "chunked", "folded", "recomputed"}
-    kept = {"kept_memory"} if can_keep_memory() else set()
-    assert fast_paths(config(tmp_path)) == on_cpu | kept
+    everywhere = {"striped_loss", "fused_optimizer", "gathered", "split", "folded"}
+    on_cpu = everywhere | {"winograd", "chunked", "recomputed"}
+    on_cpu |= {"kept_memory"} if can_keep_memory() else set()
+    assert select_fast_paths(config(tmp_path)) >= on_cpu
+    assert "sdpa" not in select_fast_paths(config(tmp_path))
+    on_gpu = select_fast_paths(config(tmp_path, "MODEL.DEVICE", "cuda"))
+    assert on_gpu >= everywhere | {"sdpa"}
+    assert not on_gpu & {"winograd", "chunked", "recomputed", "kept_memory"}
+
+
+def test_mixed_precision_in_training_leaves_the_choice_as_it_is(tmp_path: Path) -> None:
+    """Evaluation does not autocast."""
     mixed = config(tmp_path, "SOLVER.AMP.ENABLED", True)
-    assert fast_paths(mixed) == (on_cpu | kept) - {"winograd", "folded"}
-    on_gpu = config(tmp_path, "MODEL.DEVICE", "cuda")
-    assert fast_paths(on_gpu) == {"striped_loss", "fused_optimizer", "sdpa", "folded"}
+    assert select_fast_paths(mixed) == select_fast_paths(config(tmp_path))
 
 
 def test_key_overrides_the_choice(tmp_path: Path) -> None:
-    assert fast_paths(config(tmp_path, "MODEL.FAST_PATHS", "none")) == set()
+    assert select_fast_paths(config(tmp_path, "MODEL.FAST_PATHS", "none")) == set()
     some = config(tmp_path, "MODEL.FAST_PATHS", "sdpa, winograd")
-    assert fast_paths(some) == {"sdpa", "winograd"}
-    with pytest.raises(ConfigError, match=r"MODEL\.FAST_PATHS.*no 'quick'.*striped_loss"):
-        fast_paths(config(tmp_path, "MODEL.FAST_PATHS", "sdpa,quick"))
+    assert select_fast_paths(some) == {"sdpa", "winograd"}
+    with pytest.raises(ConfigError, match=r"MODEL\.FAST_PATHS.*'quick'"):
+        select_fast_paths(config(tmp_path, "MODEL.FAST_PATHS", "sdpa,quick"))
 
 
 def test_choice_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    module._chosen.cache_clear()
+    apply._selected.cache_clear()
     with caplog.at_level(logging.INFO, logger="semask"):
         for _ in range(2):
-            build_model(config(tmp_path))
-    lines = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+            Trainer.build_model(config(tmp_path))
+    lines = [record.getMessage() for record in caplog.records if record.name == apply.__name__]
     assert len(lines) == 1
-    for name in fast_paths(config(tmp_path)):
+    for name in select_fast_paths(config(tmp_path)):
         assert f"{name} ({FAST_PATHS[name].does})" in lines[0]
 
 
+def test_none_is_exactly_the_plain_classes(tmp_path: Path) -> None:
+    model = Trainer.build_model(config(tmp_path, "MODEL.FAST_PATHS", "none"))
+    for name, module in model.named_modules():
+        plain = not type(module).__module__.startswith("semask.ops")
+        assert plain or type(module).__module__ == "semask.ops.conv3x3", name
+    chosen = Trainer.build_model(config(tmp_path))
+    assert any(type(module).__module__.startswith("semask.ops") for module in chosen.modules())
+
+
 @pytest.mark.parametrize("setting", ["auto", "none"])
-def test_the_model_uses_what_was_chosen(tmp_path: Path, setting: str) -> None:
+def test_optimizer_is_fused_where_chosen(tmp_path: Path, setting: str) -> None:
     cfg = config(tmp_path, "MODEL.FAST_PATHS", setting)
-    model: Any = build_model(cfg)
-    fast = setting == "auto"
-    assert model.sem_seg_head.striped_loss == fast
-    convolutions = [layer for layer in model.modules() if isinstance(layer, Conv3x3)]
-    assert convolutions
-    assert all(layer.winograd == fast for layer in convolutions)
-    assert bool(build_optimizer(cfg, model).defaults["fused"]) == fast
+    optimizer = build_optimizer(cfg, build_model(cfg))
+    assert bool(optimizer.defaults["fused"]) == (setting == "auto")
 
 
-def test_every_choice_gives_the_same_numbers(
+def test_building_has_no_effect_on_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for file in (window, swin):
-        monkeypatch.setattr(file, "CHUNK_TOKENS", 40)
-    monkeypatch.setattr(semantic_fpn, "BAND_BYTES", 2000)
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the allocator was told something")
+
+    monkeypatch.setattr(malloc, "ctypes", SimpleNamespace(CDLL=refuse))
+    cfg = config(tmp_path, "MODEL.FAST_PATHS", "kept_memory")
+    Trainer.build_model(cfg)
+    Predictor(cfg, tiny_model.checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("setting", ["none", "kept_memory"])
+def test_a_run_keeps_freed_memory_where_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(run_setup, "keep_freed_memory", lambda: calls.append("called"))
+    cfg = config(tmp_path, "MODEL.FAST_PATHS", setting, "OUTPUT_DIR", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with tiny.own_loggers():
+        run_setup.set_up_run(cfg, argparse.Namespace(eval_only=False))
+    assert calls == (["called"] if setting == "kept_memory" else [])
+
+
+@pytest.mark.parametrize("setting", ["auto", *FAST_PATHS])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_every_form_gives_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, frozen: int
+) -> None:
+    """Losses, gradients and scores; images of odd sizes, two in a batch, as a batch."""
+    monkeypatch.setattr(window, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 2000)
     torch.manual_seed(0)
     batch = [
-        {"image": torch.rand(3, 40, 36) * 255, "sem_seg": torch.randint(3, (40, 36))}
+        {"image": torch.rand(3, 41, 35) * 255, "sem_seg": torch.randint(3, (41, 35))}
         for _ in range(2)
     ]
-    results = {}
-    state: dict[str, Any] = {}
-    for setting in ("none", "auto", *FAST_PATHS):
-        model: Any = build_model(config(tmp_path, "MODEL.FAST_PATHS", setting))
-        model.double()
-        state = state or copy.deepcopy(model.state_dict())
-        model.load_state_dict(state)
+    keys = ("MODEL.SWIN.FREEZE_AT", frozen, "MODEL.FAST_PATHS")
+    plain: Any = Trainer.build_model(config(tmp_path, *keys, "none")).double()
+    fast: Any = Trainer.build_model(config(tmp_path, *keys, setting)).double()
+    for name, parameter in plain.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, 0.7)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in fast.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
+    fast.load_state_dict(plain.state_dict())
+    fast = copy.deepcopy(fast)
+    results = []
+    for model in (plain, fast):
         for part in model.modules():
-            part.p = part.rate = 0.0  # no dropout, no stochastic depth
+            part.p = 0.0  # no dropout
+        torch.manual_seed(1)  # of stochastic depth
         losses = model.train()(batch)
         sum(losses.values()).backward()
         with torch.inference_mode():
             scores = model.eval()(batch)[0]["sem_seg"]
-        gradients = [parameter.grad for parameter in model.parameters()]
-        results[setting] = [*losses.values(), *gradients, scores]
-    for setting, values in results.items():
-        for value, expected in zip(values, results["none"], strict=True):
-            scale = float(expected.detach().abs().max()) or 1.0
-            message = f"{setting}: {{}}".format
-            torch.testing.assert_close(
-                value, expected, rtol=1e-9, atol=1e-9 * scale, check_stride=False, msg=message
-            )
+            with_priors = model.inference(batch, return_priors=True)[1]
+        gradients = {name: each.grad for name, each in model.named_parameters()}
+        assert sum(each is None for each in gradients.values()) == (
+            0 if not frozen else sum(not each.requires_grad for each in model.parameters())
+        )
+        results.append({**losses, **gradients, "scores": scores, "priors": with_priors})
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9, check_stride=False)
 
 
 @pytest.mark.skipif(not can_keep_memory(), reason="needs glibc")
@@ -133,56 +180,25 @@ print(min(faults() for _ in range(5)))  # a hole of the right size takes some ro
     assert after < before / 10
 
 
-@pytest.mark.parametrize("tokens", [1, 33, 100, 200, 1000])  # rows of windows or whole maps
-@pytest.mark.parametrize("return_priors", [False, True])
-def test_size_of_the_chunks_changes_nothing(
-    tokens: int, return_priors: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "embed_dim": 8,
-        "depths": (2, 2),
-        "num_heads": (2, 4),
-        "window_size": 4,
-        "semantic_attention": ("window", "global"),
-        "semantic_blocks": (2, 1),
-        "semantic_classes": 5,
-        "out_features": ("res2", "res3"),
-        "activation_checkpoint": (False, False),
-    }
-    plain = SeMaskSwin(**settings).double().eval()
-    for parameter in plain.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    fast = SeMaskSwin(**settings, chunked=True, folded=True).double().eval()
-    fast.load_state_dict(plain.state_dict())
-    image = torch.randn(2, 3, 50, 39, dtype=torch.float64)
-    for file in (window, swin):
-        monkeypatch.setattr(file, "CHUNK_TOKENS", tokens)
-    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 30_000 if tokens == 33 else 1)
-    with torch.inference_mode():
-        expected, result = plain(image, return_priors), fast(image, return_priors)
-    assert ("prior2" in result) == return_priors
-    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "shift"), [(9, 5, 2), (8, 8, 0), (13, 4, 1), (1, 9, 2)]
-)
-@pytest.mark.parametrize("tokens", [1, 40, 100, 1000])
-def test_parts_of_the_windows_are_all_of_them(
-    height: int, width: int, shift: int, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(window, "CHUNK_TOKENS", tokens)
-    layout = window.window_layout(3, height, width, 4, shift, torch.device("cpu"))
-    values = torch.arange(1.0, 3 * height * width + 1)[:, None]
-    expected = window.gather_windows(window.append_zero(values), layout)
-    parts = list(window.window_parts(layout))
-    cut = [window.gather_windows(window.append_zero(part.take(values)), part) for part in parts]
-    assert torch.equal(torch.cat(cut), expected)
-    back = torch.zeros_like(values)
-    for part, windows in zip(parts, cut, strict=True):
-        part.put(window.scatter_windows(windows, part), back)
-    assert torch.equal(back, values)
+def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is made is larger than the features, whatever the layers' own width."""
+    monkeypatch.setattr(window, "CHUNK_TOKENS", 100)
+    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 1)
+    monkeypatch.setattr(semantic_fpn, "BAND_BYTES", 1)
+    backbone = SeMaskSwin(
+        embed_dim=8,
+        num_heads=(1, 2, 4, 8),
+        window_size=4,
+        semantic_classes=5,
+    ).eval()
+    apply_fast_paths(backbone, FAST_PATHS)
+    head = SemanticFPNHead(
+        input_shape=backbone.output_shape(), num_classes=5, conv_dims=24, norm="BN", chunked=True
+    ).eval()
+    image = torch.randn(1, 3, 256, 256)
+    with torch.inference_mode(), Largest() as largest:
+        head(backbone(image))
+    assert largest.values == 64 * 64 * 8
 
 
 @pytest.mark.parametrize(
@@ -213,57 +229,3 @@ def test_decoder_in_bands(
     }
     with torch.inference_mode():
         torch.testing.assert_close(fast(features), plain(features), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("return_prior", [False, True])
-def test_parts_of_similarities_follow_mixed_precision(
-    return_prior: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    layer = semantic_layer.SemanticLayer(dim=8, num_classes=20, window_size=None, folded=True)
-    for block in layer.blocks:
-        nn.init.ones_(cast(SemanticAttention, block).gamma)
-    x = torch.randn(2, 9, 7, 8)
-    results = []
-    for limit in (1, 10**9):
-        monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", limit)
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            results.append(layer.eval()(x, return_prior)[0])
-    assert results[0].dtype == results[1].dtype
-    torch.testing.assert_close(results[0], results[1], rtol=2e-2, atol=2e-2)
-
-
-def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that is made is larger than the features, whatever the layers' own width."""
-    for file in (window, swin):
-        monkeypatch.setattr(file, "CHUNK_TOKENS", 100)
-    monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 1)
-    monkeypatch.setattr(semantic_fpn, "BAND_BYTES", 1)
-    backbone = SeMaskSwin(
-        embed_dim=8,
-        num_heads=(1, 2, 4, 8),
-        window_size=4,
-        semantic_classes=5,
-        chunked=True,
-        folded=True,
-    ).eval()
-    head = SemanticFPNHead(
-        input_shape=backbone.output_shape(), num_classes=5, conv_dims=24, norm="BN", chunked=True
-    ).eval()
-    image = torch.randn(1, 3, 256, 256)
-    with torch.inference_mode(), Largest() as largest:
-        head(backbone(image))
-    assert largest.values == 64 * 64 * 8
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_bands_make_no_second_map(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(swin, "CHUNK_TOKENS", 8)
-    for layer, x in (
-        (swin.PatchEmbed(embed_dim=8, chunked=chunked), torch.randn(1, 3, 64, 64)),
-        (swin.PatchMerging(8, chunked=chunked), torch.randn(1, 16, 16, 8)),
-    ):
-        with torch.inference_mode(), Largest() as largest:
-            out = layer.eval()(x)
-        large = sum(number for size, number in largest.sizes.items() if size >= out.numel())
-        assert (large == 1) == chunked  # the result alone

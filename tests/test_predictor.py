@@ -188,7 +188,10 @@ def test_weights_have_to_be_a_complete_model(tmp_path: Path) -> None:
         **{"out_features": ("res2", "res3"), "activation_checkpoint": (False, False)},
     )
     published = {
-        name.replace("stages.", "layers.").replace("merging.0", "layers.0.downsample"): value
+        name.removeprefix("encoder.")
+        .removeprefix("stem.")
+        .replace("stages.1.downsample", "layers.0.downsample")
+        .replace("stages.", "layers."): value
         for name, value in swin.state_dict().items()
         if "output_norms" not in name
     }

@@ -11,6 +11,9 @@ from torch.nn.utils import prune
 from semask.modeling import SemanticLayer, SeMaskSwin
 from semask.modeling.backbone.swin import SwinBlock
 from semask.ops import window
+from semask.ops.apply import apply_fast_paths
+from semask.ops.semantic_layer import RecomputedSemanticLayer
+from semask.ops.swin_block import RecomputedSwinBlock
 
 DIM = 12
 
@@ -19,7 +22,8 @@ def blocks(**settings: Any) -> tuple[SwinBlock, SwinBlock]:
     """The same block, with everything kept and recomputed."""
     torch.manual_seed(0)
     settings = {"dim": DIM, "num_heads": 3, "window_size": 4, "shift": 0, **settings}
-    plain, fast = (SwinBlock(**settings, recomputed=it).double() for it in (False, True))
+    plain, fast = (SwinBlock(**settings).double() for _ in range(2))
+    apply_fast_paths(fast, {"recomputed"})
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.5)
     fast.load_state_dict(plain.state_dict())
@@ -122,7 +126,8 @@ def test_semantic_layer_keeps_its_input_alone() -> None:
     x = torch.randn(1, 16, 16, DIM, requires_grad=True)
     settings: dict[str, Any] = {"dim": DIM, "num_classes": 5, "window_size": 4}
     assert kept_for_the_gradient(SemanticLayer(**settings), x) > 4 * x.numel()
-    assert kept_for_the_gradient(SemanticLayer(**settings, recomputed=True), x) == x.numel()
+    fast = apply_fast_paths(SemanticLayer(**settings), {"recomputed"})
+    assert kept_for_the_gradient(fast, x) == x.numel()
 
 
 def test_layers_with_hooks_compute_themselves() -> None:
@@ -181,12 +186,16 @@ def test_backbone_with_dropout_in_its_semantic_layers(
         "activation_checkpoint": (checkpointed, False, False),
         "semantic_dropout": 0.5,
     }
-    plain, fast = (SeMaskSwin(**settings, recomputed=it).double() for it in (False, True))
-    chosen = [[block.recomputed for block in stage.blocks] for stage in fast.stages]
+    plain, fast = (SeMaskSwin(**settings).double() for _ in range(2))
+    apply_fast_paths(fast, {"recomputed"})
+    chosen = [
+        [isinstance(block, RecomputedSwinBlock) for block in stage.blocks]
+        for stage in fast.encoder.stages
+    ]
     assert chosen == [[True, True], [True, True], [False]]
-    windowed = [kind == "window" for kind in attention]
-    chosen = [stage.semantic_layer.recomputed for stage in fast.stages]
-    assert chosen == [windowed[0] and not checkpointed, windowed[1], False]
+    layers = fast.semantic_layers.values()
+    semantic = [isinstance(layer, RecomputedSemanticLayer) for layer in layers]
+    assert semantic == [not checkpointed, True, False]
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.3)
     fast.load_state_dict(plain.state_dict())

@@ -13,15 +13,19 @@ class Toy(nn.Module):
     def __init__(self, classes: int = 3, dim: int = 4, window: int = 2, semantic: bool = True):
         super().__init__()
         rows = (2 * window - 1) ** 2
-        stage = nn.ModuleDict(
-            {"blocks": nn.ModuleList([nn.ModuleDict({"attn": BiasTable(rows, dim)})])}
-        )
-        if semantic:
-            stage["semantic_layer"] = nn.ModuleDict({"query": nn.Linear(dim, classes)})
+        blocks = nn.ModuleList([nn.ModuleDict({"attn": BiasTable(rows, dim)})])
+        semantic_layer = nn.ModuleDict({"query": nn.Linear(dim, classes)})
         self.backbone = nn.ModuleDict(
             {
-                "patch_embed": nn.ModuleDict({"proj": nn.Linear(3, dim)}),
-                "stages": nn.ModuleList([stage]),
+                "encoder": nn.ModuleDict(
+                    {
+                        "stem": nn.ModuleDict(
+                            {"patch_embed": nn.ModuleDict({"proj": nn.Linear(3, dim)})}
+                        ),
+                        "stages": nn.ModuleList([nn.ModuleDict({"blocks": blocks})]),
+                    }
+                ),
+                "semantic_layers": nn.ModuleDict({"res2": semantic_layer} if semantic else {}),
                 "output_norms": nn.ModuleDict({"res2": nn.LayerNorm(dim)}),
             }
         )
@@ -48,11 +52,15 @@ def imagenet(model: Toy) -> dict[str, Tensor]:
     state = values(model)
     table = "blocks.0.attn.relative_position_bias_table"
     return {
-        "patch_embed.proj.weight": state["backbone.patch_embed.proj.weight"],
-        "patch_embed.proj.bias": state["backbone.patch_embed.proj.bias"],
-        "layers.0.blocks.0.attn.qkv.weight": state["backbone.stages.0.blocks.0.attn.qkv.weight"],
-        "layers.0.blocks.0.attn.qkv.bias": state["backbone.stages.0.blocks.0.attn.qkv.bias"],
-        f"layers.0.{table}": state[f"backbone.stages.0.{table}"],
+        "patch_embed.proj.weight": state["backbone.encoder.stem.patch_embed.proj.weight"],
+        "patch_embed.proj.bias": state["backbone.encoder.stem.patch_embed.proj.bias"],
+        "layers.0.blocks.0.attn.qkv.weight": state[
+            "backbone.encoder.stages.0.blocks.0.attn.qkv.weight"
+        ],
+        "layers.0.blocks.0.attn.qkv.bias": state[
+            "backbone.encoder.stages.0.blocks.0.attn.qkv.bias"
+        ],
+        f"layers.0.{table}": state[f"backbone.encoder.stages.0.{table}"],
         "layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4),
         "layers.0.blocks.1.attn_mask": torch.zeros(1, 4, 4),
         "norm.weight": torch.ones(4),

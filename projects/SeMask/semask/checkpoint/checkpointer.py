@@ -18,6 +18,7 @@ from semask.checkpoint.convert import (
     resize_bias_tables,
 )
 from semask.checkpoint.reading import read_checkpoint
+from semask.checkpoint.swin_names import has_former_names
 from semask.checkpoint.writing import write_checkpoint, written_durably
 from semask.errors import CheckpointError, DamagedCheckpointError
 from semask.utils.text import one_line
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 _COUNTERS = r"\.num_batches_tracked$"
 # The pre-trained classifier has neither semantic layers nor output norms nor heads.
 _BESIDES_SWIN = (
-    r"\.semantic_layer\.|\.output_norms\.|^(?!backbone\.)|^backbone\.(fpn_\w+|top_block)\."
+    r"\.semantic_layers\.|\.output_norms\.|^(?!backbone\.)|^backbone\.(fpn_\w+|top_block)\."
 )
 _MAY_MISS = {
     CheckpointKind.IMAGENET_SWIN: _BESIDES_SWIN,
@@ -83,7 +84,7 @@ class Mismatch:
                     f"{old[0]} classes in DATASETS.FOLDER_CLASSES), or start from weights without "
                     "a head."
                 )
-        semantic = [".semantic_layer." in name for name in self.missing + self.left_over]
+        semantic = [".semantic_layers." in name for name in self.missing + self.left_over]
         if any(semantic) and all(semantic) and not self.shapes:
             without = "checkpoint" if self.missing else "model"
             return (
@@ -146,8 +147,16 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             return {}
         logger.info("Loading checkpoint '%s'", path)
         checkpoint = self._load_file(path)
+        names = list(self.checkpointables) if checkpointables is None else checkpointables
+        if has_former_names(checkpoint["model"]) and any(name in checkpoint for name in names):
+            raise CheckpointError(
+                f"Checkpoint '{path}' is of a run that an earlier version of this project began: "
+                "its weights can be used, but its training state (optimizer, averaged weights) "
+                "has another order. Go on with that version, or give the file as MODEL.WEIGHTS to "
+                "a run without --resume, in another OUTPUT_DIR."
+            )
         state_dict = self._fitting_state_dict(path, checkpoint.pop("model"))
-        for name in self.checkpointables if checkpointables is None else checkpointables:
+        for name in names:
             if name not in checkpoint:
                 logger.warning("Checkpoint '%s' has no state '%s', which starts anew", path, name)
                 continue

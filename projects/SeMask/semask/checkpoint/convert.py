@@ -1,4 +1,4 @@
-"""Parameter names of published checkpoints, turned into this project's.
+"""Parameter names of published and of former checkpoints, turned into this project's.
 
 Published are SeMask-FPN and Swin-FPN (names of their segmentation framework, ``backbone.*`` and
 ``decode_head.*``), mask-classification models (see :mod:`.mask_models`), and ImageNet-pretrained
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semask.checkpoint.mask_models import HEAD, convert_mask_model
-from semask.checkpoint.swin_names import own_backbone_name, with_stage
+from semask.checkpoint.swin_names import own_backbone_name, present_name, with_stage
 from semask.checkpoint.transformers_names import is_from_transformers, original_names
 from semask.errors import CheckpointError
 
@@ -54,7 +54,7 @@ _FPN_RULES = (
 def convert_state_dict(
     state_dict: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], CheckpointKind]:
-    """Rename the parameters of a published checkpoint.
+    """Rename the parameters of a published checkpoint, or of a former one of this project.
 
     Args:
         state_dict: parameters by name; a "module." in front of all of them is taken off.
@@ -97,7 +97,9 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
         return CheckpointKind.SEMASK_FPN if semantic else CheckpointKind.SWIN_FPN
     if any(re.match(r"layers\.\d+\.blocks\.\d+\.attn\.", name) for name in names):
         return CheckpointKind.IMAGENET_SWIN
-    if any(re.match(r"(backbone\.)?(bottom_up\.)?stages\.\d+\.", name) for name in names):
+    if any(
+        re.match(r"(backbone\.)?(bottom_up\.)?(encoder\.)?stages\.\d+\.", name) for name in names
+    ):
         alone = all(re.match(r"backbone\.(?!output_norms\.)", name) for name in names)
         return CheckpointKind.CONVERTED_SWIN if alone else CheckpointKind.NATIVE
     shown = ", ".join(names[:5]) or "nothing"
@@ -109,7 +111,7 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
 
 def _convert_name(name: str, kind: CheckpointKind) -> str:
     if kind in (CheckpointKind.NATIVE, CheckpointKind.CONVERTED_SWIN):
-        return name
+        return present_name(name)
     if kind is CheckpointKind.IMAGENET_SWIN:
         return (
             name if name.startswith(("head.", "norm.")) else own_backbone_name(f"backbone.{name}")

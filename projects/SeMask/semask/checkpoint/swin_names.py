@@ -1,18 +1,39 @@
-"""The names that Swin and SeMask's original release give to a backbone's parameters."""
+"""The names that others, and this project formerly, give to a backbone's parameters.
+
+Others are Swin and SeMask's original release.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-# (pattern, replacement) in order; every name goes through all of them.
-_RULES = (
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def _numbered(template: str, shift: int) -> Callable[[re.Match[str]], str]:
+    """A replacement by the pattern's first group and its second one, a number, plus ``shift``."""
+    return lambda match: template.format(match.group(1), int(match.group(2)) + shift)
+
+
+# (pattern, replacement); every name goes through all of a list, in order.
+_IN_BACKBONE = r"^((?:backbone\.)?(?:bottom_up\.)?)"
+# Of this project, before the encoder was a part of its own.
+_FORMER_RULES: tuple[Rule, ...] = (
+    (_IN_BACKBONE + r"(patch_embed\.|absolute_pos_embed$)", r"\1encoder.stem.\2"),
+    (_IN_BACKBONE + r"merging\.(\d+)\.", _numbered("{}encoder.stages.{}.downsample.", 1)),
+    (_IN_BACKBONE + r"stages\.(\d+)\.semantic_layer\.", _numbered("{}semantic_layers.res{}.", 2)),
+    (_IN_BACKBONE + r"stages\.", r"\1encoder.stages."),
+)
+_PUBLISHED_RULES: tuple[Rule, ...] = (
     (r"\blayers\.(\d+)\.downsample\.", r"merging.\1."),
     (r"\blayers\.(\d+)\.", r"stages.\1."),
-    (r"\.semantic_layer\.norm1\.", ".semantic_layer.norm."),
+    *_FORMER_RULES,
+    (r"(\bsemantic_layers\.\w+)\.norm1\.", r"\1.norm."),
     (r"\.class_injection\.(\d+)\.", r".blocks.\1."),
     (r"\.mlp_cls_q\.", ".query."),
     (r"\.mlp_cls_k\.", ".key."),
     (r"\.mlp_v\.", ".value."),
     (r"\.mlp_res\.", ".proj."),
+    (r"^(backbone)\.norm(\d)\.", _numbered("{}.output_norms.res{}.", 2)),
 )
 
 
@@ -22,11 +43,25 @@ def own_backbone_name(name: str) -> str:
     Args:
         name: as published, with "backbone." in front.
     """
-    for pattern, replacement in _RULES:
-        name = re.sub(pattern, replacement, name)
-    return re.sub(r"^backbone\.norm(\d)\.", with_stage("backbone.output_norms.res{}."), name)
+    return _apply(_PUBLISHED_RULES, name)
+
+
+def present_name(name: str) -> str:
+    """The name that this project now has for what it formerly called ``name``; most are equal."""
+    return _apply(_FORMER_RULES, name)
+
+
+def has_former_names(names: Iterable[str]) -> bool:
+    """Whether parameters were written before the encoder was a part of its own."""
+    return any(present_name(name) != name for name in names)
 
 
 def with_stage(template: str) -> Callable[[re.Match[str]], str]:
     """Puts Detectron2's number of the stage that a match names into a template (0 is 2)."""
     return lambda match: template.format(int(match.group(1)) + 2)
+
+
+def _apply(rules: tuple[Rule, ...], name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

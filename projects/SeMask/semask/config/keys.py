@@ -23,7 +23,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.MODEL.EXPECTS_WEIGHTS = False
 
     # Faster forms of the same computations: "auto" (those that suit MODEL.DEVICE), "none", or names
-    # from semask/fast_paths.py with commas between them. The log says which are used.
+    # from semask/ops/apply.py with commas between them. The log says which are used.
     cfg.MODEL.FAST_PATHS = "auto"
 
     # ---- Swin transformer (arXiv 2103.14030); lists have one entry per stage ----

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semask.errors import ConfigError
 from semask.modeling.backbone import SemanticLayer
+from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.tasks import Task, build_task
 
 WHOLE = "(whole model)"
@@ -276,7 +277,7 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
         cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same cost; the other trains on GPUs alone
     try:
         with torch.device(device):
-            return build_model(cfg)
+            return apply_fast_paths(build_model(cfg), select_fast_paths(cfg))
     except (RuntimeError, AssertionError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built on '{device}': {reason}.") from error

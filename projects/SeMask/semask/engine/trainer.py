@@ -37,6 +37,7 @@ from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
 from semask.inference.predicting import for_evaluators
 from semask.modeling.layers.norm import synchronize_batch_norm
+from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task, inference_folder, write_reports
 from semask.utils.randomness import shared_seed
@@ -265,8 +266,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model on its device; its size is logged."""
-        model = synchronize_batch_norm(build_model(cfg))
+        """The model on its device, in its fast form; its size is logged."""
+        model = apply_fast_paths(synchronize_batch_norm(build_model(cfg)), select_fast_paths(cfg))
         parts = ", ".join(f"{name} {_size(part)}" for name, part in model.named_children())
         logger.info(
             "%s: %s parameters (%s) on %s",

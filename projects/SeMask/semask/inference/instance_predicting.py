@@ -8,6 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from torch import nn
 
+from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.meta_arch.prior_maps import gives_priors, prior_maps_of, without_padding
 from semask.utils.palette import class_colors
 
@@ -29,12 +30,13 @@ def predict_instances(
         with ``priors`` also "priors", {"prior2": (K, h, w), ...}, and, of a model whose prior is
         supervised, "prior", the decoded (K, h, w), all without the batch's padding.
     """
-    if not priors or not gives_priors(model):
+    backbone = getattr(model, "backbone", None)
+    if not (priors and gives_priors(model) and isinstance(backbone, SemSegBackbone)):
         return model([inputs])[0]
-    with prior_maps_of(model.get_submodule("backbone")) as maps:
+    with prior_maps_of(backbone) as maps:
         output = dict(model([inputs])[0])
     size = (inputs["image"].shape[-2], inputs["image"].shape[-1])
-    output["priors"] = without_padding(maps, size)
+    output["priors"] = without_padding(maps, backbone.prior_strides, size)
     loss = getattr(model, "prior_loss", None)
     if loss is not None:
         decoded_size = (-(-size[0] // loss.common_stride), -(-size[1] // loss.common_stride))

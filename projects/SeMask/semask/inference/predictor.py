@@ -26,6 +26,7 @@ from semask.inference.predicting import class_map, gives_scores, predict
 from semask.inference.prediction import Prediction
 from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors
+from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.ops.scores import Scores
 from semask.utils.device import resolve_device
 from semask.utils.palette import class_colors
@@ -266,7 +267,7 @@ def _build_model(cfg: CfgNode) -> torch.nn.Module:
         reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
     check_protocol(cfg, model)
-    return model.eval()
+    return apply_fast_paths(model, select_fast_paths(cfg)).eval()
 
 
 def _classes(cfg: CfgNode) -> tuple[tuple[str, ...], np.ndarray]:

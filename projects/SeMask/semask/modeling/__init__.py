@@ -1,11 +1,14 @@
 """The model: backbone (features and priors), heads, losses."""
 
 from semask.modeling.backbone import (
+    HierarchicalEncoder,
     SemanticAttention,
     SemanticLayer,
+    SeMaskBackbone,
     SeMaskFPN,
     SeMaskSwin,
     SemSegBackbone,
+    SwinTransformer,
 )
 from semask.modeling.heads import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead
 from semask.modeling.losses import segmentation_loss
@@ -27,10 +30,12 @@ from semask.modeling.meta_arch.semantic import SeMaskSegmentor, check_protocol
 from semask.ops.scores import Scores
 
 __all__ = [
+    "HierarchicalEncoder",
     "MultiScale",
     "PriorLoss",
     "PriorSupervision",
     "Scores",
+    "SeMaskBackbone",
     "SeMaskFPN",
     "SeMaskFPNHead",
     "SeMaskGeneralizedRCNN",
@@ -44,6 +49,7 @@ __all__ = [
     "SemanticLayer",
     "SemanticPriorHead",
     "SlidingWindow",
+    "SwinTransformer",
     "TestProtocol",
     "WholeImage",
     "build_test_protocol",

@@ -4,13 +4,36 @@ A faster form is a subclass of the plain module in :mod:`semask.modeling` that i
 computes the same, up to rounding, from the same parameters and buffers. ``apply_fast_paths`` only
 changes the class of a module that has been built (as PyTorch's ``fully_shard`` does), so names in
 the state dict, hooks, optimizers and references to the module stay as they are.
+
+``MODEL.FAST_PATHS`` "none" is exactly the classes of :mod:`semask.modeling`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
+
+from semask.errors import ConfigError
+from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
+from semask.modeling.backbone.semask import SeMaskBackbone
+from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock, WindowAttention
+from semask.ops.bands import ChunkedPatchEmbed, ChunkedPatchMerging
+from semask.ops.malloc import can_keep_memory
+from semask.ops.semantic_layer import (
+    ChunkedSemanticLayer,
+    FoldedSemanticAttention,
+    GatheredSemanticLayer,
+    RecomputedSemanticLayer,
+    SplitSemanticAttention,
+)
+from semask.ops.swin_block import ChunkedSwinBlock, RecomputedSwinBlock
+from semask.ops.window_attention import GatheredWindowAttention, SdpaWindowAttention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,17 +42,117 @@ class FastPath:
 
     Attributes:
         does: what it does, for the log.
-        suits: whether "auto" takes it on this device.
-        forms: {plain class: the subclass that takes its place}. A form calls ``super().forward``
-            where its way does not apply, so that several forms of one class can be combined.
+        pays_on: types of the devices on which "auto" takes it; None = all of them.
+        forms: {plain class: the subclass that takes its place}. A form calls ``super()`` where
+            its way does not apply (in training, say, or under autocast), so that several forms
+            of one class can be combined. Without any, it is not the model that it changes.
+        available: whether this installation can do it.
+        spared: the modules of a model that stay plain, because it does not pay there.
     """
 
     does: str
-    suits: Callable[[torch.device], bool]
+    pays_on: Collection[str] | None = None
     forms: Mapping[type[nn.Module], type[nn.Module]] = field(default_factory=dict)
+    available: Callable[[], bool] = lambda: True
+    spared: Callable[[nn.Module], Iterable[nn.Module]] = lambda model: ()
 
 
-def apply_to_modules(model: nn.Module, paths: Collection[FastPath]) -> nn.Module:
+def _not_worth_recomputing(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules whose maps are small, or that ``ACTIVATION_CHECKPOINT`` recomputes already."""
+    for backbone in model.modules():
+        if not isinstance(backbone, SeMaskBackbone):
+            continue
+        yield from backbone.encoder.stages[-1].modules()
+        for stage, name in enumerate(backbone.names):
+            last = stage == len(backbone.names) - 1
+            if name in backbone.semantic_layers and (last or backbone.activation_checkpoint[stage]):
+                yield backbone.semantic_layers[name]
+
+
+# In this order: of two forms of one class, the later one is tried first.
+FAST_PATHS = {
+    "striped_loss": FastPath("up-sampling and cross entropy a stripe of rows at a time"),
+    # solver/optimizer.py
+    "fused_optimizer": FastPath("AdamW's update in one kernel", pays_on=("cpu", "cuda")),
+    "winograd": FastPath("3x3 convolutions by Winograd's products", pays_on=("cpu",)),
+    "gathered": FastPath(
+        "windows cut by one gather",
+        forms={WindowAttention: GatheredWindowAttention, SemanticLayer: GatheredSemanticLayer},
+    ),
+    "split": FastPath(
+        "evaluation with the similarities of a few queries at a time",
+        forms={SemanticAttention: SplitSemanticAttention},
+    ),
+    "folded": FastPath(
+        "evaluation with products of the semantic layers' matrices",
+        pays_on=("cpu", "cuda"),
+        forms={SemanticAttention: FoldedSemanticAttention},
+    ),
+    "chunked": FastPath(
+        "evaluation a few windows or rows at a time",
+        pays_on=("cpu",),
+        forms={
+            PatchEmbed: ChunkedPatchEmbed,
+            PatchMerging: ChunkedPatchMerging,
+            SemanticLayer: ChunkedSemanticLayer,
+            SwinBlock: ChunkedSwinBlock,
+        },
+    ),
+    "recomputed": FastPath(
+        "training keeps the input of each Swin block alone and recomputes the rest",
+        pays_on=("cpu",),
+        forms={SemanticLayer: RecomputedSemanticLayer, SwinBlock: RecomputedSwinBlock},
+        spared=_not_worth_recomputing,
+    ),
+    "sdpa": FastPath(
+        "window attention by scaled_dot_product_attention",
+        pays_on=("cuda",),
+        forms={WindowAttention: SdpaWindowAttention},
+    ),
+    # engine/launch/run_setup.py
+    "kept_memory": FastPath(
+        "the process keeps the memory that it frees, for the next step",
+        pays_on=("cpu",),
+        available=can_keep_memory,
+    ),
+}
+
+
+def select_fast_paths(cfg: CfgNode) -> frozenset[str]:
+    """The names of the forms that a model of this config uses; they are logged once.
+
+    Args:
+        cfg: ``MODEL.FAST_PATHS``, "auto", "none" or names with commas between them, and
+            ``MODEL.DEVICE``.
+
+    Raises:
+        ConfigError: there is no form of that name.
+    """
+    return _selected(cfg.MODEL.FAST_PATHS, torch.device(cfg.MODEL.DEVICE).type)
+
+
+@cache  # so that each choice is logged once
+def _selected(setting: str, device: str) -> frozenset[str]:
+    if setting == "auto":
+        names = [
+            name
+            for name, path in FAST_PATHS.items()
+            if (path.pays_on is None or device in path.pays_on) and path.available()
+        ]
+    else:
+        names = [name.strip() for name in setting.split(",") if setting != "none"]
+    unknown = [name for name in names if name not in FAST_PATHS]
+    if unknown:
+        raise ConfigError(
+            f"MODEL.FAST_PATHS is '{setting}', and there is no '{unknown[0]}'; use 'auto', 'none' "
+            f"or any of {', '.join(FAST_PATHS)}, with commas between them."
+        )
+    listed = "; ".join(f"{name} ({FAST_PATHS[name].does})" for name in names) or "none"
+    logger.info("Fast paths on %s (MODEL.FAST_PATHS '%s'): %s", device, setting, listed)
+    return frozenset(names)
+
+
+def apply_fast_paths(model: nn.Module, names: Collection[str]) -> nn.Module:
     """Make the modules of a model faster, in place.
 
     A module is replaced where its class is exactly the plain one: what subclasses it may compute
@@ -37,28 +160,42 @@ def apply_to_modules(model: nn.Module, paths: Collection[FastPath]) -> nn.Module
     what it keeps beside the parameters.
 
     Args:
-        model: built, on any device, before ``DistributedDataParallel`` and ``torch.compile``.
+        model: built, on any device, before the optimizer, ``DistributedDataParallel`` and
+            ``torch.compile``.
+        names: of entries of ``FAST_PATHS``; see :func:`select_fast_paths`.
+
+    Returns:
+        ``model``.
+    """
+    return apply_to_modules(model, [path for name, path in FAST_PATHS.items() if name in names])
+
+
+def apply_to_modules(model: nn.Module, paths: Collection[FastPath]) -> nn.Module:
+    """As :func:`apply_fast_paths`, with forms that need not be in the table.
+
+    Args:
+        model: see :func:`apply_fast_paths`.
         paths: later ones are tried first where several have a form of the same class.
 
     Returns:
         ``model``.
     """
+    spared = [set(path.spared(model)) for path in paths]
     for module in list(model.modules()):
         plain = type(module)
-        forms = tuple(_forms_of(plain, paths))
-        if forms:
-            module.__class__ = _combined(plain, forms)
-            for form in forms:
-                set_up = getattr(form, "set_up", None)
-                if set_up is not None:
-                    set_up(module)
+        forms = [
+            path.forms[plain]
+            for path, modules in zip(paths, spared, strict=True)
+            if plain in path.forms and module not in modules
+        ]
+        if not forms:
+            continue
+        module.__class__ = _combined(plain, tuple(reversed(forms)))
+        for form in forms:
+            set_up = getattr(form, "set_up", None)
+            if set_up is not None:
+                set_up(module)
     return model
-
-
-def _forms_of(plain: type[nn.Module], paths: Collection[FastPath]) -> Iterator[type[nn.Module]]:
-    for path in reversed(list(paths)):
-        if plain in path.forms:
-            yield path.forms[plain]
 
 
 # One class for each combination, so that equal models have equal classes.

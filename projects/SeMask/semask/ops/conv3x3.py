@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from semask.ops import winograd
-from semask.ops.prepared import Prepared
+from semask.ops.parameter_cache import ParameterCache
 from semask.ops.tracing import traced
 
 
@@ -42,7 +42,7 @@ class Conv3x3(Conv2d):
             activation=activation,
         )
         self.winograd = winograd
-        self._folded: Prepared[tuple[Tensor, Tensor]] = Prepared()
+        self._folded: ParameterCache[tuple[Tensor, Tensor]] = ParameterCache()
 
     def train(self, mode: bool = True) -> "Conv3x3":
         self._folded.clear()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semask.modeling.backbone.swin import MASKED_LOGIT
+
 # Tokens that are taken at a time, so that what is made of them stays in a CPU's cache.
 CHUNK_TOKENS = 4096
 
@@ -44,6 +46,8 @@ class WindowLayout(TokenOrder):
         height, width: of one map, in tokens.
         rows, cols: windows of one map.
         windows: of all maps.
+        masks: see :func:`shifted_window_masks`; None without a shift.
+        mask_of_window: (windows,) int64, which of the masks is that of each window.
         parts: see :func:`window_parts`; by the number of tokens that are taken at a time.
     """
 
@@ -53,6 +57,8 @@ class WindowLayout(TokenOrder):
     rows: int
     cols: int
     windows: int
+    masks: Tensor | None
+    mask_of_window: Tensor
     parts: dict[int, Sequence["WindowPart"]] = field(default_factory=dict)
 
 
@@ -88,6 +94,9 @@ def _make_layout(
     col = (torch.arange(cols * size, device=device) + shift) % (cols * size)
     token = torch.where((row < height) & (col < width), (maps * height + row) * width + col, end)
     gather = token.view(batch, rows, size, cols, size).transpose(2, 3).flatten()
+    kinds = torch.zeros(rows, cols, dtype=torch.int64, device=device)
+    kinds[:, -1] += 1
+    kinds[-1, :] += 2
     return WindowLayout(
         size=size,
         gather=gather,
@@ -99,7 +108,31 @@ def _make_layout(
         rows=rows,
         cols=cols,
         windows=batch * rows * cols,
+        masks=shifted_window_masks(size, shift).to(device) if shift else None,
+        mask_of_window=kinds.flatten().repeat(batch),
     )
+
+
+def shifted_window_masks(size: int, shift: int) -> Tensor:
+    """What keeps apart the tokens that only the cyclic shift made neighbours.
+
+    That happens in the last row and the last column of windows alone, so four masks serve a map
+    of any size: of a window in neither, in the last column, in the last row, and in both.
+
+    Args:
+        size, shift: of the window, in tokens.
+
+    Returns:
+        (4, size**2, size**2): 0 where two tokens may see each other, else -100.
+    """
+    wrapped = torch.arange(size) >= size - shift
+    inside = torch.zeros(size, dtype=torch.bool)
+    masks = []
+    for rows, cols in product((inside, wrapped), repeat=2):
+        region = (2 * rows[:, None] + cols[None, :].long()).flatten()
+        apart = region[:, None] != region[None, :]
+        masks.append(torch.zeros(apart.shape).masked_fill_(apart, MASKED_LOGIT))
+    return torch.stack(masks)
 
 
 def _padding(gather: Tensor, tokens: int) -> Tensor | None:

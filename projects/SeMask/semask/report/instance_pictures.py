@@ -23,7 +23,7 @@ from semask.inference.instance_predicting import (
     prior_classes_of,
 )
 from semask.inference.predicting import Mapper, class_map
-from semask.modeling.backbone.base import PRIOR_STRIDES
+from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.report.pictures import WRONG, Picture, agreement, data_uri, fitting
 from semask.report.samples import draw_annotations
 from semask.visualize.drawing import painted, resized
@@ -104,7 +104,8 @@ def show_instances(
             errors,
         ),
     )
-    priors, legend = _priors(output, record, image.shape[:2], dataset_name, masks=masks)
+    strides = prior_strides_of(model)
+    priors, legend = _priors(output, record, image.shape[:2], dataset_name, strides, masks=masks)
     return ShownInstances(
         name=os.path.basename(record["file_name"]),
         scores=dict(scores),
@@ -179,6 +180,7 @@ def _priors(
     record: Mapping[str, Any],
     size: tuple[int, int],
     dataset_name: str,
+    strides: Mapping[str, int],
     *,
     masks: bool,
 ) -> tuple[tuple[Picture, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
@@ -202,7 +204,7 @@ def _priors(
         ]
         target = PriorTarget(num_categories=number - 1).from_annotations(annotations, size)
         truth = np.where(target == 255, -1, target.astype(np.int64))
-    titles = {name: f"Prior, stride {PRIOR_STRIDES[name]}" for name in maps}
+    titles = {name: f"Prior, stride {strides[name]}" for name in maps}
     if "prior" in output:
         maps["sum"], titles["sum"] = output["prior"], "Priors summed"
     pictures = []

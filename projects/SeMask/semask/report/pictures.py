@@ -15,7 +15,7 @@ from torch import nn
 from semask.data.reading import read_image, read_label
 from semask.errors import DataError
 from semask.inference.predicting import Mapper, class_map, predict
-from semask.modeling.backbone.base import PRIOR_STRIDES
+from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.visualize.drawing import hatching, painted, resized
 
 # Larger images are shrunk to fit into this (width, height).
@@ -118,9 +118,10 @@ def show_image(
         ),
     )
     priors = []
+    strides = prior_strides_of(model)
     for name, maps in output.get("priors", {}).items():
         classes = class_map(maps)
-        title = f"Prior, stride {PRIOR_STRIDES[name]}"
+        title = f"Prior, stride {strides[name]}"
         priors.append(class_picture(title, classes, agreement(classes, truth)))
     if priors and "prior" in output:
         classes = class_map(output["prior"])

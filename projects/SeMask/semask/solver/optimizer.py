@@ -9,7 +9,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from semask.errors import ConfigError
-from semask.ops.fast_paths import fast_paths
+from semask.ops.apply import select_fast_paths
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
 
@@ -105,7 +105,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if name == "ADAMW":
         adamw = _with_parameter_clipping(cfg, torch.optim.AdamW)
         betas = tuple(solver.BETAS)
-        fused = "fused_optimizer" in fast_paths(cfg)
+        fused = "fused_optimizer" in select_fast_paths(cfg)
         optimizer = adamw(groups, lr=solver.BASE_LR, betas=betas, eps=solver.EPS, fused=fused)
     elif name == "SGD":
         sgd = _with_parameter_clipping(cfg, torch.optim.SGD)

@@ -13,13 +13,15 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from semask.engine.launch.exit_status import is_expected
+from semask.ops.apply import select_fast_paths
+from semask.ops.malloc import keep_freed_memory
 from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
 
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Start the log, write OUTPUT_DIR/config.yaml and seed the random numbers.
+    """Start the log, write OUTPUT_DIR/config.yaml, set the allocator, seed the random numbers.
 
     Detectron2's ``default_setup``, except that colours are for terminals alone, that environment
     and config go to the log file but not to the console, that the console shows no traceback of
@@ -46,6 +48,8 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         with replacing(path) as file:
             file.write(cfg.dump().encode())
         logger.info("The full config is in %s", path)
+    if "kept_memory" in select_fast_paths(cfg):
+        keep_freed_memory()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not args.eval_only:  # finding the fastest convolutions does not pay for a few images
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from detectron2.modeling import Backbone
 from torch import Tensor
 
+from semask.errors import ConfigError
+
 ATTENTION_KINDS = ("window", "global", "none")
 
 
@@ -24,8 +26,23 @@ def stage_stride(stage: int) -> int:
     return 4 * 2**stage
 
 
-# Of every prior map that a backbone may return; ``prior_strides`` has those of one backbone.
-PRIOR_STRIDES = {prior_name(stage): stage_stride(stage) for stage in range(4)}
+def num_stages_for(out_features: Sequence[str], num_stages: int) -> int:
+    """How many stages have to be built for some features.
+
+    Args:
+        out_features: their names, "res2" and so on.
+        num_stages: that the backbone can have.
+
+    Raises:
+        ConfigError: there are none, or there is no such feature.
+    """
+    names = [stage_name(stage) for stage in range(num_stages)]
+    if not out_features or any(name not in names for name in out_features):
+        raise ConfigError(
+            f"OUT_FEATURES of the backbone is {list(out_features)}; it must name one or more of "
+            f"{names}."
+        )
+    return 1 + max(names.index(name) for name in out_features)
 
 
 def has_semantic_layer(attention: str, num_blocks: int) -> bool:
@@ -67,6 +84,11 @@ class SemSegBackbone(Backbone):
 
     #: classes K of the prior maps; 0 where no stage has a semantic layer
     num_semantic_classes: int = 0
+
+    @property
+    def prior_strides(self) -> dict[str, int]:
+        """Pixels per position of each prior map that there can be: ``{"prior2": 4, ...}``."""
+        return {}
 
     @abstractmethod
     def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:

@@ -60,6 +60,12 @@ class SeMaskFPN(FPN, SemSegBackbone):
         super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type)
         self.num_semantic_classes = bottom_up.num_semantic_classes
 
+    @property
+    def prior_strides(self) -> dict[str, int]:
+        """See :attr:`SemSegBackbone.prior_strides`."""
+        bottom_up: PyramidSwin = self.bottom_up
+        return bottom_up.prior_strides
+
     def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
         """Levels of the pyramid and, possibly, semantic-prior maps.
 
@@ -73,7 +79,7 @@ class SeMaskFPN(FPN, SemSegBackbone):
         features = self.bottom_up(image, return_priors)
         # FPN asks ``bottom_up`` for features itself, and gets these.
         levels = FPN.forward(self, features)
-        priors = {name: value for name, value in features.items() if name.startswith("prior")}
+        priors = {name: features[name] for name in self.prior_strides if name in features}
         return {**levels, **priors}
 
 

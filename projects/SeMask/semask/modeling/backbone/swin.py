@@ -1,145 +1,163 @@
-"""The parts of a Swin transformer (arXiv 2103.14030). Token maps are (B, H, W, C)."""
+"""The Swin transformer (arXiv 2103.14030) as an encoder. Token maps are (B, H, W, C)."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semask.modeling.backbone.attention import WindowAttention
-from semask.ops.recomputed import Call, call, recomputed
-from semask.ops.tracing import evaluated, trained
-from semask.ops.window import (
-    CHUNK_TOKENS,
-    WindowLayout,
-    WindowPart,
-    gather_windows,
-    map_parts,
-    scatter_windows,
-)
+from semask.modeling.backbone.encoder import HierarchicalEncoder
+from semask.modeling.backbone.windows import pad_to_multiple, window_partition, window_reverse
+
+# Added to the attention logits of token pairs that are not neighbours in the image.
+MASKED_LOGIT = -100.0
 
 
-class PatchEmbed(nn.Module):
-    """Image to tokens: zero-pad to a multiple of the patch, convolve, normalise.
+def relative_position_index(size: int) -> Tensor:
+    """Row of the bias table for each pair of tokens in a window: (size**2, size**2) int64."""
+    rows, cols = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    rows, cols = rows.flatten(), cols.flatten()
+    row_offset = rows[:, None] - rows[None, :] + size - 1
+    col_offset = cols[:, None] - cols[None, :] + size - 1
+    return row_offset * (2 * size - 1) + col_offset
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within (shifted) windows, with a learned relative position bias.
+
+    softmax(q k^T / sqrt(d) + bias + mask) v for each window and head, d channels per head.
 
     Args:
-        embed_dim: channels C.
-        in_channels: of the image.
-        patch_size: side of a patch, in pixels.
-        chunked: without gradients, take a few rows at a time.
+        dim: channels C.
+        num_heads: heads, a divisor of C.
+        window_size: side of a window, in tokens.
+        shift: by how much the map is rolled before it is cut into windows; 0 = not at all.
+        attention_dropout: rate on the attention weights.
+        dropout: rate on the output.
     """
+
+    relative_position_index: Tensor
 
     def __init__(
         self,
         *,
-        embed_dim: int,
-        in_channels: int = 3,
-        patch_size: int = 4,
-        chunked: bool = False,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        shift: int = 0,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.chunked = chunked
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(embed_dim)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, ceil(H / patch), ceil(W / patch), C)."""
-        if self.chunked and evaluated(self):
-            return in_bands(self._embed, image, dim=2, stride=self.patch_size)
-        return self._embed(image)
-
-    def _embed(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        bottom, right = -height % self.patch_size, -width % self.patch_size
-        if bottom or right:
-            image = F.pad(image, (0, right, 0, bottom))
-        return self.norm(self.proj(image).permute(0, 2, 3, 1))
-
-
-class PatchMerging(nn.Module):
-    """Half the height and width, twice the channels; odd sides are zero-padded.
-
-    Args:
-        dim: channels C.
-        chunked: without gradients, take a few rows at a time.
-    """
-
-    def __init__(self, dim: int, *, chunked: bool = False) -> None:
-        super().__init__()
-        self.chunked = chunked
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift = shift
+        self.attention_dropout = attention_dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window_size - 1) ** 2, num_heads)
+        )
+        index = relative_position_index(window_size)
+        self.register_buffer("relative_position_index", index, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
-        if self.chunked and evaluated(self):
-            return in_bands(self._merge, x, dim=1, stride=2)
-        return self._merge(x)
+        """Attend within each window of the map, zero-padded to whole windows.
 
-    def _merge(self, x: Tensor) -> Tensor:
-        batch, height, width, dim = x.shape
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-            height, width = x.shape[1:3]
-        # (even row, even column), (odd, even), (even, odd), (odd, odd)
-        pairs = x.view(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(pairs.reshape(batch, height // 2, width // 2, 4 * dim)))
+        Args:
+            x: (B, H, W, C).
 
+        Returns:
+            (B, H, W, C).
+        """
+        height, width = x.shape[1:3]
+        x = pad_to_multiple(x, self.window_size)
+        padded_height, padded_width = x.shape[1:3]
+        x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
+        windows = window_partition(x, self.window_size)
+        bias = self.bias()
+        if self.shift:
+            mask = self.mask(padded_height, padded_width).to(bias)
+            bias = bias + mask.repeat(len(windows) // len(mask), 1, 1)
+        windows = self.proj(self.attend(self.qkv(windows), bias))
+        x = window_reverse(windows, self.window_size, padded_height, padded_width)
+        x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))
+        return self.dropout(x[:, :height, :width])
 
-def in_bands(layer: Callable[[Tensor], Tensor], x: Tensor, *, dim: int, stride: int) -> Tensor:
-    """``layer(x)`` for a layer that makes each row of tokens of ``stride`` rows of its input.
+    def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """Attention in windows that are independent of each other.
 
-    Args:
-        layer: pads the last rows itself.
-        x: an image (B, 3, H, W) or a map (B, H, W, C).
-        dim: the one of H.
-        stride: see above.
+        Args:
+            qkv: queries, keys and values, (windows, N, 3 C).
+            bias: (heads, windows or 1, N, N), added to the logits.
 
-    Returns:
-        (B, ceil(H / stride), ceil(W / stride), C).
-    """
-    tokens_of_row = x.shape[0] * -(-x.shape[dim + 1] // stride)
-    step = stride * max(1, CHUNK_TOKENS // tokens_of_row)
-    if step >= x.shape[dim]:
-        return layer(x)
-    out: Tensor | None = None
-    for index, part in enumerate(x.split(step, dim)):
-        tokens = layer(part)
-        if out is None:
-            rows = -(-x.shape[dim] // stride)
-            out = tokens.new_empty(len(tokens), rows, *tokens.shape[2:])
-        start = index * step // stride
-        out[:, start : start + tokens.shape[1]] = tokens
-    assert out is not None  # a map has a row
-    return out
+        Returns:
+            (windows, N, C).
+        """
+        windows, tokens, _ = qkv.shape
+        qkv = qkv.reshape(windows, tokens, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 3, 0, 1, 4)  # (heads, windows, N, d) each
+        logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5 + bias
+        weights = F.dropout(logits.softmax(dim=-1), self.attention_dropout, self.training)
+        return (weights @ value).permute(1, 2, 0, 3).flatten(2)
+
+    def bias(self) -> Tensor:
+        """The relative position bias of each pair of tokens: (heads, 1, N, N)."""
+        index = self.relative_position_index
+        bias = self.relative_position_bias_table[index.flatten()]
+        return bias.view(*index.shape, self.num_heads).permute(2, 0, 1)[:, None]
+
+    def mask(self, height: int, width: int) -> Tensor:
+        """What keeps apart the tokens that only the roll has made neighbours.
+
+        Args:
+            height, width: of the padded map.
+
+        Returns:
+            (windows, N, N): 0 where two tokens may see each other, else -100.
+        """
+        device = self.relative_position_index.device
+        row_wrapped = torch.arange(height, device=device) >= height - self.shift
+        col_wrapped = torch.arange(width, device=device) >= width - self.shift
+        region = 2 * row_wrapped[:, None].long() + col_wrapped.long()
+        region = window_partition(region[None, :, :, None], self.window_size)
+        apart = region != region.transpose(1, 2)
+        return torch.zeros(apart.shape, device=device).masked_fill(apart, MASKED_LOGIT)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drop a residual branch of whole samples."""
+    """Stochastic depth (arXiv 1603.09382): drop a residual branch of whole samples.
+
+    Args:
+        rate: probability of dropping, in [0, 1).
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale(x)
-        return x if scale is None else x * scale
-
-    def scale(self, x: Tensor) -> Tensor | None:
-        """What each sample of x (B, ...) is multiplied by: (B, 1, ...), drawn anew; None = 1."""
+        """(B, ...) to the same shape; what is kept is enlarged, so that the mean stays."""
         if not self.training or self.rate == 0.0:
-            return None
+            return x
         keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return mask.div_(keep)
+        mask = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
 
 
 class Mlp(nn.Module):
-    """Linear, GELU (exact), linear, along the last dimension."""
+    """Linear, GELU (exact), linear, along the last dimension.
+
+    Args:
+        dim: channels of input and output.
+        hidden_dim: channels in between.
+        dropout: rate behind each linear layer.
+    """
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -156,15 +174,13 @@ class SwinBlock(nn.Module):
 
     Args:
         dim: channels C.
+        num_heads: attention heads, a divisor of C.
+        window_size: side of the attention window, in tokens.
+        shift: of the windows, in tokens; see :class:`WindowAttention`.
         mlp_ratio: hidden width of the MLP, relative to C.
+        dropout: rate behind each linear layer.
+        attention_dropout: rate on the attention weights.
         drop_path: rate of the stochastic depth.
-        chunked: without gradients, go through the map a few windows at a time.
-        recomputed: in training, too, and keep nothing but the input: see :mod:`.recomputed`.
-            With dropout, whose choices would have to be kept, it has no effect, nor where a
-            parameter has a hook, which would be called for each part. Hooks of the layers inside
-            are called for each part, those of ``attn`` and ``mlp`` not at all.
-        num_heads, window_size, shift, attention_dropout, dropout, sdpa: see
-            :class:`WindowAttention`.
     """
 
     def __init__(
@@ -178,13 +194,8 @@ class SwinBlock(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        sdpa: bool = False,
-        chunked: bool = False,
-        recomputed: bool = False,
     ) -> None:
         super().__init__()
-        self.chunked = chunked
-        self.recomputed = recomputed and not (dropout or attention_dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
             dim=dim,
@@ -193,7 +204,6 @@ class SwinBlock(nn.Module):
             shift=shift,
             attention_dropout=attention_dropout,
             dropout=dropout,
-            sdpa=sdpa,
         )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim=dim, hidden_dim=int(dim * mlp_ratio), dropout=dropout)
@@ -201,59 +211,200 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
-        if self.chunked and evaluated(self):
-            return self._evaluate(x)
-        if self.recomputed and trained(self) and not self._has_hooked_parameters():
-            return self._train(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _has_hooked_parameters(self) -> bool:
-        return any(parameter._backward_hooks for parameter in self.parameters())
 
-    def _evaluate(self, x: Tensor) -> Tensor:
-        """The same a few windows at a time: they do not see each other."""
-        layout = self.attn.layout(x)
-        inputs = (self.attn.bias().contiguous(),)
-        part = partial(self._part, layout, inputs=inputs)
-        return map_parts(part, x.flatten(0, 2), layout).view_as(x)
+class PatchEmbed(nn.Module):
+    """Image to tokens: zero-pad to a multiple of the patch, convolve, normalise.
 
-    def _train(self, x: Tensor) -> Tensor:
-        """The same, and again for the gradient."""
-        layout = self.attn.layout(x)
-        scales = [self.drop_path.scale(x) for _ in range(2)]
-        inputs = [self.attn.bias().contiguous()]
-        inputs += [
-            each.expand(*x.shape[:3], 1).flatten(0, 2) for each in scales if each is not None
-        ]
-        table = self.attn.relative_position_bias_table
-        parameters = [each for each in self.parameters() if each is not table]
-        part = partial(self._part, layout)
-        return recomputed(part, x.flatten(0, 2), layout, inputs, parameters).view_as(x)
+    Args:
+        embed_dim: channels C.
+        in_channels: of the image.
+        patch_size: side of a patch, in pixels.
+    """
 
-    def _part(
+    def __init__(self, *, embed_dim: int, in_channels: int = 3, patch_size: int = 4) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, ceil(H / patch), ceil(W / patch), C)."""
+        height, width = image.shape[-2:]
+        image = F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Half the height and width, twice the channels; odd sides are zero-padded.
+
+    Args:
+        dim: channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+        x = pad_to_multiple(x, 2)
+        batch, height, width, dim = x.shape
+        # (even row, even column), (odd, even), (even, odd), (odd, odd)
+        pairs = x.view(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(pairs.reshape(batch, height // 2, width // 2, 4 * dim)))
+
+
+class SwinStem(nn.Module):
+    """Patch embedding, and optionally a learned embedding of the absolute position.
+
+    Args:
+        embed_dim: channels C.
+        in_channels: of the image.
+        dropout: rate at the end.
+        position_side: side of the embedding's own map, in tokens; it is resized (bicubic) to the
+            map at hand. None = no position embedding.
+    """
+
+    PATCH_SIZE = 4
+
+    def __init__(
         self,
-        layout: WindowLayout,
-        part: WindowPart,
-        x: Tensor,
-        inputs: Sequence[Tensor],
-        call_last: Call = call,
-    ) -> Tensor:
-        """What becomes of the tokens (n, C) of some windows.
+        *,
+        embed_dim: int,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+        position_side: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(
+            embed_dim=embed_dim, in_channels=in_channels, patch_size=self.PATCH_SIZE
+        )
+        self.absolute_pos_embed: nn.Parameter | None = None
+        if position_side is not None:
+            shape = (1, embed_dim, position_side, position_side)
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(shape))
+        self.dropout = nn.Dropout(dropout)
 
-        Args:
-            layout: of all windows.
-            part: which of them.
-            x: their tokens.
-            inputs: the position bias, and with stochastic depth the scales (B * H * W, 1) of the
-                two branches.
-            call_last: how the last linear layer is computed.
-        """
-        bias, *scales = inputs
-        attn, mlp = self.attn, self.mlp
-        qkv = gather_windows(attn.project(self.norm1(x)), part)
-        attended = attn.attend(qkv, attn.masked(bias, layout, part.windows))
-        branch = attn.proj(scatter_windows(attended, part))
-        x = x + (branch * part.take(scales[0]) if scales else branch)
-        branch = call_last(mlp.fc2, F.gelu(mlp.fc1(self.norm2(x))))
-        return x + (branch * part.take(scales[1]) if scales else branch)
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, ceil(H / 4), ceil(W / 4), C)."""
+        x = self.patch_embed(image)
+        if self.absolute_pos_embed is not None:
+            position = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")
+            x = x + position.permute(0, 2, 3, 1)
+        return self.dropout(x)
+
+
+class SwinStage(nn.Module):
+    """Patch merging (but in the first stage), then Swin blocks.
+
+    Args:
+        downsample: what makes the map smaller in front of the blocks, or None.
+        blocks: every other one with shifted windows.
+    """
+
+    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C), or to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class SwinTransformer(HierarchicalEncoder):
+    """Swin's stem and stages, without a classifier.
+
+    Args (a list has one entry per stage):
+        embed_dim: channels of the first stage, doubled at each following one.
+        depths: Swin blocks.
+        num_heads: attention heads.
+        window_size: side of the attention window, in tokens.
+        mlp_ratio: hidden width of the MLPs, relative to their channels.
+        drop_rate: dropout behind linear layers.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: rate that stochastic depth reaches in the last block, rising linearly from
+            0 in the first.
+        absolute_pos_embed: add a learned position embedding made for images of side
+            ``pretrain_image_size`` pixels.
+        pretrain_image_size: see ``absolute_pos_embed``.
+        in_channels: of the image.
+        num_stages: how many of the stages are built; None = all of them.
+    """
+
+    layout = "NHWC"
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.3,
+        absolute_pos_embed: bool = False,
+        pretrain_image_size: int = 224,
+        in_channels: int = 3,
+        num_stages: int | None = None,
+    ) -> None:
+        super().__init__()
+        num_stages = len(depths) if num_stages is None else num_stages
+        self.channels = tuple(embed_dim * 2**stage for stage in range(num_stages))
+        self.strides = tuple(SwinStem.PATCH_SIZE * 2**stage for stage in range(num_stages))
+        self.stem = SwinStem(
+            embed_dim=embed_dim,
+            in_channels=in_channels,
+            dropout=drop_rate,
+            position_side=(
+                pretrain_image_size // SwinStem.PATCH_SIZE if absolute_pos_embed else None
+            ),
+        )
+        drop_path_rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+        self.stages = nn.ModuleList()
+        for stage, dim in enumerate(self.channels):
+            blocks = [
+                SwinBlock(
+                    dim=dim,
+                    num_heads=num_heads[stage],
+                    window_size=window_size,
+                    shift=window_size // 2 if block % 2 else 0,
+                    mlp_ratio=mlp_ratio,
+                    dropout=drop_rate,
+                    attention_dropout=attn_drop_rate,
+                    drop_path=next(drop_path_rates),
+                )
+                for block in range(depths[stage])
+            ]
+            self.stages.append(SwinStage(PatchMerging(dim // 2) if stage else None, blocks))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal (std 0.02) linears and position tables, zero biases."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("relative_position_bias_table", "absolute_pos_embed")):
+                nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def frozen_parts(self, num_stages: int) -> list[nn.Module]:
+        """As Detectron2's Swin, also the merging behind the last frozen stage."""
+        parts = super().frozen_parts(num_stages)
+        if 0 < num_stages < len(self.stages):
+            downsample = self.stages[num_stages].downsample
+            assert isinstance(downsample, nn.Module)  # all but the first stage have one
+            parts.append(downsample)
+        return parts

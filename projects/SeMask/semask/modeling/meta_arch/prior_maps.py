@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from semask.modeling.backbone.base import PRIOR_STRIDES, SemSegBackbone
+from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.meta_arch.detectors import outputs_of
 
 
@@ -16,8 +16,14 @@ def gives_priors(model: nn.Module) -> bool:
     return isinstance(backbone, SemSegBackbone) and backbone.num_semantic_classes > 0
 
 
+def prior_strides_of(model: nn.Module) -> dict[str, int]:
+    """Stride of each prior map of a model's backbone, by name; empty without semantic layers."""
+    backbone = getattr(model, "backbone", None)
+    return backbone.prior_strides if isinstance(backbone, SemSegBackbone) else {}
+
+
 @contextlib.contextmanager
-def prior_maps_of(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
+def prior_maps_of(backbone: SemSegBackbone) -> Iterator[dict[str, Tensor]]:
     """A dictionary that has the prior maps of what runs in the ``with`` block.
 
     Detectron2's detectors call their backbone with the images alone; within the block it is asked
@@ -38,16 +44,19 @@ def prior_maps_of(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
     try:
         with outputs_of(backbone) as outputs:
             yield priors
-            priors.update({k: v for k, v in outputs.items() if k in PRIOR_STRIDES})
+            priors.update({k: outputs[k] for k in backbone.prior_strides if k in outputs})
     finally:
         handle.remove()
 
 
-def without_padding(priors: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+def without_padding(
+    priors: Mapping[str, Tensor], strides: Mapping[str, int], size: tuple[int, int]
+) -> dict[str, Tensor]:
     """The prior maps of one image, without what it was padded with.
 
     Args:
         priors: {"prior2": (1, K, h, w), ...}.
+        strides: of each of them, see :attr:`SemSegBackbone.prior_strides`.
         size: (height, width) of the image that the model was given, in pixels.
 
     Returns:
@@ -55,6 +64,6 @@ def without_padding(priors: Mapping[str, Tensor], size: tuple[int, int]) -> dict
     """
     cut = {}
     for name, maps in priors.items():
-        rows, columns = (-(-side // PRIOR_STRIDES[name]) for side in size)
+        rows, columns = (-(-side // strides[name]) for side in size)
         cut[name] = maps[0, :, :rows, :columns]
     return cut

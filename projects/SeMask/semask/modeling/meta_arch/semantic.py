@@ -121,7 +121,7 @@ class SeMaskSegmentor(SemanticSegmentor):
                 prior = self.sem_seg_head.prior(features)
                 if prior is not None:
                     output["prior"] = Scores(resized(MapRows(prior[0]), whole.shape[-2:], size))
-            output["priors"] = {k: v[0] for k, v in features.items() if k.startswith("prior")}
+            output["priors"] = {k: features[k][0] for k in self.backbone.prior_strides}
         return output
 
     def _normalized(self, image: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ Call = Callable[[nn.Module, Tensor], Tensor]
 PartOfBlock = Callable[[WindowPart, Tensor, Sequence[Tensor], Call], Tensor]
 
 
-def recomputed(
+def recompute(
     block: PartOfBlock,
     tokens: Tensor,
     layout: WindowLayout,

@@ -1,0 +1,155 @@
+"""Faster forms of the semantic layer and of its attention."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
+from semask.ops.parameter_cache import ParameterCache
+from semask.ops.tracing import evaluated, traced, trained
+from semask.ops.window import (
+    append_zero,
+    gather_windows,
+    scatter_windows,
+    window_layout,
+    window_parts,
+)
+
+# The similarities of as many queries as fit are held at a time, and as many attention weights.
+SIMILARITY_BYTES = 64 * 2**20
+
+
+class SplitSemanticAttention(SemanticAttention):
+    """A :class:`SemanticAttention` that, without gradients, takes a few queries at a time."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See :meth:`SemanticAttention.attend`."""
+        groups, tokens, _ = query.shape
+        step = max(1, SIMILARITY_BYTES // (groups * tokens * query.element_size()))
+        # With gradients, all similarities are kept for them anyway.
+        if step >= tokens or torch.is_grad_enabled() or traced():
+            return super().attend(query, key, value)
+        key = key.to(query.dtype)  # `out=` bypasses autocast
+        # Reuse two buffers: repeated allocation fragments the heap.
+        similarity, weights = query.new_empty(2, groups * step * tokens)
+        out = torch.empty_like(value)
+        for part, result in zip(query.split(step, dim=1), out.split(step, dim=1), strict=True):
+            shape = groups, part.shape[1], tokens
+            here = [buffer[: math.prod(shape)].view(shape) for buffer in (similarity, weights)]
+            torch.bmm(part, key.transpose(-2, -1), out=here[0])
+            torch.softmax(here[0], dim=-1, out=here[1])
+            result.copy_(here[1] @ value)
+        return out
+
+
+class FoldedSemanticAttention(SemanticAttention):
+    """A :class:`SemanticAttention` evaluated with products of its matrices: fewer products.
+
+    The attention weights A of a token sum to 1, so gamma * proj(A value(x)) = A (x M) + b.
+    And query . key' = x N x' + n x' + something that is the same for all keys x', which a
+    softmax does not see; N is smaller than query and key where C < 2 K.
+    """
+
+    _update: ParameterCache[tuple[Tensor, Tensor]]
+    _similarity: ParameterCache[tuple[Tensor, Tensor]]
+
+    def set_up(self) -> None:
+        """Make the caches of M and b, and of N and n."""
+        self._update = ParameterCache()
+        self._similarity = ParameterCache()
+
+    def train(self, mode: bool = True) -> "FoldedSemanticAttention":
+        """Also forget the products: parameters may have been changed through ``.data``."""
+        self._update.clear()
+        self._similarity.clear()
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor, return_query: bool = True) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`SemanticAttention.forward`."""
+        # In mixed precision the products would be rounded, and the plain form's factors are not.
+        if not evaluated(self) or torch.is_autocast_enabled(x.device.type):
+            return super().forward(x, return_query)
+        matrix, bias = self._update.get(
+            _fold_update, *self.value.parameters(), *self.proj.parameters(), self.gamma
+        )
+        query = None
+        if return_query or x.shape[-1] > self.key.out_features:
+            query, key = self.query(x), self.key(x)
+            update = self.attend(query, key, x @ matrix)
+        else:
+            weight, offset = self._similarity.get(
+                _fold_similarity, self.query.weight, self.query.bias, self.key.weight
+            )
+            folded = torch.addmm(offset, x.flatten(0, 1), weight).view_as(x)
+            update = self.attend(folded, x, x @ matrix)
+        return update.add_(bias).add_(x), query if return_query else None
+
+
+def _fold_update(
+    value: Tensor, value_bias: Tensor, proj: Tensor, proj_bias: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """M (C, C) and b (C,) of :class:`FoldedSemanticAttention`."""
+    return gamma * (proj @ value).T, gamma * (proj @ value_bias + proj_bias)
+
+
+def _fold_similarity(query: Tensor, query_bias: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """N (C, C) and n (C,) of :class:`FoldedSemanticAttention`."""
+    return query.T @ key, query_bias @ key
+
+
+class GatheredSemanticLayer(SemanticLayer):
+    """A :class:`SemanticLayer` whose windows are cut by one gather."""
+
+    def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`SemanticLayer.forward`."""
+        if self.window_size is None:
+            return super().forward(x, return_prior)
+        batch, height, width, _ = x.shape
+        layout = window_layout(batch, height, width, self.window_size, 0, x.device)
+        windows = gather_windows(append_zero(self.norm(x).flatten(0, 2)), layout)
+        windows, prior = self.through_blocks(windows, return_prior)
+        features = scatter_windows(windows, layout)
+        return _as_maps(x, features, None if prior is None else scatter_windows(prior, layout))
+
+
+class ChunkedSemanticLayer(SemanticLayer):
+    """A :class:`SemanticLayer` whose evaluation takes a few windows at a time."""
+
+    def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`SemanticLayer.forward`."""
+        if self.window_size is None or not evaluated(self):
+            return super().forward(x, return_prior)
+        batch, height, width, _ = x.shape
+        layout = window_layout(batch, height, width, self.window_size, 0, x.device)
+        tokens = x.flatten(0, 2)
+        out = prior = None
+        for part in window_parts(layout):
+            windows = gather_windows(append_zero(self.norm(part.take(tokens))), part)
+            windows, query = self.through_blocks(windows, return_prior)
+            if out is None:  # the first ones tell the type
+                out = windows.new_empty(len(tokens), windows.shape[2])
+                prior = None if query is None else query.new_empty(len(tokens), query.shape[2])
+            part.put(scatter_windows(windows, part), out)
+            if query is not None and prior is not None:
+                part.put(scatter_windows(query, part), prior)
+        assert out is not None  # a map has a token
+        return _as_maps(x, out, prior)
+
+
+class RecomputedSemanticLayer(SemanticLayer):
+    """A :class:`SemanticLayer` with windows that keeps nothing but its input for the gradient."""
+
+    def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`SemanticLayer.forward`."""
+        if self.window_size is None or not trained(self):
+            return super().forward(x, return_prior)
+        features, prior = checkpoint(super().forward, x, return_prior, use_reentrant=False)
+        return features, prior
+
+
+def _as_maps(like: Tensor, features: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens of maps as maps (B, H, W, C), those of ``like``."""
+    return features.view(like.shape), None if prior is None else prior.view(*like.shape[:3], -1)

@@ -1,0 +1,144 @@
+"""SeMask takes any encoder that keeps the contract: here a small ConvNet, channels first."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from semask.errors import ConfigError
+from semask.modeling import HierarchicalEncoder, SemanticLayer, SeMaskBackbone
+from semask.ops.apply import FAST_PATHS, apply_fast_paths
+
+CLASSES = 4
+
+
+class ConvEncoder(HierarchicalEncoder):
+    """Three stages of one convolution; those behind the first halve the map themselves."""
+
+    layout = "NCHW"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.strides = (6, 8, 10), (2, 4, 8)
+        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.Dropout(0.2), nn.GELU()
+            )
+            for before, after, stride in ((6, 6, 1), (6, 8, 2), (8, 10, 2))
+        )
+
+
+def build(**overrides: Any) -> SeMaskBackbone:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "encoder": ConvEncoder(),
+        "semantic_attention": ("window", "none", "global"),
+        "semantic_blocks": (2, 1, 1),
+        "semantic_classes": CLASSES,
+        "semantic_window_size": 3,
+        "out_features": ("res2", "res4"),
+        "activation_checkpoint": (False, False, False),
+    }
+    backbone = SeMaskBackbone(**{**settings, **overrides})
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, 0.7)
+    return backbone
+
+
+def gradients(backbone: SeMaskBackbone, image: Tensor) -> dict[str, Tensor | None]:
+    torch.manual_seed(1)
+    torch.stack([out.square().sum() for out in backbone.train()(image).values()]).sum().backward()
+    return {name: parameter.grad for name, parameter in backbone.named_parameters()}
+
+
+def test_features_and_priors() -> None:
+    backbone = build().eval()
+    shapes = {name: (s.channels, s.stride) for name, s in backbone.output_shape().items()}
+    assert shapes == {"res2": (6, 2), "res4": (10, 8)}
+    assert backbone.prior_strides == {"prior2": 2, "prior4": 8}
+    assert backbone.num_semantic_classes == CLASSES
+    outputs = backbone(torch.randn(2, 3, 37, 50), return_priors=True)
+    assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+        "res2": (2, 6, 19, 25),
+        "res4": (2, 10, 5, 7),
+        "prior2": (2, CLASSES, 19, 25),
+        "prior4": (2, CLASSES, 5, 7),
+    }
+    assert backbone(torch.randn(1, 3, 16, 16)).keys() == {"res2", "res4"}
+
+
+def test_masked_features_go_to_the_next_stage() -> None:
+    backbone = build().eval()
+    encoder, image = backbone.encoder, torch.randn(1, 3, 16, 16)
+    x = encoder.stages[0](encoder.stem(image))
+    masked, prior = backbone.semantic_layers["res2"](x.permute(0, 2, 3, 1))
+    x = encoder.stages[2](encoder.stages[1](masked.permute(0, 3, 1, 2)))
+    last, _ = backbone.semantic_layers["res4"](x.permute(0, 2, 3, 1))
+    outputs = backbone(image, return_priors=True)
+    expected = backbone.output_norms["res4"](last).permute(0, 3, 1, 2)
+    torch.testing.assert_close(outputs["res4"], expected)
+    torch.testing.assert_close(outputs["prior2"], prior.permute(0, 3, 1, 2))
+
+
+def test_everything_learns() -> None:
+    missing = [n for n, g in gradients(build(), torch.randn(2, 3, 32, 40)).items() if g is None]
+    assert missing == []
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    image = torch.randn(2, 3, 33, 40)
+    expected = gradients(build(), image)
+    found = gradients(build(activation_checkpoint=(True, True, True)), image)
+    torch.testing.assert_close(found, expected)
+
+
+def test_frozen_stages() -> None:
+    backbone = build(freeze_at=2)
+    frozen = {
+        name
+        for name, value in gradients(backbone, torch.randn(2, 3, 32, 32)).items()
+        if value is None
+    }
+    names = dict(backbone.named_parameters())
+    starts = ("encoder.stem.", "encoder.stages.0.", "semantic_layers.res2.")
+    assert frozen == {name for name in names if name.startswith(starts)}
+    assert [stage.training for stage in backbone.encoder.stages] == [False, True, True]
+    assert not backbone.semantic_layers["res2"].training
+
+
+@pytest.mark.parametrize("name", sorted(FAST_PATHS))
+def test_fast_forms_suit_its_semantic_layers(name: str) -> None:
+    plain, fast = build(), build()
+    apply_fast_paths(fast, {name})
+    image = torch.randn(2, 3, 37, 50)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast.eval()(image), plain.eval()(image))
+    torch.testing.assert_close(gradients(fast, image), gradients(plain, image))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ({"semantic_attention": ("window", "none")}, "SEMASK.ATTENTION"),
+        ({"semantic_attention": ("window", "none", "all")}, "SEMASK.ATTENTION"),
+        ({"semantic_blocks": (1, 1, -1)}, "SEMASK.NUM_BLOCKS"),
+        ({"semantic_classes": 0}, "NUM_CLASSES"),
+        ({"semantic_window_size": 0}, "WINDOW_SIZE"),
+        ({"out_features": ("res5",)}, "OUT_FEATURES"),
+        ({"out_features": ("res2", "res3")}, "OUT_FEATURES"),  # the last stage would be idle
+        ({"freeze_at": 5}, "FREEZE_AT"),
+        ({"activation_checkpoint": (True,)}, "ACTIVATION_CHECKPOINT"),
+    ],
+)
+def test_settings_that_cannot_be(overrides: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        build(**overrides)
+
+
+def test_without_semantic_layers_it_is_the_encoder() -> None:
+    backbone = build(semantic_attention=("none",) * 3, semantic_classes=0)
+    assert backbone.prior_strides == {}
+    assert not any(isinstance(module, SemanticLayer) for module in backbone.modules())
