@@ -63,13 +63,13 @@ def prepare_data(message: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     from benchmarks.sides import import_project, load_case_config
 
     import_project()
-    from semask.ops.fast_paths import fast_paths
+    from semask.ops.apply import select_fast_paths
     from semask.ops.malloc import keep_freed_memory
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     cfg = load_case_config(case_of(message["case"]))
-    if "kept_memory" in fast_paths(cfg):
+    if "kept_memory" in select_fast_paths(cfg):
         # Loading processes are forked from the training one and inherit what it has told the C
         # library; here they are not, so both sides are told.
         keep_freed_memory()

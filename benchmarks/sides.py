@@ -22,7 +22,7 @@ Step = Callable[[], None]
 
 
 def import_project() -> None:
-    """Make ``semask`` and the plain model importable, wherever the program is started."""
+    """Make ``semask`` and the plain data pipeline importable, wherever the program is started."""
     for folder in (ROOT / "tests", ROOT / "projects" / "SeMask"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
@@ -55,14 +55,19 @@ def load_case_config(case: Case) -> Any:
 
 
 def build(case: Case, side: str, cfg: Any) -> nn.Module:
-    """The model of one side, as it is initialised."""
-    if side == "fast":
-        from detectron2.modeling import build_model
+    """The model of one side, as a run of it sets it up; "plain" is ``MODEL.FAST_PATHS`` "none"."""
+    from detectron2.modeling import build_model
 
-        return build_model(cfg)
-    from plain import plain_model
+    from semask.ops.apply import apply_fast_paths, select_fast_paths
+    from semask.ops.malloc import keep_freed_memory
 
-    return plain_model(cfg)
+    if side == "plain":
+        cfg = cfg.clone()
+        cfg.MODEL.FAST_PATHS = "none"
+    names = select_fast_paths(cfg)
+    if "kept_memory" in names:
+        keep_freed_memory()
+    return apply_fast_paths(build_model(cfg), names)
 
 
 def inputs(case: Case, classes: int) -> list[dict[str, Any]]:
@@ -182,14 +187,13 @@ def operations(case: Case) -> int:
     A training step counts as three inferences: the backward pass has two products for each.
     """
     import_project()
-    from plain import PlainSegmentor, plain_arguments
-
-    arguments = plain_arguments(load_case_config(case))
+    cfg = load_case_config(case).clone()
+    cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        model = PlainSegmentor(**arguments).eval()
-        image = torch.zeros(3, case.height, case.width)
+        model: Any = build(case, "plain", cfg).eval()
+        image = torch.zeros(1, 3, case.height, case.width)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model([{"image": image, "height": case.height, "width": case.width}])
+        model.sem_seg_head.layers(model.backbone(image))
     passes = 3 if case.kind == "training" else 1
     return counter.get_total_flops() * case.batch * passes

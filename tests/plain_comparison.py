@@ -1,4 +1,4 @@
-"""Compares the project's model with the plain one, through its public interface alone."""
+"""Compares a model with its faster forms and without, through its public interface alone."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from plain import PlainSegmentor, plain_model
-from plain.head import resize
 from semask.config.loading import load_config
+from semask.ops.apply import apply_fast_paths, select_fast_paths
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "ade20k" / "semask_swin_tiny_fpn.yaml")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -56,11 +55,18 @@ def randomize(model: nn.Module) -> None:
         value.copy_(noise)
 
 
-def pair(cfg: CfgNode, dtype: torch.dtype) -> tuple[Any, PlainSegmentor]:
-    """The project's model and the plain one, with equal weights."""
-    model = build_model(cfg)
+def pair(cfg: CfgNode, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A config's model with all forms that "auto" chooses, and exactly the plain one.
+
+    Their weights are equal.
+    """
+    plain_cfg = cfg.clone()
+    plain_cfg.MODEL.FAST_PATHS = "none"
+    model, plain = build_model(cfg), build_model(plain_cfg)
+    apply_fast_paths(model, select_fast_paths(cfg))
     randomize(model)
-    return model.to(dtype), plain_model(cfg, model).to(dtype)
+    plain.load_state_dict(model.state_dict())
+    return model.to(dtype), plain.to(dtype)
 
 
 def batch(
@@ -113,7 +119,7 @@ def layer_scale(gradients: dict[str, Tensor | None], layer: str) -> float:
 
 
 def assert_equal_training(
-    model: Any, plain: PlainSegmentor, samples: list[dict[str, Any]], batch_norm: bool = True
+    model: Any, plain: Any, samples: list[dict[str, Any]], batch_norm: bool = True
 ) -> None:
     """Losses, gradients and BatchNorm statistics of one step in training mode."""
     for each in (model, plain):
@@ -135,27 +141,19 @@ def assert_equal_training(
             assert_close(state[name], value, name)
 
 
-def assert_equal_predictions(
-    model: Any, plain: PlainSegmentor, samples: list[dict[str, Any]]
-) -> None:
+def assert_equal_predictions(model: Any, plain: Any, samples: list[dict[str, Any]]) -> None:
     """Logits at the original size and the prior's, in evaluation mode."""
     for each in (model, plain):
         each.eval()
     with torch.no_grad():
-        got, want = model(samples), plain(samples)
+        got, want = model(samples), plain.inference(samples, return_priors=True)
         with_priors = model.inference(samples, return_priors=True)
-    for index, sample in enumerate(samples):
-        assert_close(got[index]["sem_seg"], want[index]["sem_seg"], f"logits {index}")
-        assert_close(with_priors[index]["sem_seg"], want[index]["sem_seg"], f"logits {index}")
-        with torch.no_grad():
-            image: Any = plain._normalized(sample["image"])
-            features = plain.backbone(image[None])
-            prior = plain.prior_head(features)
-        names = {name for name in features if name.startswith("prior")}
-        assert set(with_priors[index]["priors"]) == names
-        for name in names:
-            assert_close(with_priors[index]["priors"][name], features[name][0], name)
-        if prior is not None:
-            size = (sample["height"], sample["width"])
-            prior = resize(resize(prior, image.shape[-2:]), size)[0]
-            assert_close(with_priors[index]["prior"], prior, f"prior {index}")
+    for index, expected in enumerate(want):
+        assert_close(got[index]["sem_seg"], expected["sem_seg"], f"logits {index}")
+        found = with_priors[index]
+        assert found.keys() == expected.keys()
+        assert found["priors"].keys() == expected["priors"].keys()
+        for name in {"sem_seg", "prior"} & expected.keys():
+            assert_close(found[name], expected[name], f"{name} {index}")
+        for name, prior in expected["priors"].items():
+            assert_close(found["priors"][name], prior, name)

@@ -1,4 +1,4 @@
-"""The project's model equals the plain one: outputs, losses, gradients and statistics."""
+"""A model with its faster forms equals the plain one: outputs, losses, gradients, statistics."""
 
 import copy
 from typing import Any

@@ -3,8 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .head import resize
-
 
 def plain_loss(
     logits: Tensor,
@@ -25,7 +23,8 @@ def plain_loss(
     """
     if logits.dtype.itemsize < 4:
         logits = logits.float()
-    logits = resize(logits, target.shape[-2:])
+    size = target.shape[-2:]
+    logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
     losses = F.cross_entropy(logits, target, ignore_index=ignore_value, reduction="none")
     weights = (target != ignore_value).to(losses.dtype)
     if ohem_pixels > 0:
