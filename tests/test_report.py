@@ -28,7 +28,7 @@ from semask.evaluation import (
     SemSegConfusionEvaluator,
 )
 from semask.report import charts as report_charts
-from semask.report.semantic import report_parts, write_report
+from semask.report.semantic import report_metrics, write_report
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The result file of an evaluation."""
     evaluator = SemSegConfusionEvaluator(
-        NAME, output_dir=str(folder), metrics=[*report_parts(), *more]
+        NAME, output_dir=str(folder), metrics=[*report_metrics(), *more]
     )
     with torch.no_grad():
         for record in records:

@@ -1,7 +1,7 @@
 """Looking at an evaluation: ``report.html``, one file that opens without a network.
 
 It is made of the result file that ``SemSegConfusionEvaluator`` writes with the metrics of
-``report_parts``. Only the few images it shows are predicted again, so evaluating for a report
+``report_metrics``. Only the few images it shows are predicted again, so evaluating for a report
 costs no memory and little time: the confidences of each image, and a score of it.
 """
 
@@ -44,7 +44,7 @@ _HALF_WIDTH_CLASSES = 8
 _SHADE_TICKS = (0, 1, 5, 10, 25, 50, 100)
 
 
-def report_parts() -> list[Metric]:
+def report_metrics() -> list[Metric]:
     """What an evaluation has to gather for ``write_report``."""
     return [ImageScores(), Calibration()]
 

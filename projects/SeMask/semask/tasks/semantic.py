@@ -21,7 +21,7 @@ from semask.evaluation.prediction_files import PredictionFiles
 from semask.evaluation.sem_seg_evaluator import SemSegConfusionEvaluator
 from semask.inference.predictor import Predictor
 from semask.report.panels import render_panels, save_picture
-from semask.report.semantic import report_parts, write_report
+from semask.report.semantic import report_metrics, write_report
 from semask.tasks.base import TASK_REGISTRY, Task
 from semask.utils.palette import class_colors
 
@@ -84,7 +84,7 @@ class SemanticTask(Task):
                 PredictionFiles(dataset_name, os.path.join(folder, "predictions"), colors)
             )
         if self.cfg.TEST.REPORT:
-            metrics += report_parts()
+            metrics += report_metrics()
         return SemSegConfusionEvaluator(
             dataset_name,
             output_dir=folder,

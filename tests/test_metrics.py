@@ -1,4 +1,4 @@
-"""What an evaluation measures and keeps beside its confusion matrix."""
+"""The metrics of an evaluation, and what it keeps beside its confusion matrix."""
 
 import json
 import math
@@ -37,7 +37,7 @@ from semask.evaluation import (
 )
 from semask.evaluation.image_scores import ranked
 from semask.ops.scores import Scores
-from semask.report.semantic import report_parts
+from semask.report.semantic import report_metrics
 from semask.tasks import build_task, inference_folder, write_reports
 
 
@@ -279,13 +279,13 @@ def evaluate_share(rank: int, folder: Path, records: list[dict[str, Any]], ranks
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=ranks
     )
-    evaluate_part(folder / "several", records[rank::ranks], is_main=rank == 0)
+    evaluate_records(folder / "several", records[rank::ranks], is_main=rank == 0)
     torch.distributed.destroy_process_group()
 
 
-def evaluate_part(folder: Path, records: list[dict[str, Any]], is_main: bool) -> None:
+def evaluate_records(folder: Path, records: list[dict[str, Any]], is_main: bool) -> None:
     evaluator = SemSegConfusionEvaluator(
-        NAME, output_dir=str(folder), metrics=[BoundaryIoU(NAMES), *report_parts()]
+        NAME, output_dir=str(folder), metrics=[BoundaryIoU(NAMES), *report_metrics()]
     )
     model = Oracle()
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_two_processes_gather_the_same(tmp_path: Path, records: list[dict[str, A
     torch.multiprocessing.start_processes(
         evaluate_share, args=(tmp_path, records, 2), nprocs=2, start_method="fork"
     )
-    evaluate_part(tmp_path / "one", records, is_main=True)
+    evaluate_records(tmp_path / "one", records, is_main=True)
     several, one = (
         (tmp_path / name / "sem_seg_evaluation.json").read_text() for name in ("several", "one")
     )
