@@ -21,7 +21,7 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
         "get_detection_dataset_dicts",
         "transforms",
     },
-    "detectron2.data.datasets": {"builtin"},
+    "detectron2.data.datasets": {"builtin", "register_coco_panoptic_separated"},
     "detectron2.data.datasets.builtin": {"register_all_ade20k", "register_all_cityscapes"},
     "detectron2.data.datasets.builtin_meta": {
         "ADE20K_SEM_SEG_CATEGORIES",
@@ -42,6 +42,7 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
         "RandomFlip",
         "ResizeScale",
         "ResizeShortestEdge",
+        "ResizeTransform",
         "Transform",
         "TransformList",
     },

@@ -1,14 +1,12 @@
 """Detectron2's evaluators of instances and panoptic maps, for COCO's kinds of annotation."""
 
 import contextlib
-import importlib.util
 import io
 
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
@@ -18,6 +16,7 @@ from pycocotools.coco import COCO
 from semask.data.annotations import inspect
 from semask.errors import ConfigError
 from semask.evaluation.instance_scores import RecordedEvaluation
+from semask.evaluation.panoptic import PanopticEvaluator
 
 # Values of "evaluator_type" in a dataset's metadata.
 INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
@@ -53,7 +52,7 @@ def build_instance_evaluator(
     evaluator: DatasetEvaluator = instances
     if panoptic:
         stuff = SemSegEvaluator(dataset_name, output_dir=folder)
-        segments = COCOPanopticEvaluator(dataset_name, folder)
+        segments = PanopticEvaluator(dataset_name, folder)
         evaluator = DatasetEvaluators([stuff, instances, segments])
     return RecordedEvaluation(
         evaluator, instances, dataset_name=dataset_name, folder=folder, masks=masks
@@ -73,19 +72,6 @@ def check_evaluator_type(dataset_name: str) -> bool:
             f"on datasets of the types {INSTANCES} and {PANOPTIC}."
         )
     return kind == PANOPTIC
-
-
-def check_panoptic_package(dataset_name: str) -> None:
-    """Check that the official evaluation of panoptic maps is installed.
-
-    Raises:
-        ConfigError: it is not; the message names the dataset that needs it.
-    """
-    if importlib.util.find_spec("panopticapi") is None:
-        raise ConfigError(
-            f"Dataset '{dataset_name}' is evaluated with the package panopticapi, which is not "
-            "installed: pip install git+https://github.com/cocodataset/panopticapi.git"
-        )
 
 
 def fix_ground_truth(truth: COCO, *, masks: bool) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from semask.errors import ConfigError
-from semask.evaluation.instance_evaluators import check_evaluator_type, check_panoptic_package
+from semask.evaluation.instance_evaluators import check_evaluator_type
 from semask.modeling.meta_arch.detector_config import has_semantic_head
 from semask.tasks.base import TASK_REGISTRY
 from semask.tasks.instance import InstanceTask
@@ -27,7 +27,4 @@ class PanopticTask(InstanceTask):
 
     def evaluates_panoptic(self, name: str) -> bool:
         """On datasets with panoptic maps; on others the instances alone are evaluated."""
-        panoptic = check_evaluator_type(name)
-        if panoptic:
-            check_panoptic_package(name)
-        return panoptic
+        return check_evaluator_type(name)

@@ -1,0 +1,185 @@
+"""Panoptic quality, against its definition, and a Panoptic FPN that is trained and evaluated."""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_panoptic_separated
+from PIL import Image
+
+from semask import load_config
+from semask.engine import Trainer
+from semask.evaluation.panoptic import PanopticEvaluator, segment_colors
+from tiny_instances import CATEGORIES, SIDE, SMALL_MODEL, flat, two_boxes, write_dataset
+
+CONFIG = Path(__file__).parents[1] / "configs/coco/semask_swin_tiny_panoptic_fpn_1x.yaml"
+STUFF = [{"id": 10, "name": "grass"}, {"id": 11, "name": "sky"}]
+IDS = {"thing_dataset_id_to_contiguous_id": {3: 0, 7: 1}}
+IDS["stuff_dataset_id_to_contiguous_id"] = {0: 0, 10: 1, 11: 2}
+
+pytestmark = pytest.mark.usefixtures("catalogs", "one_thread")
+
+
+def write_panoptic(
+    folder: Path, maps: list[np.ndarray], segments: list[list[dict[str, Any]]]
+) -> Path:
+    """COCO's panoptic files of images 0.png, ...; the path of the JSON file."""
+    (folder / "panoptic").mkdir(parents=True)
+    categories = [{**c, "isthing": 1} for c in CATEGORIES] + [{**c, "isthing": 0} for c in STUFF]
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    for index, (ids, entries) in enumerate(zip(maps, segments, strict=True)):
+        name = f"{index}.png"
+        Image.fromarray(segment_colors(ids)).save(folder / "panoptic" / name)
+        content["images"].append(
+            {"id": index, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]}
+        )
+        full = [
+            {"bbox": [0, 0, 1, 1], "area": int((ids == entry["id"]).sum()), **entry}
+            for entry in entries
+        ]
+        content["annotations"].append({"image_id": index, "file_name": name, "segments_info": full})
+    path = folder / "panoptic.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def quality(
+    truths: list[tuple[np.ndarray, dict[int, int], dict[int, int]]],
+    found: list[tuple[np.ndarray, dict[int, int]]],
+) -> dict[int, float]:
+    """PQ of each category: {id: category} of segments and of crowds, id 0 = void."""
+    iou: dict[int, float] = defaultdict(float)
+    hits: dict[int, int] = defaultdict(int)
+    errors: dict[int, int] = defaultdict(int)
+    for (truth, segments, crowds), (answer, predicted) in zip(truths, found, strict=True):
+        matched = set()
+        for g, category in segments.items():
+            for p, other in predicted.items():
+                both = ((truth == g) & (answer == p)).sum()
+                either = ((truth == g) | ((answer == p) & (truth != 0))).sum()
+                if category == other and both / either > 0.5:
+                    iou[category] += both / either
+                    hits[category] += 1
+                    matched |= {("truth", g), ("answer", p)}
+        for g, category in segments.items():
+            errors[category] += ("truth", g) not in matched
+        for p, category in predicted.items():
+            region = truth[answer == p]
+            ignored = np.isin(region, [0, *(c for c, k in crowds.items() if k == category)])
+            errors[category] += ("answer", p) not in matched and ignored.mean() <= 0.5
+    return {k: iou[k] / (hits[k] + errors[k] / 2) for k in {*hits, *errors} if hits[k] + errors[k]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_panoptic_quality_is_as_defined(tmp_path: Path, seed: int) -> None:
+    """With void, crowds, segments that overlap several others, misses and false alarms."""
+    rng = np.random.default_rng(seed)
+    categories = [3, 7, 10, 11]
+    truths, found, maps, segments, outputs = [], [], [], [], []
+    for _ in range(6):
+        truth = np.zeros((24, 24), np.int64)
+        kinds = {}
+        for index in range(1, 8):
+            y, x, h, w = (int(value) for value in rng.integers(2, 14, 4))
+            truth[y : y + h, x : x + w] = 300 * index
+            kinds[300 * index] = int(rng.choice(categories))
+        kinds = {i: k for i, k in kinds.items() if (truth == i).any()}
+        crowds = {max(kinds): kinds.pop(max(kinds))}
+        answer = np.roll(truth, (int(rng.integers(-1, 2)), 1), axis=(0, 1))
+        answer[rng.random((24, 24)) < 0.1] = 0
+        y, x = (int(value) for value in rng.integers(0, 18, 2))
+        answer[y : y + 6, x : x + 6] = 5
+        predicted = {i: (kinds | crowds).get(i, 3) for i in np.unique(answer).tolist() if i}
+        for i in predicted:
+            if rng.random() < 0.2:
+                predicted[i] = int(rng.choice(categories))
+        truths.append((truth, kinds, crowds))
+        found.append((answer, predicted))
+        maps.append(truth)
+        segments.append(
+            [{"id": i, "category_id": k, "iscrowd": 0} for i, k in kinds.items()]
+            + [{"id": i, "category_id": k, "iscrowd": 1} for i, k in crowds.items()]
+        )
+        info = [
+            {"id": i, "isthing": k < 10, "category_id": {3: 0, 7: 1, 10: 1, 11: 2}[k]}
+            for i, k in predicted.items()
+        ]
+        outputs.append({"panoptic_seg": (torch.from_numpy(answer), info)})
+    path = write_panoptic(tmp_path, maps, segments)
+    MetadataCatalog.get("own").set(
+        panoptic_json=str(path), panoptic_root=str(tmp_path / "panoptic"), **IDS
+    )
+    evaluator = PanopticEvaluator("own", str(tmp_path / "out"))
+    evaluator.reset()
+    before = {name for name in sys.modules if name.startswith("panopticapi")}
+    for index, output in enumerate(outputs):
+        evaluator.process([{"image_id": index, "file_name": f"{index}.png"}], [output])
+    results = evaluator.evaluate()
+    assert {name for name in sys.modules if name.startswith("panopticapi")} == before
+    assert results is not None
+    expected = quality(truths, found)
+    values = results["panoptic_seg"]
+    assert 5 < values["PQ"] < 95
+    for key, members in (("PQ", categories), ("PQ_th", [3, 7]), ("PQ_st", [10, 11])):
+        mean = np.mean([expected[k] for k in members if k in expected])
+        assert values[key] == pytest.approx(100 * mean, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_panoptic_model_is_trained_and_evaluated(tmp_path: Path) -> None:
+    """Through the trainer: AP, mIoU and PQ, which also chooses the best checkpoint."""
+    instances = write_dataset(tmp_path, [two_boxes()] * 2)
+    for index in range(2):  # Detectron2 looks for COCO's file names
+        Image.open(tmp_path / f"images/{index}.png").save(tmp_path / f"images/{index}.jpg")
+    instances.write_text(instances.read_text().replace(".png", ".jpg"))
+    ids = np.full((SIDE, SIDE), 1)
+    ids[SIDE // 2 :] = 2
+    semantic = np.where(ids == 1, 1, 2).astype(np.uint8)
+    entries = [{"id": 1, "category_id": 10, "iscrowd": 0}, {"id": 2, "category_id": 11}]
+    for number, annotation in enumerate(two_boxes(), start=3):
+        x, y, w, h = annotation["bbox"]
+        ids[y : y + h, x : x + w], semantic[y : y + h, x : x + w] = number, 0
+        entries.append({"id": number, "category_id": annotation["category_id"]})
+    entries = [{"iscrowd": 0, **entry} for entry in entries]
+    path = write_panoptic(tmp_path, [ids] * 2, [entries] * 2)
+    (tmp_path / "stuff").mkdir()
+    for index in range(2):
+        Image.fromarray(semantic).save(tmp_path / "stuff" / f"{index}.png")
+    metadata = {
+        **IDS,
+        "thing_classes": ["light", "dark"],
+        "stuff_classes": ["things", "grass", "sky"],
+    }
+    folders = [str(tmp_path / name) for name in ("images", "panoptic", "panoptic.json", "stuff")]
+    register_coco_panoptic_separated("own", metadata, *folders, str(instances))
+    assert path.exists()
+    options = {
+        **SMALL_MODEL,
+        "MODEL.WEIGHTS": "",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3,
+        "DATASETS.TRAIN": ("own_separated",),
+        "DATASETS.TEST": ("own_separated",),
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.IMS_PER_BATCH": 1,
+        "SOLVER.MAX_ITER": 2,
+        "TEST.EVAL_PERIOD": 2,
+        "INPUT.MIN_SIZE_TRAIN": (SIDE,),
+        "INPUT.MIN_SIZE_TEST": SIDE,
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }
+    cfg = load_config(str(CONFIG), flat(options))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    best = torch.load(tmp_path / "out/model_best.pth", weights_only=True)
+    results = Trainer.test(cfg, trainer.model)
+    assert {"bbox", "segm", "sem_seg", "panoptic_seg"} <= set(results)
+    assert best["value"] == pytest.approx(results["panoptic_seg"]["PQ"])
+    written = json.loads((tmp_path / "out/inference/own_separated/predictions.json").read_text())
+    assert len(written["annotations"]) == 2
