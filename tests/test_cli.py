@@ -2,6 +2,8 @@
 
 import ast
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import tiny
 from scripts import ROOT, TOOLS
 from semask.cli import main
 from semask.cli.arguments import COMMANDS, build_parser, parse
-from semask.config import load_config, split_overrides
+from semask.config import config_names, load_config, split_overrides
 from semask.errors import ConfigError
 
 OLD_SCRIPTS = {
@@ -69,6 +71,33 @@ def test_arguments_that_cannot_be_used(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main.main(argv)
     assert stop.value.code == 2
+
+
+# ---- what the documents promise
+
+
+def documented_commands() -> list[str]:
+    """The lines of the README and of the configs' head comments that call the command."""
+    texts = [(ROOT / "README.md").read_text()]
+    for config in (ROOT / "configs").rglob("*.yaml"):
+        head = config.read_text().partition("_BASE_")[0]
+        texts.append("\n".join(line.removeprefix("#").strip() for line in head.splitlines()))
+    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    calls = [re.match(r"(?:torchrun .* -m )?(semask [a-z]+ .*)", line) for line in lines]
+    return list(dict.fromkeys(call[1] for call in calls if call))
+
+
+def test_documented_commands_are_understood() -> None:
+    commands = documented_commands()
+    assert len(commands) > 60
+    for line in commands:
+        command, *arguments = shlex.split(line.replace("CONFIG", "name"), comments=True)[1:]
+        args = parse(command, [argument for argument in arguments if argument != "..."])
+        config = getattr(args, "config", None)
+        if config and "/" in config and not config.startswith("output/"):
+            assert config in config_names(), line
+        if command in ("train", "evaluate"):
+            split_overrides([text for text in args.opts if text != "$KEYS"])
 
 
 # ---- the same program under its other names

@@ -266,7 +266,7 @@ def parse(
     given = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(command, prog).parse_intermixed_args(_with_negative_numbers(given))
     first = args.opts[:1] if command in ("train", "evaluate") and not args.config else []
-    if first and not _KEY.fullmatch(first[0].partition("=")[0]):
+    if first and (os.path.isfile(first[0]) or not _KEY.fullmatch(first[0].partition("=")[0])):
         args.config, *args.opts = args.opts
     return args
 
