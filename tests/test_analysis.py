@@ -144,7 +144,7 @@ def _batched_product(inputs: list[Any], outputs: list[Any]) -> int:
 
 def test_counts_as_fvcore_does(tmp_path: Path) -> None:
     """fvcore has to run the model, so it is asked about a small one."""
-    cfg = tiny_config(tmp_path, MODEL={"DEVICE": "cpu"})
+    cfg = tiny_config(tmp_path, MODEL={"DEVICE": "cpu", "FAST_PATHS": "none"})
     counter = FlopCountAnalysis(
         _Wrapped(build_model(cfg).eval()), (torch.zeros(3, 40, 56),)
     ).ancestor_mode("owner")
