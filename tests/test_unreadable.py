@@ -322,14 +322,14 @@ def tell_each_other(limit: int) -> dict[str, Any]:
         unreadable.add(name, f"Cannot read '{name}'")
     refusal = ""
     try:
-        unreadable.tell()
+        unreadable.sync()
     except DataError as error:
         refusal = str(error)
-    return {"refusal": refusal, "known": sorted(unreadable.reasons), "untold": unreadable.untold}
+    return {"refusal": refusal, "known": sorted(unreadable.reasons), "pending": unreadable.pending}
 
 
 def test_processes_share_one_limit(tmp_path: Path) -> None:
-    expected = {"known": ["0.png", "1.png", "both.png"], "untold": {}}
+    expected = {"known": ["0.png", "1.png", "both.png"], "pending": {}}
     for own in runs.together(tell_each_other, 3, folder=tmp_path / "within"):
         assert own == {**expected, "refusal": ""}
     for own in runs.together(tell_each_other, 2, folder=tmp_path / "beyond"):

@@ -114,7 +114,7 @@ def list_problems(
 
 
 def check_stated_size(record: Mapping[str, Any], height: int, width: int) -> None:
-    """Hold the size that a dataset dict states, if it does, against the image's.
+    """Check the image's size against the one in the dataset dict, if it has one.
 
     Args:
         record: the dataset dict.

@@ -1,4 +1,4 @@
-"""One optimizer step: batches, gradients, what the processes tell each other, update."""
+"""One optimizer step: batches, gradients, values shared between the processes, update."""
 
 import contextlib
 import time
@@ -90,13 +90,13 @@ class TrainStep:
                 for name, value in self._accumulate(batch, is_last).items():
                     losses[name] = losses.get(name, 0) + value
         unreadable = self.data_loader.unreadable
-        news = {"data_time": data_time, "stop": stop, "skipped": len(unreadable.untold)}
+        news = {"data_time": data_time, "stop": stop, "skipped": len(unreadable.pending)}
         shared = _share({**losses, **news})
         times = [own.pop("data_time") for own in shared]
         stops = [own.pop("stop") for own in shared]
         skips = [own.pop("skipped") for own in shared]
         if any(skips):
-            unreadable.tell()
+            unreadable.sync()
         refuse_nonfinite(shared, files, iteration=self.iter, folder=self._output_dir)
         self._precision.step(self.optimizer)
         if comm.is_main_process():

@@ -191,7 +191,7 @@ class VideoWriter:
             context.color_range = 1  # 16..235
 
     def finish(self) -> None:
-        """Write what the encoder has kept back, and the index.
+        """Write the frames that the encoder still holds, and the index.
 
         Raises:
             VideoError: there is no frame.

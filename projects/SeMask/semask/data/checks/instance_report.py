@@ -54,6 +54,10 @@ class InstanceDatasetReport:
     """
 
     def __init__(self, name: str, categories: Sequence[str]) -> None:
+        """
+        Args:
+            name, categories: the attributes of these names; all counts start at 0.
+        """
         self.name = name
         self.categories = list(categories)
         self.listed = self.examined = 0

@@ -71,6 +71,10 @@ class DatasetReport:
     """
 
     def __init__(self, name: str, classes: Sequence[str], ignore: int) -> None:
+        """
+        Args:
+            name, classes, ignore: the attributes of these names; all counts start at 0.
+        """
         self.name = name
         self.classes = list(classes)
         self.ignore = ignore

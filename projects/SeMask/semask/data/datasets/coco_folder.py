@@ -29,6 +29,10 @@ class AnnotationFileError(DataError):
     """
 
     def __init__(self, messages: Sequence[str]) -> None:
+        """
+        Args:
+            messages: at least one.
+        """
         super().__init__(messages[0])
         self.messages = list(messages)
 

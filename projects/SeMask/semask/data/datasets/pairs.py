@@ -23,6 +23,11 @@ class PairingError(DataError):
         images: Sequence[str] = (),
         labels: Sequence[str] = (),
     ) -> None:
+        """
+        Args:
+            message: what is wrong and what to do.
+            records, images, labels: the attributes of these names.
+        """
         super().__init__(message)
         self.records = list(records)
         self.images = list(images)

@@ -120,6 +120,11 @@ class _ReproducibleDataset(Dataset[dict[str, Any]]):
     """Gives each sample the random sequence of its place in the run."""
 
     def __init__(self, dataset: Dataset[dict[str, Any]], seed: int) -> None:
+        """
+        Args:
+            dataset: gives a sample for each index.
+            seed: of the run.
+        """
         self._dataset = dataset
         self._seed = seed
 

@@ -3,10 +3,10 @@
 Only files that are missing or damaged count (``UnreadableError``). A label map of another size or
 with values that are no class stops a run at once, as the data or the config are wrong then.
 
-``ReadableDataset`` skips, in the data loading processes, and sends word of it along with the
-sample; ``ReadableBatches`` collects that in the training process, and the training processes tell
-each other. So what a run has skipped depends on the batches that it has seen alone, not on how
-many processes have loaded ahead.
+``ReadableDataset`` skips them in the data loading processes and adds the reason to the sample;
+``ReadableBatches`` collects the reasons in the training process, and the training processes share
+them. So what a run has skipped depends only on the batches that it has seen, not on how many
+processes have loaded ahead.
 """
 
 import logging
@@ -29,12 +29,12 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class UnreadableFiles:
-    """What a run has skipped so far, as far as its processes have told each other.
+    """What a run has skipped so far, known to this process.
 
     Attributes:
         limit, what: what it was built with.
         reasons: why each file was skipped, by name.
-        untold: those of them that the other processes do not know yet.
+        pending: those not yet shared with the other processes.
     """
 
     def __init__(self, limit: int, what: str = "the training data") -> None:
@@ -46,7 +46,7 @@ class UnreadableFiles:
         self.limit = limit
         self.what = what
         self.reasons: dict[str, str] = {}
-        self.untold: dict[str, str] = {}
+        self.pending: dict[str, str] = {}
 
     def add(self, file: str, reason: str) -> None:
         """Note a skipped file; the same one again counts once.
@@ -56,19 +56,19 @@ class UnreadableFiles:
         """
         if file in self.reasons:
             return
-        self.reasons[file] = self.untold[file] = reason
+        self.reasons[file] = self.pending[file] = reason
         logger.warning("Skipped (%d of at most %d): %s", len(self.reasons), self.limit, reason)
         self._check()
 
-    def tell(self) -> None:
-        """Exchange what is new; for all processes of a run together.
+    def sync(self) -> None:
+        """Share the new files between the processes of a run, all of which call it.
 
         Raises:
-            DataError: all of them together have skipped more than the limit; in each alike.
+            DataError: together they have skipped more than the limit; raised in each of them.
         """
-        for untold in comm.all_gather(self.untold):
-            self.reasons = {**untold, **self.reasons}
-        self.untold = {}
+        for pending in comm.all_gather(self.pending):
+            self.reasons = {**pending, **self.reasons}
+        self.pending = {}
         self._check()
 
     def _check(self) -> None:
@@ -164,7 +164,7 @@ class ReadableBatches:
             readable = [sample for sample in batch if sample]
             if readable:
                 yield readable
-        self.unreadable.tell()
+        self.unreadable.sync()
         if self.unreadable.reasons:
             logger.warning(
                 "%d files of %s could not be read and are not in the result:\n%s",

@@ -22,6 +22,10 @@ class PanelsHook(HookBase):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: of the run; its task draws the panels, every ``TEST.EVAL_PERIOD`` iterations.
+        """
         self._cfg = cfg
 
     def after_step(self) -> None:

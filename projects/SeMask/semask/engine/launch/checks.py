@@ -111,7 +111,7 @@ def _check_solver(cfg: CfgNode, world_size: int) -> None:
 
 
 def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
-    """Build the model without its values, and hold solver and checkpoint against it."""
+    """Build the model on the meta device, and check solver and checkpoint with it."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"

@@ -33,7 +33,7 @@ ADVICE: dict[type[Exception], str] = {
 
 @contextlib.contextmanager
 def exit_statuses() -> Iterator[None]:
-    """Turn what a user can mend into a message.
+    """Turn errors that a user can fix into a message.
 
     Raises:
         SystemExit: with 2 for a mistake in config, data or checkpoint and for a full disk, 1 for a

@@ -27,7 +27,12 @@ class Painting:
     """
 
     def __init__(self, dice: Dice, height: int, width: int) -> None:
-        """An empty picture of ``height`` x ``width`` pixels."""
+        """An empty picture.
+
+        Args:
+            dice: source of all random choices.
+            height, width: of the picture in pixels.
+        """
         self.dice = dice
         self.height, self.width = height, width
         self.y = np.arange(height)[:, None]

@@ -1,9 +1,9 @@
-"""Landscapes in which what a thing is made of does not tell what it is.
+"""Landscapes in which the texture of a thing does not determine its class.
 
 Every image has five materials, and every material makes two classes: blue is sky or lake, white
 is cloud or snow, yellow is the sun or a hay bale, grey is mountain or road, green is grass or
 tree. Both classes of a pair are cut from the same sheet, in brightnesses drawn alike, so that a
-small patch of one looks exactly like a small patch of the other; only the surroundings tell.
+small patch of one looks exactly like a small patch of the other; only the surroundings differ.
 """
 
 import numpy as np
