@@ -117,7 +117,7 @@ def test_too_many(records: list[dict[str, Any]], workers: int) -> None:
     with pytest.raises(DataError, match=r"3 files of the training data.*MAX_UNREADABLE") as info:
         names(training_batches(records, 2, workers=workers), 9)
     assert all(path in str(info.value) for path in broken)
-    assert "check_dataset.py" in str(info.value)
+    assert "semask check" in str(info.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
