@@ -244,6 +244,20 @@ def test_stock_model_has_no_priors(tmp_path: Path, records: list[dict[str, Any]]
     assert texts(page, ".//figcaption")[:4] == ["Image", "Ground truth", "Prediction", "Errors"]
 
 
+def test_priors_of_a_model_that_does_not_say_their_strides(
+    tmp_path: Path, records: list[dict[str, Any]]
+) -> None:
+    model = OracleWithPriors()
+    del model.backbone
+    evaluate(tmp_path, model, records)
+    captions = texts(report(tmp_path, model), ".//figcaption")
+    assert [caption.split(" ·")[0] for caption in captions[4:7]] == [
+        "Prior, prior2",
+        "Prior, prior3",
+        "Priors summed",
+    ]
+
+
 def test_most_confused_pairs(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     model = Oracle()
     document = evaluate(tmp_path, model, records)

@@ -74,6 +74,10 @@ class Calibration(Metric):
     needs_confidence = True
 
     def __init__(self, num_bins: int = NUM_BINS) -> None:
+        """
+        Args:
+            num_bins: of equal width, between the confidences 0 and 1.
+        """
         self._num_bins = num_bins
         self.reset()
 

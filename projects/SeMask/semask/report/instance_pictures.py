@@ -24,7 +24,14 @@ from semask.inference.instance_predicting import (
 )
 from semask.inference.predicting import Mapper, class_map
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
-from semask.report.pictures import WRONG, Picture, agreement, data_uri, fitting
+from semask.report.pictures import (
+    WRONG,
+    Picture,
+    agreement,
+    data_uri,
+    fitting,
+    prior_title,
+)
 from semask.report.samples import draw_annotations
 from semask.visualize.drawing import painted, resized
 from semask.visualize.instances import detection_texts, draw_instances
@@ -204,7 +211,7 @@ def _priors(
         ]
         target = PriorTarget(num_categories=number - 1).from_annotations(annotations, size)
         truth = np.where(target == 255, -1, target.astype(np.int64))
-    titles = {name: f"Prior, stride {strides[name]}" for name in maps}
+    titles = {name: prior_title(name, strides) for name in maps}
     if "prior" in output:
         maps["sum"], titles["sum"] = output["prior"], "Priors summed"
     pictures = []

@@ -121,7 +121,7 @@ def show_image(
     strides = prior_strides_of(model)
     for name, maps in output.get("priors", {}).items():
         classes = class_map(maps)
-        title = f"Prior, stride {strides[name]}"
+        title = prior_title(name, strides)
         priors.append(class_picture(title, classes, agreement(classes, truth)))
     if priors and "prior" in output:
         classes = class_map(output["prior"])
@@ -139,6 +139,11 @@ def show_image(
         priors=tuple(priors),
         legend=tuple((class_names[index], tuple(colors[index].tolist())) for index in seen),
     )
+
+
+def prior_title(name: str, strides: Mapping[str, int]) -> str:
+    """What a prior map is called; other people's models may not say its stride."""
+    return f"Prior, stride {strides[name]}" if name in strides else f"Prior, {name}"
 
 
 def fitting(width: int, height: int) -> tuple[int, int]:
