@@ -16,8 +16,20 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Tests that take more than a second, one identifier a line, as `pytest --durations=0` gives them.
+SLOW = REPOSITORY / "tests" / "slow.txt"
+
 # Small tensors gain nothing from more threads, and the results depend on their number.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests; an entry without [...] is for every parameter."""
+    slow = set(SLOW.read_text().split())
+    for item in items:
+        name = item.nodeid.rpartition("/")[2]
+        if slow & {name, name.partition("[")[0], name.partition("::")[0]}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
