@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from reference import build_backbone, weights
 from semask.checkpoint import convert_state_dict
 from semask.modeling import SeMaskSwin
+from semask.modeling.mask_decoder.base import MaskDecoder
+from semask.modeling.mask_decoder.mask2former import Mask2FormerDecoder
+from semask.modeling.mask_decoder.maskformer import MaskFormerDecoder
 from semask.modeling.pixel_decoder import (
     DeformablePixelDecoder,
     FaPNPixelDecoder,
@@ -107,6 +110,50 @@ def reference_pixel_decoder(case: str) -> PixelDecoder:
     decoder = build_pixel_decoder(case)
     load_reference(decoder, case, "sem_seg_head.pixel_decoder.")
     return decoder
+
+
+def build_mask_decoder(case: str, num_classes: int | None = None) -> MaskDecoder:
+    """The case's mask decoder from plain arguments, without the reference's weights."""
+    meta = load_meta(case)
+    head = meta["head"]
+    sizes: dict[str, Any] = {
+        "num_classes": num_classes or meta["num_classes"],
+        "num_queries": head["queries"],
+        "dim": head["hidden_dim"],
+        "num_heads": head["heads"],
+        "feedforward_dim": head["feedforward"],
+        "mask_dim": head["mask_dim"],
+    }
+    layers = head["dec_layers_config"]
+    if head["type"] == "maskformer":
+        coarsest = 8 * meta["backbone"]["embed_dim"]
+        return MaskFormerDecoder(in_channels=coarsest, num_layers=layers, **sizes)
+    return Mask2FormerDecoder(num_layers=layers - 1, **sizes)
+
+
+class Parts(nn.Module):
+    """The parts of a case's model by the names that they have in one; random weights.
+
+    Args:
+        case: name of the fixture.
+        num_classes: K; None = that of the fixture.
+        semantic: with semantic layers.
+    """
+
+    def __init__(self, case: str, num_classes: int | None = None, semantic: bool = True) -> None:
+        super().__init__()
+        spec = dict(load_meta(case)["backbone"])
+        if not semantic:
+            spec |= {"semantic_attention": ["none"] * 4, "semantic_blocks": 0}
+        elif num_classes is not None:
+            spec["semantic_classes"] = num_classes
+        self.backbone = build_backbone(spec)
+        self.sem_seg_head = nn.ModuleDict(
+            {
+                "pixel_decoder": build_pixel_decoder(case),
+                "predictor": build_mask_decoder(case, num_classes),
+            }
+        )
 
 
 def reference_image(case: str, file: str) -> Tensor:

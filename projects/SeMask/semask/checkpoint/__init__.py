@@ -3,6 +3,7 @@
 from semask.checkpoint.checkpointer import SeMaskCheckpointer
 from semask.checkpoint.convert import CheckpointKind, convert_state_dict, resize_bias_tables
 from semask.checkpoint.reading import read_checkpoint
+from semask.checkpoint.start import starts_partially
 from semask.checkpoint.writing import write_checkpoint
 from semask.errors import (
     CheckpointError,
@@ -21,5 +22,6 @@ __all__ = [
     "convert_state_dict",
     "read_checkpoint",
     "resize_bias_tables",
+    "starts_partially",
     "write_checkpoint",
 ]

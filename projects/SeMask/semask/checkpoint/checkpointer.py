@@ -4,7 +4,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,85 +12,20 @@ from torch import Tensor
 
 from semask.checkpoint.convert import (
     CheckpointKind,
+    UnknownNamesError,
     below_pyramid,
     convert_state_dict,
     resize_bias_tables,
 )
+from semask.checkpoint.mismatch import COUNTERS, compare
 from semask.checkpoint.reading import read_checkpoint
+from semask.checkpoint.start import select_start
 from semask.checkpoint.swin_names import has_former_names
 from semask.checkpoint.writing import write_checkpoint, written_durably
 from semask.errors import CheckpointError, DamagedCheckpointError
 from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
-
-# What may be missing from a checkpoint, and what may be left over (regular expressions).
-# Detectron2 starts a model without them; everything else has to fit exactly.
-# Older releases of PyTorch did not count BatchNorm's batches, and nothing here uses the number.
-_COUNTERS = r"\.num_batches_tracked$"
-# The pre-trained classifier has neither semantic layers nor output norms nor heads.
-_BESIDES_SWIN = (
-    r"\.semantic_layers\.|\.output_norms\.|^(?!backbone\.)|^backbone\.(fpn_\w+|top_block)\."
-)
-_MAY_MISS = {
-    CheckpointKind.IMAGENET_SWIN: _BESIDES_SWIN,
-    CheckpointKind.CONVERTED_SWIN: _BESIDES_SWIN,
-}
-_MAY_BE_LEFT = {CheckpointKind.IMAGENET_SWIN: r"^(head|norm)\."}
-
-_LISTED = 8
-
-
-@dataclass
-class Mismatch:
-    """Where a checkpoint and a model differ.
-
-    Attributes:
-        missing: names of the model that the checkpoint does not have.
-        left_over: names of the checkpoint that the model does not have.
-        shapes: names with the shape in the checkpoint and in the model.
-        types: names whose values are no fractions, with the type in the checkpoint.
-    """
-
-    missing: list[str] = field(default_factory=list)
-    left_over: list[str] = field(default_factory=list)
-    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    types: list[tuple[str, torch.dtype]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.left_over or self.shapes or self.types)
-
-    def describe(self) -> str:
-        """The differences, a few of each sort, with their counts."""
-        shapes = [f"{name} {old} -> {new}" for name, old, new in self.shapes]
-        types = [f"{name} ({dtype})" for name, dtype in self.types]
-        parts = (
-            ("missing from the checkpoint", self.missing),
-            ("left over in the checkpoint", self.left_over),
-            ("of another shape (checkpoint -> model)", shapes),
-            ("without fractions, where the model has floating-point numbers", types),
-        )
-        return "".join(f" {len(names)} {what}: {_listed(names)}." for what, names in parts if names)
-
-    def hint(self) -> str:
-        """What the user most probably has to change, or ""."""
-        for name, old, new in self.shapes:
-            if name.endswith((".predictor.weight", ".predictor.bias")) and old[1:] == new[1:]:
-                return (
-                    f" The checkpoint has {old[0]} classes and the model {new[0]}: take the "
-                    "config.yaml that its run has left in its OUTPUT_DIR, or set "
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {old[0]} (for an own dataset, name the "
-                    f"{old[0]} classes in DATASETS.FOLDER_CLASSES), or start from weights without "
-                    "a head."
-                )
-        semantic = [".semantic_layers." in name for name in self.missing + self.left_over]
-        if any(semantic) and all(semantic) and not self.shapes:
-            without = "checkpoint" if self.missing else "model"
-            return (
-                f" The {without} lacks the semantic layers: see MODEL.SEMASK.ATTENTION and "
-                "MODEL.SEMASK.NUM_BLOCKS."
-            )
-        return " Is it the checkpoint of this config?"
 
 
 class SeMaskCheckpointer(DetectionCheckpointer):
@@ -111,6 +45,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         allow_pickle: bool = False,
         complete: bool = False,
+        partial: bool = False,
         **checkpointables: Any,
     ) -> None:
         """
@@ -122,18 +57,24 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                 run any code when it is read: only for files whose author you trust.
             complete: also refuse what is a good start for a training only, as a pre-trained
                 backbone is: the model is to predict.
+            partial: load from weights what fits the model, and let the rest start anew, where
+                ``complete`` does not forbid it. Resuming a run is strict in any case.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_pickle = allow_pickle
         self.complete = complete
+        self.partial = partial and not complete
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False
+    ) -> dict[str, Any]:
         """Load the model, and the checkpointables that the file has.
 
         Args:
             path: file or URL; "" loads nothing.
             checkpointables: names to load; None = all.
+            strict: refuse what fits in part only, also where the checkpointer is ``partial``.
 
         Returns:
             What else the checkpoint holds.
@@ -155,7 +96,9 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                 "has another order. Go on with that version, or give the file as MODEL.WEIGHTS to "
                 "a run without --resume, in another OUTPUT_DIR."
             )
-        state_dict = self._fitting_state_dict(path, checkpoint.pop("model"))
+        state_dict = self._fitting_state_dict(
+            path, checkpoint.pop("model"), self.partial and not strict
+        )
         for name in names:
             if name not in checkpoint:
                 logger.warning("Checkpoint '%s' has no state '%s', which starts anew", path, name)
@@ -190,13 +133,13 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             return self.load(path, checkpointables=[])
         newest = self.get_checkpoint_file()
         try:
-            return self.load(newest)
+            return self.load(newest, strict=True)
         except DamagedCheckpointError as error:
             damaged = error
         for former in self._files_before(newest):
             logger.warning("%s Trying the one before, '%s'.", damaged, former)
             try:
-                return self.load(former)
+                return self.load(former, strict=True)
             except DamagedCheckpointError as error:
                 damaged = error
         raise damaged
@@ -220,13 +163,15 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             if written is None or entry.stat().st_mtime_ns <= written
         ]
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, *, strict: bool = False) -> None:
         """Raise what ``load`` would raise about the model, and change nothing.
 
         The model may be on the meta device. "" is no checkpoint and never refused.
         """
         if path:
-            self._fitting_state_dict(path, self._load_file(path)["model"])
+            self._fitting_state_dict(
+                path, self._load_file(path)["model"], self.partial and not strict
+            )
 
     def check_weights(self, weights: Mapping[str, Tensor], source: str = "given") -> None:
         """As ``check``, for parameters by name; ``source`` is what the message calls them."""
@@ -262,26 +207,35 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         with written_durably(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
-    def _fitting_state_dict(self, path: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The checkpoint's parameters by the model's names, if they fit the model."""
+    def _fitting_state_dict(
+        self, path: str, state_dict: dict[str, Tensor], partial: bool = False
+    ) -> dict[str, Tensor]:
+        """The checkpoint's parameters by the model's names, if they fit the model.
+
+        With ``partial``, those of them that do.
+        """
         wanted = self.model.state_dict()
         try:
             found, kind = convert_state_dict(state_dict)
         except CheckpointError as error:
-            if not wanted.keys() & state_dict.keys():
+            unknown = isinstance(error, UnknownNamesError)
+            if not (unknown and wanted.keys() & state_dict.keys()):
                 raise CheckpointError(f"Checkpoint '{path}': {error}") from error
             found, kind = state_dict, CheckpointKind.NATIVE  # of a model with another backbone
         # The others are complete models.
-        if kind in (CheckpointKind.IMAGENET_SWIN, CheckpointKind.CONVERTED_SWIN):
+        backbone_alone = kind in (CheckpointKind.IMAGENET_SWIN, CheckpointKind.CONVERTED_SWIN)
+        if backbone_alone or partial:
             found = below_pyramid(found, wanted)
             found = resize_bias_tables(found, wanted)
-        mismatch = _compare(found, wanted, kind)
+        if partial:
+            return select_start(found, wanted, path)
+        mismatch = compare(found, wanted, kind)
         if mismatch:
             raise CheckpointError(
                 f"Checkpoint '{path}' ({kind.value}) does not fit the model."
                 f"{mismatch.describe()}{mismatch.hint()}"
             )
-        missing = [k for k in wanted if k not in found and not re.search(_COUNTERS, k)]
+        missing = [k for k in wanted if k not in found and not re.search(COUNTERS, k)]
         if self.complete and missing:
             raise CheckpointError(
                 f"Checkpoint '{path}' ({kind.value}) is no complete model: it has no values for "
@@ -293,30 +247,3 @@ class SeMaskCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         return read_checkpoint(filename, allow_pickle=self.allow_pickle)
-
-
-def _compare(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], kind: CheckpointKind
-) -> Mismatch:
-    """The differences that the kind of checkpoint does not explain."""
-    may_miss = _MAY_MISS.get(kind, _COUNTERS)
-    may_be_left = _MAY_BE_LEFT.get(kind, r"(?!)")
-    return Mismatch(
-        missing=[k for k in wanted if k not in found and not re.search(may_miss, k)],
-        left_over=[k for k in found if k not in wanted and not re.search(may_be_left, k)],
-        shapes=[
-            (k, tuple(v.shape), tuple(wanted[k].shape))
-            for k, v in found.items()
-            if k in wanted and v.shape != wanted[k].shape
-        ],
-        types=[
-            (k, v.dtype)
-            for k, v in found.items()
-            if k in wanted and wanted[k].is_floating_point() and not v.is_floating_point()
-        ],
-    )
-
-
-def _listed(names: list[str]) -> str:
-    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

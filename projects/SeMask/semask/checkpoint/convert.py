@@ -19,6 +19,10 @@ from semask.checkpoint.transformers_names import is_from_transformers, original_
 from semask.errors import CheckpointError
 
 
+class UnknownNamesError(CheckpointError):
+    """Parameters whose names are of none of the known kinds."""
+
+
 class CheckpointKind(Enum):
     """Where a state dict comes from."""
 
@@ -103,7 +107,7 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
         alone = all(re.match(r"backbone\.(?!output_norms\.)", name) for name in names)
         return CheckpointKind.CONVERTED_SWIN if alone else CheckpointKind.NATIVE
     shown = ", ".join(names[:5]) or "nothing"
-    raise CheckpointError(
+    raise UnknownNamesError(
         "The parameter names are those of no known kind "
         f"({', '.join(kind.value for kind in CheckpointKind)}); it holds {shown}, ..."
     )

@@ -21,6 +21,8 @@ HEAD = "sem_seg_head."
 PIXEL_DECODER = HEAD + "pixel_decoder."
 PREDICTOR = HEAD + "predictor."
 
+MASK_DECODERS = ("maskformer", "mask2former", "mask2former_fapn", "mask2former_msfapn")
+
 # (what a state dict has, the decoder it is of), the first that is found.
 _DECODERS = (
     (PREDICTOR + "transformer.decoder.", "maskformer"),
@@ -52,6 +54,39 @@ def find_decoder(names: Iterable[str]) -> str | None:
         if any(name.startswith(start) for name in names):
             return decoder
     return None
+
+
+# Shipped configs: backbones by the channels of the first stage and the blocks of the third one,
+# datasets by their number of classes.
+_BACKBONES = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
+_DATASETS = {150: "ade20k", 19: "cityscapes", 171: "coco_stuff_10k"}
+
+
+def find_config(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The shipped config whose model has these parameters, such as "ade20k/swin_tiny_fpn.yaml".
+
+    Args:
+        state_dict: parameters by this project's names.
+
+    Returns:
+        Its name; None where the backbone or the number of classes is of none of them.
+    """
+    decoder = find_decoder(state_dict)
+    stem = state_dict.get("backbone.encoder.stem.patch_embed.proj.weight")
+    blocks = [re.search(r"\bstages\.2\.blocks\.(\d+)\.", name) for name in state_dict]
+    depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
+    classes = 0
+    for name, value in state_dict.items():
+        if name.endswith(".class_embed.bias"):
+            classes = value.shape[0] - 1
+        elif name.endswith(".semantic_fpn.predictor.bias"):
+            classes = value.shape[0]
+    size = None if stem is None else _BACKBONES.get((stem.shape[0], depth))
+    dataset = _DATASETS.get(classes)
+    if None in (decoder, size, dataset):
+        return None
+    semantic = any(".semantic_layers." in name for name in state_dict)
+    return f"{dataset}/{'semask_' if semantic else ''}swin_{size}_{decoder}.yaml"
 
 
 def own_head_name(name: str) -> str:

@@ -19,6 +19,10 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Also read MODEL.WEIGHTS files ending in .pkl that hold more than NumPy arrays. Reading one can
     # run any code: only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False
+    # "strict": MODEL.WEIGHTS has to fit the model completely. "initialise": a training takes from
+    # it what fits, such as a model with other classes or without semantic layers, and lists the
+    # rest, which starts anew.
+    cfg.MODEL.WEIGHTS_MODE = "strict"
     # The recipe starts from pre-trained weights: a training without MODEL.WEIGHTS gives a warning.
     cfg.MODEL.EXPECTS_WEIGHTS = False
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from semask.checkpoint import SeMaskCheckpointer
+from semask.checkpoint import SeMaskCheckpointer, starts_partially
 from semask.data.loading.training_loader import TrainingLoader
 from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
 from semask.data.loading.workers import loading_processes
@@ -106,6 +106,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_pickle=cfg.MODEL.ALLOW_PICKLE,
+            partial=starts_partially(cfg),
             trainer=weakref.proxy(self),
             **averaged,
         )

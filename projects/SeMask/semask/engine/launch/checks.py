@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from semask.checkpoint import SeMaskCheckpointer
+from semask.checkpoint import SeMaskCheckpointer, starts_partially
 from semask.engine.precision import check_precision
 from semask.errors import ConfigError, DamagedCheckpointError
 from semask.modeling import check_protocol
@@ -138,11 +138,15 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
             )
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
     checkpointer = SeMaskCheckpointer(
-        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, complete=eval_only
+        model,
+        cfg.OUTPUT_DIR,
+        allow_pickle=cfg.MODEL.ALLOW_PICKLE,
+        complete=eval_only,
+        partial=starts_partially(cfg),
     )
     if resume and checkpointer.has_checkpoint():
         with contextlib.suppress(DamagedCheckpointError):  # then it is the one before
-            checkpointer.check(checkpointer.get_checkpoint_file())
+            checkpointer.check(checkpointer.get_checkpoint_file(), strict=True)
         return
     if eval_only and not cfg.MODEL.WEIGHTS:
         raise ConfigError(

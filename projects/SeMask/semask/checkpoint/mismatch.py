@@ -1,0 +1,150 @@
+"""Where a checkpoint and a model differ, and what most probably has to be changed."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semask.checkpoint.convert import CheckpointKind
+from semask.checkpoint.mask_models import MASK_DECODERS, find_config, find_decoder
+from semask.checkpoint.start import is_class_dependent
+
+# What may be missing from a checkpoint, and what may be left over (regular expressions).
+# Detectron2 starts a model without them; everything else has to fit exactly.
+# Older releases of PyTorch did not count BatchNorm's batches, and nothing here uses the number.
+COUNTERS = r"\.num_batches_tracked$"
+# The pre-trained classifier has neither semantic layers nor output norms nor heads.
+_BESIDES_SWIN = (
+    r"\.semantic_layers\.|\.output_norms\.|^(?!backbone\.)|^backbone\.(fpn_\w+|top_block)\."
+)
+_MAY_MISS = {
+    CheckpointKind.IMAGENET_SWIN: _BESIDES_SWIN,
+    CheckpointKind.CONVERTED_SWIN: _BESIDES_SWIN,
+}
+_MAY_BE_LEFT = {CheckpointKind.IMAGENET_SWIN: r"^(head|norm)\."}
+
+# Names that a message lists of each sort.
+_LISTED = 8
+
+
+@dataclass
+class Mismatch:
+    """Where a checkpoint and a model differ.
+
+    Attributes:
+        missing: names of the model that the checkpoint does not have.
+        left_over: names of the checkpoint that the model does not have.
+        shapes: names with the shape in the checkpoint and in the model.
+        types: names whose values are no fractions, with the type in the checkpoint.
+        found: all parameters of the checkpoint.
+        wanted: all parameters of the model.
+    """
+
+    missing: list[str]
+    left_over: list[str]
+    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    types: list[tuple[str, torch.dtype]]
+    found: Mapping[str, Tensor]
+    wanted: Mapping[str, Tensor]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.left_over or self.shapes or self.types)
+
+    def describe(self) -> str:
+        """The differences, a few of each sort, with their counts."""
+        shapes = [f"{name} {old} -> {new}" for name, old, new in self.shapes]
+        types = [f"{name} ({dtype})" for name, dtype in self.types]
+        parts = (
+            ("missing from the checkpoint", self.missing),
+            ("left over in the checkpoint", self.left_over),
+            ("of another shape (checkpoint -> model)", shapes),
+            ("without fractions, where the model has floating-point numbers", types),
+        )
+        return "".join(f" {len(names)} {what}: {shorten(names)}." for what, names in parts if names)
+
+    def hint(self) -> str:
+        """What the user most probably has to change, or ""."""
+        return self._other_decoder() or self._other_classes() or self._semantic_layers()
+
+    def _other_decoder(self) -> str:
+        decoder, wanted = find_decoder(self.found), find_decoder(self.wanted)
+        if None in (decoder, wanted) or decoder == wanted:
+            return ""
+        config = find_config(self.found)
+        take = f" Its config is configs/{config}." if config else ""
+        return (
+            f" The checkpoint's decoder is '{decoder}', and the model's '{wanted}' "
+            f"(MODEL.SEM_SEG_HEAD.NAME, MODEL.MASK_FORMER.DECODER).{take}"
+        )
+
+    def _other_classes(self) -> str:
+        for name, old, new in self.shapes:
+            if not is_class_dependent(name) or old[1:] != new[1:]:
+                continue
+            extra = 1 if ".class_embed." in name else 0  # "no object"
+            classes = old[0] - extra
+            return (
+                f" The checkpoint has {classes} classes and the model {new[0] - extra}: take the "
+                "config.yaml that its run has left in its OUTPUT_DIR, or set "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {classes} (for an own dataset, name the "
+                f"{classes} classes in DATASETS.FOLDER_CLASSES), or train what depends on the "
+                "classes anew with MODEL.WEIGHTS_MODE 'initialise'."
+            )
+        return ""
+
+    def _semantic_layers(self) -> str:
+        semantic = [".semantic_layers." in name for name in self.missing + self.left_over]
+        if not (any(semantic) and all(semantic)) or self.shapes:
+            return " Is it the checkpoint of this config?"
+        if self.missing and find_decoder(self.found) in MASK_DECODERS:
+            config = find_config(self.found)
+            take = f", such as configs/{config}" if config else ""
+            return (
+                " The checkpoint lacks the semantic layers, and their normalisation stands in the "
+                "residual stream and changes all features, even with a gamma of 0: it is a start "
+                "for a SeMask model, not an equivalent. Set MODEL.WEIGHTS_MODE to 'initialise' to "
+                f"start a training with it, or take a config without semantic layers{take}."
+            )
+        without = "checkpoint" if self.missing else "model"
+        return (
+            f" The {without} lacks the semantic layers: see MODEL.SEMASK.ATTENTION and "
+            "MODEL.SEMASK.NUM_BLOCKS."
+        )
+
+
+def compare(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], kind: CheckpointKind
+) -> Mismatch:
+    """The differences between a checkpoint and a model that its kind does not explain.
+
+    Args:
+        found: parameters of the checkpoint, by this project's names.
+        wanted: parameters of the model.
+        kind: of the checkpoint.
+    """
+    may_miss = _MAY_MISS.get(kind, COUNTERS)
+    may_be_left = _MAY_BE_LEFT.get(kind, r"(?!)")
+    return Mismatch(
+        missing=[k for k in wanted if k not in found and not re.search(may_miss, k)],
+        left_over=[k for k in found if k not in wanted and not re.search(may_be_left, k)],
+        shapes=[
+            (k, tuple(v.shape), tuple(wanted[k].shape))
+            for k, v in found.items()
+            if k in wanted and v.shape != wanted[k].shape
+        ],
+        types=[
+            (k, v.dtype)
+            for k, v in found.items()
+            if k in wanted and wanted[k].is_floating_point() and not v.is_floating_point()
+        ],
+        found=found,
+        wanted=wanted,
+    )
+
+
+def shorten(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,203 @@
+"""Published mask models, by names and shapes: they fit exactly, are refused, or are a start."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reference_masks import CASES, Parts, load_meta
+from semask.checkpoint import SeMaskCheckpointer
+from semask.errors import CheckpointError
+from semask.modeling.backbone.swin import relative_position_index
+from toy_model import Toy, saved, values
+
+MASKFORMER, MASK2FORMER, FAPN, MSFAPN = CASES
+
+
+def published(case: str, semantic: bool = True) -> dict[str, Tensor]:
+    """Placeholders for everything in a published file, by its names, with the computed buffers."""
+    state: dict[str, Tensor] = {}
+    for name, shape in load_meta(case)["state_dict"].items():
+        if ".semantic_layer." in name and not semantic:
+            continue
+        state[name] = torch.zeros(()).expand(shape)
+        if name.endswith("relative_position_index"):
+            state[name] = relative_position_index(7)
+        elif name == "criterion.empty_weight":
+            state[name] = torch.tensor([1.0] * (shape[0] - 1) + [0.1])
+    return state
+
+
+def facebook_file(path: Path, case: str) -> Path:
+    """A file as Facebook released it: NumPy arrays without semantic layers, some older names."""
+    state = published(case, semantic=False)
+    for new, old in (
+        ("predictor.query_feat.", "predictor.static_query."),
+        ("sem_seg_head.pixel_decoder.", "sem_seg_head." if case == MASKFORMER else None),
+    ):
+        if old is not None:
+            state = {name.replace(new, old): value for name, value in state.items()}
+    arrays = {name: np.zeros(1, np.float32) for name in state}
+    arrays |= {
+        name: value.numpy() if value.stride() != (0,) * value.ndim else broadcast(value)
+        for name, value in state.items()
+    }
+    content = {"model": arrays, "__author__": "third_party"}
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+def broadcast(value: Tensor) -> np.ndarray[Any, Any]:
+    return np.zeros(tuple(value.shape), np.float16)
+
+
+def meta_model(case: str, **options: Any) -> Parts:
+    with torch.device("meta"):
+        return Parts(case, **options)
+
+
+def refusal(case: str, path: Path, **options: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        SeMaskCheckpointer(meta_model(case, **options)).check(str(path))
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_semask_files_fit_exactly(tmp_path: Path, case: str, wrapped: bool) -> None:
+    state = published(case)
+    if wrapped:
+        state = {f"module.{name}": value for name, value in state.items()}
+    path = saved(tmp_path / "m.pth", {"model": state, "optimizer": {}, "iteration": 159999})
+    SeMaskCheckpointer(meta_model(case), complete=True).check(str(path))
+
+    last = "sem_seg_head.pixel_decoder.mask_features.bias"
+    prefix = "module." if wrapped else ""
+    del state[prefix + last]
+    saved(path, {"model": {**state, f"{prefix}sem_seg_head.pixel_decoder.new": torch.ones(1)}})
+    message = refusal(case, path)
+    assert f"1 missing from the checkpoint: {last}" in message
+    assert "1 left over in the checkpoint: sem_seg_head.pixel_decoder.new" in message
+
+
+@pytest.mark.parametrize("case", [MASKFORMER, MASK2FORMER])
+def test_facebook_files_fit_exactly(tmp_path: Path, case: str) -> None:
+    path = facebook_file(tmp_path / "model_final.pkl", case)
+    SeMaskCheckpointer(meta_model(case, semantic=False), complete=True).check(str(path))
+
+
+@pytest.mark.parametrize("case", [MASKFORMER, MASK2FORMER])
+def test_a_plain_model_is_no_semask_model_but_a_start(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = facebook_file(tmp_path / "model_final.pkl", case)
+    message = refusal(case, path)
+    assert "44 missing" in message
+    assert "MODEL.WEIGHTS_MODE to 'initialise'" in message
+    assert f"configs/ade20k/swin_tiny_{case.split('_')[2]}.yaml" in message
+
+    caplog.set_level(logging.INFO)
+    checkpointer = SeMaskCheckpointer(meta_model(case), partial=True)
+    checkpointer.check(str(path))
+    assert "44 tensors start anew, as they are not in the checkpoint" in caplog.text
+    with pytest.raises(CheckpointError):
+        checkpointer.check(str(path), strict=True)
+    with pytest.raises(CheckpointError):  # nothing can be predicted with it
+        SeMaskCheckpointer(meta_model(case), complete=True, partial=True).check(str(path))
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "decoder"),
+    [
+        (FAPN, MSFAPN, "mask2former_fapn"),
+        (MSFAPN, FAPN, "mask2former_msfapn"),
+        (MASK2FORMER, MSFAPN, "mask2former"),
+        (MASKFORMER, MASK2FORMER, "maskformer"),
+    ],
+)
+def test_another_decoder_is_named_with_its_config(
+    tmp_path: Path, file: str, model: str, decoder: str
+) -> None:
+    message = refusal(model, saved(tmp_path / "m.pth", {"model": published(file)}))
+    assert f"decoder is '{decoder}'" in message
+    assert f"configs/ade20k/semask_swin_tiny_{decoder}.yaml" in message
+
+
+def test_other_classes_are_refused_and_start_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path / "m.pth", {"model": published(MASK2FORMER)})
+    message = refusal(MASK2FORMER, path, num_classes=19)
+    assert "150 classes and the model 19" in message
+    assert "MODEL.SEM_SEG_HEAD.NUM_CLASSES to 150" in message
+
+    caplog.set_level(logging.INFO)
+    SeMaskCheckpointer(meta_model(MASK2FORMER, num_classes=19), partial=True).check(str(path))
+    assert "18 tensors start anew, as they depend on the classes" in caplog.text
+    assert "sem_seg_head.predictor.class_embed.weight" in caplog.text
+
+
+def test_another_decoder_as_a_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = saved(tmp_path / "m.pth", {"model": published(MASK2FORMER)})
+    caplog.set_level(logging.INFO)
+    SeMaskCheckpointer(meta_model(MSFAPN), partial=True).check(str(path))
+    assert "7 tensors start anew, as they are not in the checkpoint" in caplog.text
+    assert "align_1.dcpack_L2.weight" in caplog.text
+
+
+def test_buffers_are_compared(tmp_path: Path) -> None:
+    index = "backbone.layers.0.blocks.0.attn.relative_position_index"
+    for name in (index, "criterion.empty_weight"):
+        state = published(MASKFORMER)
+        state[name] = state[name].flip(0)
+        path = saved(tmp_path / "m.pth", {"model": state})
+        assert name in refusal(MASKFORMER, path)
+
+
+def test_the_norm_of_the_convolution_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guide = "sem_seg_head.pixel_decoder.align_1.offset.norm.weight"
+    layer = "sem_seg_head.pixel_decoder.layer_1.norm.weight"
+    state = {**published(MSFAPN), guide: torch.full((256,), 2.0), layer: torch.full((256,), 3.0)}
+    model = Parts(MSFAPN)
+    SeMaskCheckpointer(model).load(str(saved(tmp_path / "m.pth", {"model": state})))
+    for name in (guide, layer):
+        assert torch.equal(model.get_parameter(name), torch.full((256,), 3.0))
+    assert guide in caplog.text
+
+
+def test_own_checkpoint_with_other_classes_as_a_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, model = Toy(classes=3), Toy(classes=5)
+    before = values(model)
+    path = saved(tmp_path / "own.pth", {"model": values(source)})
+    caplog.set_level(logging.INFO)
+    SeMaskCheckpointer(model, partial=True).load(str(path))
+    assert "4 tensors start anew, as they depend on the classes" in caplog.text
+    for name, value in values(model).items():
+        expected = values(source)[name]
+        assert torch.equal(value, expected if expected.shape == value.shape else before[name])
+
+
+def test_a_backbone_of_another_size_is_no_start(tmp_path: Path) -> None:
+    path = saved(tmp_path / "own.pth", {"model": values(Toy(dim=8))})
+    model = Toy(dim=4)
+    before = values(model)
+    with pytest.raises(CheckpointError, match=r"own\.pth.*WEIGHTS_MODE"):
+        SeMaskCheckpointer(model, partial=True).load(str(path))
+    assert all(torch.equal(value, before[name]) for name, value in values(model).items())
+
+
+def test_resuming_is_strict(tmp_path: Path) -> None:
+    SeMaskCheckpointer(Toy(classes=3), str(tmp_path)).save("model_0")
+    checkpointer = SeMaskCheckpointer(Toy(classes=5), str(tmp_path), partial=True)
+    with pytest.raises(CheckpointError, match="3 classes"):
+        checkpointer.resume_or_load("", resume=True)
