@@ -98,7 +98,7 @@ def build_mapper(cfg: Any, side: str) -> Callable[[dict[str, Any]], dict[str, An
         from semask.data import SemSegMapper
 
         return SemSegMapper(cfg, is_train=True)
-    from plain import PlainPipeline
+    from plain_pipeline import PlainPipeline
 
     crop = cfg.INPUT.CROP
     return PlainPipeline(

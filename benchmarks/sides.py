@@ -120,8 +120,8 @@ def _labels(case: Case, side: str, model: Any, samples: list[dict[str, Any]]) ->
     def step() -> None:
         with torch.inference_mode(), autocast(case):
             if side == "fast":
-                for output in model.scores(samples):
-                    output["sem_seg"].labels()
+                for sample in samples:
+                    model.predict(sample)["sem_seg"].labels()
             else:
                 for output in model(samples):
                     output["sem_seg"].argmax(dim=0)
@@ -194,6 +194,6 @@ def operations(case: Case) -> int:
         image = torch.zeros(1, 3, case.height, case.width)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model.sem_seg_head.layers(model.backbone(image))
+        model.sem_seg_head.predict(model.backbone(image))
     passes = 3 if case.kind == "training" else 1
     return counter.get_total_flops() * case.batch * passes

@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from semask.checkpoint import convert_state_dict
-from semask.modeling import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead, SeMaskSwin
+from semask.modeling import PriorSupervision, SemanticFPNHead, SeMaskFPNHead, SeMaskSwin
 from semask.modeling.backbone.base import prior_strides
 
 FIXTURES = Path(__file__).parent / "fixtures" / "semask_fpn"
@@ -91,13 +91,16 @@ class Model(nn.Module):
                 dropout=overrides.get("dropout", head["dropout_ratio"]),
                 norm="BN",
             ),
-            prior_head=(
-                SemanticPriorHead(strides=prior_strides(attention, blocks))
+            prior_supervision=(
+                PriorSupervision(
+                    strides=prior_strides(attention, blocks),
+                    num_classes=head["num_classes"],
+                    weight=head["prior_loss_weight"],
+                )
                 if "semantic_attention" in spec
                 else None
             ),
             num_classes=head["num_classes"],
-            prior_loss_weight=head.get("prior_loss_weight") or 0.0,
         )
 
 

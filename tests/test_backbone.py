@@ -11,13 +11,17 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import nn
 
 from semask.config.loading import load_config
+from semask.errors import ConfigError
 from semask.modeling import (
+    PriorSupervision,
+    SegmentationLoss,
     SemanticFPNHead,
     SemanticLayer,
     SemanticPriorHead,
     SeMaskFPNHead,
     SeMaskSegmentor,
     SeMaskSwin,
+    semantic_scores,
 )
 from semask.modeling.backbone.swin import WindowAttention
 
@@ -51,8 +55,14 @@ def head_for(backbone: SeMaskSwin, **overrides: Any) -> SeMaskFPNHead:
         norm="BN",
         dropout=0.0,
     )
-    prior = SemanticPriorHead(strides={f"prior{i}": 2**i for i in range(2, 6)})
-    settings: dict[str, Any] = {"semantic_fpn": fpn, "prior_head": prior, "num_classes": CLASSES}
+    prior = PriorSupervision(
+        strides={f"prior{i}": 2**i for i in range(2, 6)}, num_classes=CLASSES, weight=0.4
+    )
+    settings: dict[str, Any] = {
+        "semantic_fpn": fpn,
+        "prior_supervision": prior,
+        "num_classes": CLASSES,
+    }
     return SeMaskFPNHead(**{**settings, **overrides})
 
 
@@ -178,10 +188,12 @@ def test_segmentor_gives_priors_on_request_and_computes_none_otherwise(
     torch.testing.assert_close(plain["sem_seg"], output["sem_seg"])
 
 
-def test_head_layers_give_stride_4_logits() -> None:
+def test_the_head_predicts_logits_at_stride_4() -> None:
     backbone = tiny().eval()
     features = backbone(torch.randn(1, 3, 61, 95))
-    assert head_for(backbone).eval().layers(features).shape == (1, CLASSES, 16, 24)
+    prediction = head_for(backbone).eval().predict(features)
+    assert prediction["logits"].shape == (1, CLASSES, 16, 24)
+    assert semantic_scores(prediction, (61, 95)).shape == (1, CLASSES, 61, 95)
 
 
 def test_head_says_which_prior_is_missing() -> None:
@@ -356,20 +368,17 @@ def test_settings_that_cannot_be_are_refused(overrides: dict[str, Any], message:
 
 def test_backbone_and_head_with_other_classes_do_not_go_together() -> None:
     backbone = tiny(semantic_classes=CLASSES + 1)
-    with pytest.raises(ValueError, match="prior maps have 6 classes and the head 5"):
+    with pytest.raises(ConfigError, match=r"have 5 classes.*have 6"):
         SeMaskSegmentor(backbone=backbone, sem_seg_head=head_for(backbone), **PIXELS)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"loss_reduction": "mean"}, "LOSS_REDUCTION must be one of all, valid"),
-        ({"ohem_pixels": -1}, "OHEM_PIXELS must be 0"),
-    ],
+    ("arguments", "key"),
+    [({"reduction": "mean"}, "LOSS_REDUCTION"), ({"ohem_pixels": -1}, "OHEM_PIXELS")],
 )
-def test_head_settings_that_cannot_be_are_refused(overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        head_for(tiny(), **overrides)
+def test_losses_that_cannot_be_are_refused(arguments: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        SegmentationLoss(**arguments)
 
 
 def test_fewer_features_than_stages_train_from_a_config() -> None:
@@ -384,7 +393,11 @@ def test_fewer_features_than_stages_train_from_a_config() -> None:
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
     cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
     model = build_model(cfg)
-    assert set(model.sem_seg_head.prior_head.strides) == {"prior2", "prior3", "prior4"}
+    assert set(model.sem_seg_head.prior_supervision.decoder.strides) == {
+        "prior2",
+        "prior3",
+        "prior4",
+    }
     losses = model.train()(batch())
     assert all(loss.isfinite() for loss in losses.values())
 

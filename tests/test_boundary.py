@@ -9,7 +9,7 @@ import torch
 
 from semask.evaluation import BoundaryIoU, EvaluatedImage, boundary_band, confusion_matrix
 from semask.evaluation.boundary import band_width
-from semask.ops.scores import Scores
+from semask.ops.lazy_scores import lazy
 
 IGNORE = 255
 NAMES = ["sky", "wall", "road"]
@@ -28,7 +28,9 @@ def evaluated(prediction: np.ndarray, label: np.ndarray, classes: int = 3) -> Ev
     predicted, truth = torch.from_numpy(prediction).long(), torch.from_numpy(label).byte()
     return EvaluatedImage(
         record={"file_name": "a.jpg"},
-        scores=Scores.of(torch.nn.functional.one_hot(predicted, classes).permute(2, 0, 1)),
+        scores=lazy(
+            torch.nn.functional.one_hot(predicted, classes).permute(2, 0, 1), "probabilities"
+        ),
         prediction=predicted,
         label=truth,
         ignore_label=IGNORE,

@@ -18,10 +18,12 @@ from semask.config.loading import load_config
 from semask.engine.compilation import compile_for_training
 from semask.engine.precision import Precision
 from semask.errors import ConfigError
-from semask.modeling import PriorLoss, PriorSupervision, SeMaskFPN
+from semask.modeling import PriorSupervisedDetector, SeMaskFPN
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads import SemanticPriorHead
 from semask.modeling.meta_arch.detectors import outputs_of
+from semask.ops.apply import apply_fast_paths, select_fast_paths
+from semask.ops.striped_loss import StripedSegmentationLoss
 from tiny_instances import SMALL_MODEL, flat
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -87,7 +89,7 @@ def test_each_config_takes_a_step_and_predicts(name: str) -> None:
     detector = file.split("swin_tiny_")[-1].split("swin_small_")[-1].removesuffix("_1x")
     kind = ARCHITECTURES.get(detector.removesuffix("_3x"), GeneralizedRCNN)
     assert isinstance(model, kind)
-    assert isinstance(model, PriorSupervision) == supervised
+    assert isinstance(model, PriorSupervisedDetector) == supervised
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = losses_of(model, [sample(cfg), sample(cfg, 48, 64)])
@@ -265,7 +267,7 @@ def test_parameters_have_detectron2s_names() -> None:
     names = set(build_model(config()).state_dict())
     assert "backbone.fpn_lateral2.weight" in names
     assert "backbone.bottom_up.encoder.stages.0.blocks.0.attn.qkv.weight" in names
-    assert not any(name.startswith("prior_loss") for name in names)
+    assert not any("prior_" in name for name in names)
     names = set(build_model(config("coco/semask_swin_tiny_retinanet_1x.yaml")).state_dict())
     assert "backbone.top_block.p6.weight" in names
     assert not any(name.startswith("backbone.fpn_lateral2") for name in names)
@@ -334,16 +336,15 @@ def test_the_classes_follow_the_target(target: str) -> None:
 
 
 def test_what_cannot_supervise_is_refused_when_it_is_built() -> None:
-    head = SemanticPriorHead(strides={"prior2": 4})
-    with pytest.raises(ValueError, match="LOSS_REDUCTION"):
-        PriorLoss(prior_head=head, num_classes=2, reduction="some")
-    with pytest.raises(ValueError, match="IGNORE_VALUE is 1"):
-        PriorLoss(prior_head=head, num_classes=2, ignore_value=1)
+    with pytest.raises(ConfigError, match="LOSS_REDUCTION"):
+        build_model(config(MODEL__SEM_SEG_HEAD__LOSS_REDUCTION="some"))
+    with pytest.raises(ConfigError, match="IGNORE_VALUE 1"):
+        build_model(config(MODEL__SEM_SEG_HEAD__IGNORE_VALUE=1))
     levels = ["res2", "res3", "res4", "res5"]
     cfg = config(
         MODEL__BACKBONE__NAME="build_resnet_fpn_backbone", MODEL__RESNETS__OUT_FEATURES=levels
     )
-    with pytest.raises(ValueError, match="prior maps"):
+    with pytest.raises(ConfigError, match="prior maps"):
         build_model(cfg)
 
 
@@ -359,8 +360,9 @@ def test_the_striped_loss_is_the_plain_one() -> None:
     for paths in ("none", "striped_loss"):
         cfg = config(MODEL__FAST_PATHS=paths)
         torch.manual_seed(0)
-        model = build_model(cfg).train()
-        assert model.prior_loss.striped == (paths != "none")
+        model = apply_fast_paths(build_model(cfg).train(), select_fast_paths(cfg))
+        striped = isinstance(model.prior_supervision.loss, StripedSegmentationLoss)
+        assert striped == (paths != "none")
         torch.manual_seed(0)
         losses.append(losses_of(model, [sample(cfg), sample(cfg, 96, 64)])["loss_prior"])
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)

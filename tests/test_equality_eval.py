@@ -34,8 +34,10 @@ def record(model: nn.Module, image: Tensor) -> dict[str, tuple[Tensor, int, int]
     with torch.no_grad():
         features = backbone(image, return_priors=True)
         head: Any = model.sem_seg_head
-        logits = head.layers(features)
-        prior = head.prior(features)
+        logits = head.predict(features)["logits"]
+        supervision = head.prior_supervision
+        size = (image.shape[-2], image.shape[-1])
+        prior = None if supervision is None else supervision.decode(features, size)
     for handle in handles:
         handle.remove()
     for i in range(4):

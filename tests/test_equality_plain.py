@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from plain import plain_loss
 from plain_comparison import (
     assert_close,
     assert_equal_gradients,
@@ -16,7 +15,8 @@ from plain_comparison import (
     config,
     pair,
 )
-from semask.modeling import segmentation_loss
+from semask.modeling import SegmentationLoss
+from semask.ops.striped_loss import StripedSegmentationLoss
 
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32], ids=["float64", "float32"]
@@ -151,9 +151,9 @@ def test_equal_loss_function(
     target[torch.rand(target.shape) < 0.3] = 255
     target[2] = 255
     gradients, losses = [], []
-    for function in (segmentation_loss, plain_loss):
+    for form in (StripedSegmentationLoss, SegmentationLoss):
         leaf = logits.clone().requires_grad_()
-        loss = function(leaf, target, reduction=reduction, ohem_pixels=ohem)
+        loss = form(reduction=reduction, ohem_pixels=ohem)(leaf, target)
         (2.5 * loss).backward()
         assert leaf.grad is not None
         losses.append(loss)
@@ -169,8 +169,8 @@ def test_equal_loss_of_channels_last_and_cut_logits() -> None:
         torch.randn(2, 9, 12, 8, dtype=torch.float64)[:, 1:5, ::2],
     ):
         leaf, other = maps.detach().requires_grad_(), maps.clone().requires_grad_()
-        segmentation_loss(leaf, target).backward()
-        plain_loss(other, target).backward()
+        StripedSegmentationLoss()(leaf, target).backward()
+        SegmentationLoss()(other, target).backward()
         assert leaf.grad is not None
         assert other.grad is not None
         assert_close(leaf.grad, other.grad, "gradient")

@@ -74,10 +74,10 @@ def test_losses_gradients_and_statistics_equal_reference(case: str, dtype: torch
 
     head = model.sem_seg_head
     features = model.backbone(image)
-    losses = head.losses(features, labels)
+    losses = head.losses(features, {"sem_seg": labels})
     total = sum(losses.values())
     logits = torch.nn.functional.interpolate(
-        head.layers(features), size=labels.shape[-2:], mode="bilinear"
+        head.predict(features)["logits"], size=labels.shape[-2:], mode="bilinear"
     )
     accuracy = 100 * (logits.argmax(1) == labels).sum() / labels.numel()
     one_pixel = 100 / labels.numel()  # two classes may be equal to float32 rounding
@@ -101,16 +101,18 @@ def test_losses_gradients_and_statistics_equal_reference(case: str, dtype: torch
         for pixels in (2000, 100000):
             if f"ohem{pixels}.loss_ce" not in expected:
                 continue
-            head.ohem_pixels = pixels
-            mined = head.losses(features, labels)
+            head.loss.ohem_pixels = pixels
+            mined = head.losses(features, {"sem_seg": labels})
             close(f"ohem{pixels}.loss_ce", mined["loss_sem_seg"])
             if f"ohem{pixels}.loss" in expected:
                 close(f"ohem{pixels}.loss_cate", mined["loss_prior"])
                 close(f"ohem{pixels}.loss", sum(mined.values()))
-        head.ohem_pixels = 0
+        head.loss.ohem_pixels = 0
 
         set_batch_norm(model, training=True)
-        close("bn_train.loss", sum(head.losses(model.backbone(image), labels).values()))
+        close(
+            "bn_train.loss", sum(head.losses(model.backbone(image), {"sem_seg": labels}).values())
+        )
         state = model.state_dict()
         for key in expected:
             if key.startswith("bn_train.running"):

@@ -22,6 +22,7 @@ from semask.modeling.meta_arch.mask_postprocess import (
     panoptic_prediction,
     select_instances,
 )
+from semask.ops.lazy_scores import LazyScores
 from semask.ops.mask_postprocess import (
     EncodedMasks,
     MaskSizes,
@@ -30,7 +31,6 @@ from semask.ops.mask_postprocess import (
     encoded_instances,
     striped_panoptic,
 )
-from semask.ops.scores import Scores
 from semask.ops.stripes import STRIPE_BYTES
 
 FIXTURES = Path(__file__).parent / "fixtures" / "mask_postprocess"
@@ -161,7 +161,7 @@ def test_striped_scores_equal_plain(
     else:
         want = class_scores(case.logits, case.padded_masks())
         want = crop_and_resize(want, case.image_size, case.output_size)
-    scores = Scores(rows)
+    scores = LazyScores(rows, "scores")
     assert len(list(scores.stripes())) > 1
     torch.testing.assert_close(scores.full(), want, rtol=1e-9, atol=1e-9)
     assert torch.equal(scores.labels(), want.argmax(dim=0))
@@ -220,14 +220,14 @@ import resource
 import torch
 import semask
 from semask.ops.mask_postprocess import MaskSizes, class_score_rows, encoded_instances
-from semask.ops.scores import Scores
+from semask.ops.lazy_scores import LazyScores
 
 torch.manual_seed(0)
 size = (2048, 4096)
 sizes = MaskSizes(padded=size, image=size, output=size)
 logits, masks = 3 * torch.randn(100, 151), 2 * torch.randn(100, 512, 1024)
 with torch.no_grad():
-    labels = Scores(class_score_rows(logits, masks, sizes)).labels()
+    labels = LazyScores(class_score_rows(logits, masks, sizes), "scores").labels()
     instances = encoded_instances(logits, masks, sizes, top=20)
 assert labels.shape == size and len(instances.masks) == 20
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(labels.unique()))

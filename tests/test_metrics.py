@@ -36,7 +36,8 @@ from semask.evaluation import (
     confusion_matrix,
 )
 from semask.evaluation.image_scores import ranked
-from semask.ops.scores import Scores
+from semask.modeling.heads import ScoreKind
+from semask.ops.lazy_scores import lazy
 from semask.report.semantic import report_metrics
 from semask.tasks import build_task, inference_folder, write_reports
 
@@ -50,13 +51,15 @@ def records(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
 # ---- calibration and scores ----
 
 
-def evaluated(scores: torch.Tensor, label: np.ndarray, name: str = "a.jpg") -> EvaluatedImage:
+def evaluated(
+    scores: torch.Tensor, label: np.ndarray, name: str = "a.jpg", kind: ScoreKind = "logits"
+) -> EvaluatedImage:
     truth = torch.from_numpy(label)
-    lazy = Scores.of(scores)
-    prediction, confidence = lazy.labels_and_confidence()
+    on_demand = lazy(scores, kind)
+    prediction, confidence = on_demand.labels_and_confidence()
     return EvaluatedImage(
         record={"file_name": name},
-        scores=lazy,
+        scores=on_demand,
         prediction=prediction,
         label=truth,
         ignore_label=IGNORE,
@@ -114,7 +117,7 @@ def test_calibration_by_hand() -> None:
     scores = torch.stack([first, 1 - first])[:, None]
     label = np.array([[0, 0, 1, 1, IGNORE]], dtype=np.uint8)
     part = Calibration(num_bins=5)
-    part.process(evaluated(scores, label))
+    part.process(evaluated(scores, label, kind="probabilities"))
     curve = curve_of(part)
     assert curve.pixels.tolist() == [0, 0, 3, 0, 1]
     assert curve.correct.tolist() == [0, 0, 2, 0, 0]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from plain import PlainPipeline
 from plain_comparison import config
+from plain_pipeline import PlainPipeline
 from semask.data.mappers.semantic import SemSegMapper
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from semask.modeling import segmentation_loss
+from semask.modeling import SegmentationLoss
 from semask.ops import stripes
+from semask.ops.striped_loss import StripedSegmentationLoss
 
 # (height, width) of the logits and of the labels: whole factors, odd sizes, none, smaller, 1 x 1.
 SIZES = [
@@ -42,10 +43,8 @@ def test_equals_the_plain_form(
 ) -> None:
     logits, target = case(sizes, classes, dtype)
     plain, striped = (
-        segmentation_loss(
-            logits, target, reduction=reduction, ohem_pixels=ohem_pixels, striped=striped
-        )
-        for striped in (False, True)
+        form(reduction=reduction, ohem_pixels=ohem_pixels)(logits, target)
+        for form in (SegmentationLoss, StripedSegmentationLoss)
     )
     assert plain > 0
     torch.testing.assert_close(striped, plain, rtol=tolerance, atol=0)
@@ -56,19 +55,19 @@ def test_equals_the_plain_form(
 
 def test_height_of_the_stripes_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = case(((7, 9), (25, 33)), 5, torch.float64)
-    whole = segmentation_loss(logits, target, striped=True)
+    whole = StripedSegmentationLoss()(logits, target)
     monkeypatch.setitem(stripes.STRIPE_BYTES, "cpu", 1)  # one row each
-    rows = segmentation_loss(logits, target, striped=True)
+    rows = StripedSegmentationLoss()(logits, target)
     torch.testing.assert_close(rows, whole, rtol=1e-12, atol=0)
     pairs = [torch.autograd.grad(loss, logits)[0] for loss in (rows, whole)]
     torch.testing.assert_close(*pairs, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("striped", [False, True])
-def test_certain_mistakes_have_finite_losses(striped: bool) -> None:
+@pytest.mark.parametrize("form", [SegmentationLoss, StripedSegmentationLoss])
+def test_certain_mistakes_have_finite_losses(form: type[SegmentationLoss]) -> None:
     """The probability of the label is 0 in float32, its logarithm is not needed."""
     logits = torch.tensor([500.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
-    loss = segmentation_loss(logits, torch.ones(1, 2, 2, dtype=torch.long), striped=striped)
+    loss = form()(logits, torch.ones(1, 2, 2, dtype=torch.long))
     assert loss.item() == pytest.approx(500)
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient.flatten(), torch.tensor([1.0, -1.0]))
@@ -78,7 +77,7 @@ def test_nothing_labelled_is_0() -> None:
     logits, target = case(SIZES[0], 3, torch.float32)
     target[:] = 255
     for reduction in ("all", "valid"):
-        loss = segmentation_loss(logits, target, reduction=reduction, striped=True)
+        loss = StripedSegmentationLoss(reduction=reduction)(logits, target)
         assert loss.item() == 0
         assert not torch.autograd.grad(loss, logits)[0].any()
 
@@ -86,9 +85,9 @@ def test_nothing_labelled_is_0() -> None:
 def test_half_precision_is_summed_in_float32() -> None:
     logits, target = case(SIZES[0], 3, torch.float32)
     half = logits.detach().bfloat16().requires_grad_()
-    loss = segmentation_loss(half, target, striped=True)
+    loss = StripedSegmentationLoss()(half, target)
     assert loss.dtype == torch.float32
-    plain = segmentation_loss(half, target)
+    plain = SegmentationLoss()(half, target)
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
     (gradient,) = torch.autograd.grad(loss, half)
     assert gradient.dtype == torch.bfloat16
@@ -97,5 +96,15 @@ def test_half_precision_is_summed_in_float32() -> None:
 def test_without_gradients() -> None:
     logits, target = case(SIZES[1], 3, torch.float64)
     with torch.no_grad():
-        striped = segmentation_loss(logits, target, striped=True)
-    torch.testing.assert_close(striped, segmentation_loss(logits, target).detach())
+        striped = StripedSegmentationLoss()(logits, target)
+    torch.testing.assert_close(striped, SegmentationLoss()(logits, target).detach())
+
+
+def test_corners_that_are_aligned_are_resized_as_a_whole() -> None:
+    logits, target = case(SIZES[1], 3, torch.float64)
+    plain, striped = (
+        form(reduction="valid", align_corners=True)(logits, target)
+        for form in (SegmentationLoss, StripedSegmentationLoss)
+    )
+    assert torch.equal(plain, striped)
+    assert plain != SegmentationLoss(reduction="valid")(logits, target)

@@ -39,6 +39,11 @@ def stride_four(image: Tensor) -> Tensor:
     return maps * torch.linspace(0.5, 1.5, shape[1])
 
 
+def network(image: Tensor) -> Tensor:
+    """(K, H, W), as protocols take it."""
+    return bilinear(stride_four(image), (image.shape[-2], image.shape[-1]))[0]
+
+
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
@@ -57,7 +62,7 @@ def test_whole_image_is_resized_to_the_input_and_then_to_the_original(
     image = tensor(photograph(21, 30))
     out = model([{"image": image, "height": size[0], "width": size[1]}])[0]["sem_seg"]
     normalized = (image - model.pixel_mean) / model.pixel_std
-    logits = model.sem_seg_head.layers(model.backbone(normalized[None]))
+    logits = model.sem_seg_head.semantic_fpn(model.backbone(normalized[None]))
     assert out.shape == (CLASSES, *size)
     expected = bilinear(bilinear(logits, (21, 30)), size)[0]
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
@@ -140,7 +145,7 @@ def test_sliding_window_averages_every_pixel_over_its_windows(
     size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int]
 ) -> None:
     image = tensor(photograph(*size))
-    out = SlidingWindow(crop=crop, stride=stride)(stride_four, {"image": image}, size).full()
+    out = SlidingWindow(crop=crop, stride=stride)(network, {"image": image}, size, "logits")
     expected = windows_in_numpy(stride_four, image, crop, stride)
     np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=1e-5)
 
@@ -152,7 +157,7 @@ def test_sliding_window_resizes_the_average_to_the_original_size(tmp_path: Path)
 
     def network(window: Tensor) -> Tensor:
         normalized = (window - model.pixel_mean) / model.pixel_std
-        return model.sem_seg_head.layers(model.backbone(normalized[None]))
+        return model.sem_seg_head.semantic_fpn(model.backbone(normalized[None]))
 
     average = windows_in_numpy(network, image, (16, 20), (9, 12))
     out = model([{"image": image, "height": 45, "width": 61}])[0]["sem_seg"]
@@ -176,10 +181,9 @@ def test_window_as_large_as_the_image_is_the_whole_image(
 def test_sliding_window_adds_up_in_single_precision() -> None:
     image = tensor(photograph(24, 24))
     protocol = SlidingWindow(crop=(16, 16), stride=(4, 4))
-    low = protocol(lambda window: stride_four(window).bfloat16(), {"image": image}, (24, 24))
-    assert low.full().dtype == torch.float32
-    high = protocol(lambda window: stride_four(window).double(), {"image": image}, (24, 24))
-    assert high.full().dtype == torch.float64
+    for given, summed in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        out = protocol(lambda w, to=given: network(w).to(to), {"image": image}, (24, 24), "logits")
+        assert out.dtype == summed
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_multi_scale_is_the_mean_over_scales_and_mirrors_of_the_original(tmp_pat
         resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
         for picture in (resized, resized[:, ::-1]):
             batch = tensor((picture.astype(np.float32) - mean) / std)[None]
-            logits = model.sem_seg_head.layers(model.backbone(batch))
+            logits = model.sem_seg_head.semantic_fpn(model.backbone(batch))
             scores = bilinear(bilinear(logits, (height, width)), (23, 31))[0].double().numpy()
             scores = np.exp(scores) / np.exp(scores).sum(axis=0)
             predictions.append(scores if picture is resized else scores[:, :, ::-1])
@@ -241,11 +245,21 @@ def test_a_mirrored_image_gives_the_mirrored_prediction() -> None:
     image = tensor(photograph(21, 30))
     protocol = MultiScale(flip=True)
     size = (25, 36)
-    out = protocol(stride_four, {"images": [image]}, size).full()
-    mirrored = protocol(stride_four, {"images": [image.flip(-1)]}, size).full()
+    out = protocol(network, {"images": [image]}, size, "logits")
+    mirrored = protocol(network, {"images": [image.flip(-1)]}, size, "logits")
     torch.testing.assert_close(mirrored, out.flip(-1), rtol=0, atol=1e-6)
-    once = MultiScale(flip=False)(stride_four, {"images": [image]}, size).full()
+    once = MultiScale(flip=False)(network, {"images": [image]}, size, "logits")
     assert (once - out).abs().max() > 1e-3
+
+
+def test_scores_that_are_no_logits_are_averaged_as_they_are() -> None:
+    image = tensor(photograph(21, 30))
+    protocol = MultiScale(flip=True)
+    assert protocol.score_kind("scores") == "scores"
+    assert protocol.score_kind("logits") == "probabilities"
+    out = protocol(network, {"images": [image]}, (21, 30), "scores")
+    mirrored = network(image.flip(-1)).flip(-1)
+    torch.testing.assert_close(out, (network(image) + mirrored) / 2)
 
 
 def test_multi_scale_without_the_scaled_images_says_what_is_missing(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """Winograd's products equal the convolution, with its gradients, at any size."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import get_norm
+from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from semask.ops import winograd
-from semask.ops.conv3x3 import Conv3x3
+from semask.ops.apply import apply_fast_paths
+from semask.ops.conv3x3 import WinogradConv2d
 
 SIZES = [(1, 1), (2, 9), (5, 7), (8, 8), (1, 6)]
 
@@ -44,28 +46,29 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
-def layers(norm: str) -> tuple[Conv3x3, Conv3x3]:
+def layers(norm: str, bias: bool = True) -> tuple[WinogradConv2d, Conv2d]:
     """A layer in its fast and its plain form, with the same numbers, none of them trivial."""
     torch.manual_seed(0)
-    fast, plain = (
-        Conv3x3(3, 4, norm=get_norm(norm, 4), activation=F.relu, winograd=winograd_too).double()
-        for winograd_too in (True, False)
-    )
+    keys = {"kernel_size": 3, "padding": 1, "activation": F.relu, "bias": bias}
+    fast, plain = (Conv2d(3, 4, norm=get_norm(norm, 4), **keys).double() for _ in range(2))
     for tensor in [*fast.parameters(), *fast.buffers()]:
         if tensor.is_floating_point():
             nn.init.uniform_(tensor, 0.5, 1.5)
     plain.load_state_dict(fast.state_dict())
+    apply_fast_paths(fast, ["winograd"])
+    assert isinstance(fast, WinogradConv2d)
     return fast, plain
 
 
-def compare(fast: Conv3x3, plain: Conv3x3, x: Tensor) -> None:
+def compare(fast: Conv2d, plain: Conv2d, x: Tensor) -> None:
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("norm", ["", "BN", "group"])
-def test_layer(norm: str) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_layer(norm: str, bias: bool) -> None:
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
-    fast, plain = layers("BN" if norm == "group" else norm)
+    fast, plain = layers("BN" if norm == "group" else norm, bias)
     if norm == "group":  # no scale of the output by known numbers, so nothing can be folded
         fast.norm, plain.norm = nn.GroupNorm(2, 4).double(), nn.GroupNorm(2, 4).double()
     compare(fast.train(), plain.train(), x)
@@ -97,3 +100,31 @@ def test_folded_filters_follow_the_layer(change: str) -> None:
             fast.weight.add_(1)
             plain.weight.add_(1)
         compare(fast, plain, x)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 3},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "groups": 3},
+    ],
+)
+def test_other_convolutions_are_left_as_they_are(keys: dict[str, Any]) -> None:
+    x = torch.randn(2, 3, 7, 6)
+    conv = Conv2d(3, 6, **keys)
+    expected = conv(x)
+    assert torch.equal(apply_fast_paths(conv, ["winograd"])(x), expected)
+
+
+def test_mixed_precision_is_the_librarys() -> None:
+    """Folded filters of one precision do not serve the other."""
+    x = torch.randn(1, 3, 6, 5)
+    fast, plain = (layer.float().eval() for layer in layers("BN"))
+    with torch.no_grad():
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(fast(x), plain(x))
+            torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)

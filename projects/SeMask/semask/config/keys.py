@@ -82,7 +82,8 @@ def add_semask_config(cfg: CfgNode) -> None:
     # ---- heads and losses (beside Detectron2's MODEL.SEM_SEG_HEAD keys) ----
     # Channel dropout in front of the last convolution.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
-    # Weight of the semantic-prior loss; 0 leaves the prior head out.
+    # Weight of the semantic-prior loss, by default the paper's (arXiv 2112.12782, section 3.4); 0
+    # leaves the prior without supervision.
     cfg.MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT = 0.4
     # Denominator of the cross entropy: "all" pixels (as published) or "valid" (not ignored) ones.
     cfg.MODEL.SEM_SEG_HEAD.LOSS_REDUCTION = "all"
@@ -181,6 +182,11 @@ def add_semask_config(cfg: CfgNode) -> None:
     # (height, width) of a window, and the steps between windows, in pixels.
     cfg.TEST.SLIDE_CROP = [512, 512]
     cfg.TEST.SLIDE_STRIDE = [341, 341]
+    # Evaluate and predict in mixed precision: "bfloat16" (CUDA and CPU) or "float16" (CUDA). The
+    # scores differ a little from those of float32.
+    cfg.TEST.AMP = CfgNode()
+    cfg.TEST.AMP.ENABLED = False
+    cfg.TEST.AMP.PRECISION = "bfloat16"
     # The weights with the largest value of this result (on the first dataset of DATASETS.TEST)
     # are kept as model_best.pth; "" = none are.
     cfg.TEST.BEST_METRIC = "sem_seg/mIoU"

@@ -10,6 +10,7 @@ from semask.engine.ema import WeightAverage
 from semask.engine.launch.peers import watched_peers
 from semask.engine.trainer import Trainer
 from semask.tasks import build_task
+from semask.utils.precision import evaluation_autocast
 
 
 def evaluate(cfg: CfgNode, *, resume: bool) -> None:
@@ -36,5 +37,6 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> None:
     with watched_peers():
         Trainer.test_with_average(cfg, model, ema)
         if comm.is_main_process():
-            build_task(cfg).draw_panels(model)
+            with evaluation_autocast(cfg):
+                build_task(cfg).draw_panels(model)
         comm.synchronize()  # the others stay while the main process draws

@@ -8,9 +8,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.optim import Optimizer
 
-from semask.errors import ConfigError
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+from semask.utils.precision import amp_dtype
 
 
 class Precision:
@@ -38,9 +36,7 @@ class Precision:
         Raises:
             ConfigError: the device cannot compute in it.
         """
-        check_precision(cfg)
-        dtype = DTYPES[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
-        return cls(torch.device(cfg.MODEL.DEVICE).type, dtype)
+        return cls(torch.device(cfg.MODEL.DEVICE).type, amp_dtype(cfg, "SOLVER"))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass."""
@@ -71,26 +67,10 @@ class Precision:
 
 
 def check_precision(cfg: CfgNode) -> None:
-    """Refuse what ``SOLVER.AMP`` asks for and the device cannot do.
+    """Refuse what ``SOLVER.AMP`` or ``TEST.AMP`` asks for and the device cannot do.
 
     Raises:
         ConfigError: it names key and device.
     """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return
-    name, device = cfg.SOLVER.AMP.PRECISION, torch.device(cfg.MODEL.DEVICE).type
-    if name not in DTYPES:
-        raise ConfigError(f"SOLVER.AMP.PRECISION is '{name}'; use 'bfloat16' or 'float16'.")
-    if device not in ("cuda", "cpu"):
-        raise ConfigError(
-            f"SOLVER.AMP.ENABLED needs a CUDA device or the CPU, but the model is on '{device}'."
-        )
-    if device == "cpu" and name == "float16":
-        raise ConfigError(
-            "SOLVER.AMP.PRECISION is 'float16', which needs a CUDA device, but the model is on the "
-            "CPU: use 'bfloat16' there, or set SOLVER.AMP.ENABLED to False."
-        )
-    if device == "cuda" and name == "bfloat16" and not torch.cuda.is_bf16_supported():
-        raise ConfigError(
-            "SOLVER.AMP.PRECISION is 'bfloat16', which this GPU does not support: use 'float16'."
-        )
+    for section in ("SOLVER", "TEST"):
+        amp_dtype(cfg, section)

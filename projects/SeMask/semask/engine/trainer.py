@@ -40,6 +40,7 @@ from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task, inference_folder, write_reports
+from semask.utils.precision import evaluation_autocast
 from semask.utils.randomness import shared_seed
 
 logger = logging.getLogger(__name__)
@@ -330,9 +331,10 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
         """See ``DefaultTrainer.test``; then the reports, where ``TEST.REPORT`` asks for them."""
-        results = super().test(cfg, for_evaluators(model), evaluators)
-        if evaluators is None and comm.is_main_process():
-            write_reports(cfg, model)
+        with evaluation_autocast(cfg):
+            results = super().test(cfg, for_evaluators(model), evaluators)
+            if evaluators is None and comm.is_main_process():
+                write_reports(cfg, model)
         return results
 
 

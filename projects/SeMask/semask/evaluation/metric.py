@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from semask.ops.scores import Scores
+from semask.ops.lazy_scores import LazyScores
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EvaluatedImage:
     """
 
     record: Mapping[str, Any]
-    scores: Scores
+    scores: LazyScores
     prediction: Tensor
     label: Tensor
     ignore_label: int

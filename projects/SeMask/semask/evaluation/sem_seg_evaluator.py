@@ -23,7 +23,7 @@ from semask.evaluation.confusion import (
     metrics_from_confusion,
 )
 from semask.evaluation.metric import EvaluatedImage, Metric
-from semask.ops.scores import Scores
+from semask.ops.lazy_scores import LazyScores, lazy
 from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -106,8 +106,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
         Args:
             inputs: dataset dicts as the model got them.
-            outputs: for each, {"scores": Scores} or {"sem_seg": (K, H, W) logits or
-                probabilities}, of the label's size.
+            outputs: for each, {"scores": LazyScores} or {"sem_seg": (K, H, W) logits}, of the
+                label's size.
 
         Raises:
             DataError: a label map is missing or damaged, of another size than the prediction, or
@@ -154,13 +154,13 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             self._write(self._output_dir, matrix, percentages, document)
         return OrderedDict(sem_seg=percentages)
 
-    def _scores(self, output: Mapping[str, Any]) -> Scores:
+    def _scores(self, output: Mapping[str, Any]) -> LazyScores:
         """A model's answer, of as many classes as the dataset has."""
         classes = len(self._class_names)
         if "scores" in output:
-            scores: Scores = output["scores"]
+            scores: LazyScores = output["scores"]
         elif output["sem_seg"].dim() == 3:
-            scores = Scores.of(output["sem_seg"])
+            scores = lazy(output["sem_seg"], "logits")
         else:
             raise ConfigError(
                 "A semantic segmentation model returns (K, H, W) class scores as 'sem_seg'; this "
@@ -170,7 +170,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             raise ConfigError(_class_count_message(self._dataset_name, classes, scores.num_classes))
         return scores
 
-    def _evaluated(self, dataset_dict: Mapping[str, Any], scores: Scores) -> EvaluatedImage:
+    def _evaluated(self, dataset_dict: Mapping[str, Any], scores: LazyScores) -> EvaluatedImage:
         """One image with its label map, its prediction and the confusion matrix of the two."""
         classes = len(self._class_names)
         record = self._record(dataset_dict)

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from semask.errors import ConfigError, UserError
 from semask.inference.predicting import evaluating
 from semask.modeling import SeMaskSegmentor
-from semask.modeling.layers.resize import resize
+from semask.modeling.heads.base import semantic_scores
 from semask.utils.files import replacing
 
 INPUT_NAME = "image"
@@ -58,7 +58,8 @@ class ImageToLogits(nn.Module):
         """
         model = self.model
         features = model.backbone((image - model.pixel_mean) / model.pixel_std)
-        return resize(model.sem_seg_head.layers(features), image.shape[-2:])
+        size = (image.shape[-2], image.shape[-1])
+        return semantic_scores(model.head_prediction(features), size)
 
 
 def export_program(model: nn.Module, size: tuple[int, int]) -> torch.export.ExportedProgram:

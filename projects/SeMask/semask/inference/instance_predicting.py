@@ -9,7 +9,10 @@ from detectron2.structures import Instances
 from torch import nn
 
 from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.meta_arch.prior_maps import gives_priors, prior_maps_of, without_padding
+from semask.ops.lazy_scores import LazyScores
+from semask.ops.stripes import MapRows, resized
 from semask.utils.palette import class_colors
 
 BACKGROUND_COLOR = (225, 225, 225)
@@ -27,8 +30,9 @@ def predict_instances(
 
     Returns:
         Detectron2's output: "instances", and of a panoptic model "sem_seg" and "panoptic_seg";
-        with ``priors`` also "priors", {"prior2": (K, h, w), ...}, and, of a model whose prior is
-        supervised, "prior", the decoded (K, h, w), all without the batch's padding.
+        with ``priors`` also "priors", {"prior2": (K, h, w), ...}, without the batch's padding,
+        and, of a model whose prior is supervised, "prior", the decoded logits as
+        :class:`LazyScores` of the original image's size.
     """
     backbone = getattr(model, "backbone", None)
     if not (priors and gives_priors(model) and isinstance(backbone, SemSegBackbone)):
@@ -37,11 +41,12 @@ def predict_instances(
         output = dict(model([inputs])[0])
     size = (inputs["image"].shape[-2], inputs["image"].shape[-1])
     output["priors"] = without_padding(maps, backbone.prior_strides, size)
-    loss = getattr(model, "prior_loss", None)
-    if loss is not None:
-        decoded_size = (-(-size[0] // loss.common_stride), -(-size[1] // loss.common_stride))
+    supervision: PriorSupervision | None = getattr(model, "prior_supervision", None)
+    if supervision is not None:
         cut = {name: value[None] for name, value in output["priors"].items()}
-        output["prior"] = loss.prior_head(cut, decoded_size)[0]
+        decoded = MapRows(supervision.decode(cut, size)[0])
+        original = (inputs.get("height", size[0]), inputs.get("width", size[1]))
+        output["prior"] = LazyScores(resized(decoded, size, original), "logits")
     return output
 
 

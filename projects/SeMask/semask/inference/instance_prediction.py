@@ -27,8 +27,9 @@ class InstancePrediction:
         segments: what Detectron2 says of each segment: "id", "isthing", "category_id" and others.
         stuff_names: of the classes of a panoptic model's semantic map.
         stuff_colors: their colours, (K, 3) uint8 RGB; None as for ``panoptic``.
-        prior: (h, w) classes that the decoded semantic prior names; None where it was not asked
-            for, or the model's prior is not supervised.
+        prior: (H, W) class of each pixel by the decoded semantic prior, an index into
+            ``prior_names``; None where it was not asked for, or the model's prior is not
+            supervised.
         priors: the semantic-prior logits of the stages, {"prior2": (K, h, w) float32, ...}; None
             where they were not asked for.
         prior_names: names of the K classes of the priors.

@@ -19,9 +19,11 @@ from semask.inference.instance_predicting import (
     stuff_classes_of,
 )
 from semask.inference.instance_prediction import InstancePrediction
+from semask.inference.predicting import class_map
 from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels
 from semask.modeling.meta_arch.detector_config import detector_classes
 from semask.modeling.meta_arch.prior_maps import gives_priors
+from semask.utils.precision import evaluation_autocast
 
 
 class InstancePredictor(ImagePredictor):
@@ -78,7 +80,7 @@ class InstancePredictor(ImagePredictor):
                 "(MODEL.BACKBONE.NAME, MODEL.SEMASK.ATTENTION)."
             )
         pixels = image_pixels(image)
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluation_autocast(self.cfg):
             output = predict_instances(self.model, self._mapper.transform(pixels), priors=priors)
         return InstancePrediction(
             image=pixels,
@@ -109,7 +111,7 @@ class InstancePredictor(ImagePredictor):
         decoded = output.get("prior")
         return {
             "priors": {k: v.float().cpu().numpy() for k, v in output["priors"].items()},
-            "prior": None if decoded is None else decoded.argmax(0).cpu().numpy(),
+            "prior": None if decoded is None else class_map(decoded),
             "prior_names": tuple(names),
             "prior_colors": colors,
         }

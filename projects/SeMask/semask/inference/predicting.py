@@ -10,21 +10,21 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semask.ops.scores import Scores
+from semask.modeling.heads.base import ScoreKind
+from semask.ops.lazy_scores import LazyScores, lazy
 
 # From a dataset dict, which it may change, to a model's input.
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def gives_scores(model: nn.Module) -> bool:
-    """Whether a model has ``scores([inputs], return_priors=...)``, as ``SeMaskSegmentor`` has.
+    """Whether a model predicts single images and says what its scores are, as ``SeMaskSegmentor``.
 
-    It returns for each image "sem_seg", and perhaps "prior", ``Scores``, and "priors", tensors
-    {"prior2": (K, h, w), ...}.
+    Its ``predict(inputs, return_priors)`` returns "sem_seg", of the model's ``score_kind``, and
+    perhaps "prior", logits, each as a tensor (K, H, W) or as :class:`LazyScores`, and "priors",
+    tensors {"prior2": (K, h, w), ...}.
     """
-    scores = getattr(model, "scores", None)
-    # Other models may have ``scores`` of other arguments.
-    return callable(scores) and "return_priors" in inspect.signature(scores).parameters
+    return callable(getattr(model, "predict", None)) and hasattr(model, "score_kind")
 
 
 @contextlib.contextmanager
@@ -54,39 +54,42 @@ def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> di
     """A model's answer for one image, with its semantic-prior maps if it offers them.
 
     Args:
-        model: called as ``model.scores([inputs], return_priors=...)`` if it
-            ``gives_scores``; else as ``model.inference([inputs], return_priors=True)`` where
-            that exists, and as a stock Detectron2 model, ``model([inputs])``, where it does not.
+        model: called as ``model.predict(inputs, return_priors=...)`` if it ``gives_scores``; else
+            as ``model.inference([inputs], return_priors=True)`` where that exists, and as a stock
+            Detectron2 model, ``model([inputs])``, where it does not.
         inputs: what the mapper made of a dataset dict.
         priors: False = the maps are not needed.
 
     Returns:
-        "sem_seg", ``Scores``, and perhaps "prior", ``Scores``, and "priors", tensors
-        {"prior2": (K, h, w), ...}.
+        "sem_seg", :class:`LazyScores`, and perhaps "prior", :class:`LazyScores`, and "priors",
+        tensors {"prior2": (K, h, w), ...}.
     """
+    answer: Any = model
+    kind: ScoreKind = "logits"  # of Detectron2's SemanticSegmentor and PanopticFPN
     if gives_scores(model):
-        answer: Any = model
-        return answer.scores([inputs], return_priors=priors)[0]
-    inference = getattr(model, "inference", None)
-    # Stock models may have an ``inference`` of other arguments.
-    if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
-        output = inference([inputs], return_priors=priors)[0]
+        output = answer.predict(inputs, return_priors=priors)
+        kind = answer.score_kind
     else:
-        output = model([inputs])[0]
-    scores = {key: Scores.of(output[key]) for key in ("sem_seg", "prior") if key in output}
-    return {**output, **scores}
+        inference = getattr(model, "inference", None)
+        # Stock models may have an ``inference`` of other arguments.
+        if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
+            output = inference([inputs], return_priors=priors)[0]
+        else:
+            output = model([inputs])[0]
+    kinds: dict[str, ScoreKind] = {"sem_seg": kind, "prior": "logits"}
+    return {**output, **{key: lazy(output[key], kinds[key]) for key in kinds if key in output}}
 
 
-def class_map(scores: Scores | torch.Tensor) -> np.ndarray:
+def class_map(scores: LazyScores | torch.Tensor) -> np.ndarray:
     """Scores of K classes, as such or as (K, H, W), to (H, W) classes."""
-    labels = scores.labels() if isinstance(scores, Scores) else scores.argmax(dim=0)
+    labels = scores.labels() if isinstance(scores, LazyScores) else scores.argmax(dim=0)
     return labels.cpu().numpy()
 
 
 class ForEvaluators(nn.Module):
     """A model whose answers are computed as far as an evaluator asks for them.
 
-    They have "scores", see ``Scores``, for evaluators that can use them, and "sem_seg", all
+    They have "scores", :class:`LazyScores`, for evaluators that can use them, and "sem_seg", all
     scores in one tensor, is only made when it is read.
     """
 
@@ -101,11 +104,14 @@ class ForEvaluators(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_Answer"]:
         """An answer for each image."""
-        return [_Answer(scores=output["sem_seg"]) for output in self.model.scores(batched_inputs)]
+        return [
+            _Answer(scores=predict(self.model, inputs, priors=False)["sem_seg"])
+            for inputs in batched_inputs
+        ]
 
 
 class _Answer(dict[str, Any]):
-    """{"scores": Scores}, and "sem_seg" on demand."""
+    """{"scores": LazyScores}, and "sem_seg" on demand."""
 
     def __missing__(self, key: str) -> torch.Tensor:
         if key != "sem_seg":
@@ -120,7 +126,7 @@ def for_evaluators(model: nn.Module) -> nn.Module:
         model: of any kind, possibly wrapped in ``DistributedDataParallel``.
 
     Returns:
-        The model itself where it does not give ``Scores``.
+        The model itself where it gives no scores.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     return ForEvaluators(inner) if gives_scores(inner) else model

@@ -27,9 +27,10 @@ from semask.inference.prediction import Prediction
 from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors
 from semask.ops.apply import apply_fast_paths, select_fast_paths
-from semask.ops.scores import Scores
+from semask.ops.lazy_scores import LazyScores
 from semask.utils.device import resolve_device
 from semask.utils.palette import class_colors
+from semask.utils.precision import evaluation_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class Predictor(ImagePredictor):
             )
         pixels = image_pixels(image)
         inputs = self._mapper.transform(pixels)
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluation_autocast(self.cfg):
             output = predict(self.model, inputs, priors=priors)
             scores = output["sem_seg"]
             return Prediction(
@@ -203,7 +204,7 @@ class Predictor(ImagePredictor):
                 "%d of the %d images in '%s' could not be read.", unreadable, len(files), folder
             )
 
-    def _labels(self, scores: Scores) -> np.ndarray:
+    def _labels(self, scores: LazyScores) -> np.ndarray:
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
         return class_map(scores).astype(dtype)
 

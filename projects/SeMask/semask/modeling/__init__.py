@@ -10,11 +10,17 @@ from semask.modeling.backbone import (
     SemSegBackbone,
     SwinTransformer,
 )
-from semask.modeling.heads import SemanticFPNHead, SemanticPriorHead, SeMaskFPNHead
-from semask.modeling.losses import segmentation_loss
-from semask.modeling.meta_arch.detectors import (
-    PriorLoss,
+from semask.modeling.heads import (
     PriorSupervision,
+    SegmentationHead,
+    SemanticFPNHead,
+    SemanticPriorHead,
+    SeMaskFPNHead,
+    semantic_scores,
+)
+from semask.modeling.losses import SegmentationLoss, segmentation_loss
+from semask.modeling.meta_arch.detectors import (
+    PriorSupervisedDetector,
     SeMaskGeneralizedRCNN,
     SeMaskPanopticFPN,
     SeMaskRetinaNet,
@@ -27,14 +33,12 @@ from semask.modeling.meta_arch.protocol import (
     build_test_protocol,
 )
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor, check_protocol
-from semask.ops.scores import Scores
 
 __all__ = [
     "HierarchicalEncoder",
     "MultiScale",
-    "PriorLoss",
+    "PriorSupervisedDetector",
     "PriorSupervision",
-    "Scores",
     "SeMaskBackbone",
     "SeMaskFPN",
     "SeMaskFPNHead",
@@ -43,6 +47,8 @@ __all__ = [
     "SeMaskRetinaNet",
     "SeMaskSegmentor",
     "SeMaskSwin",
+    "SegmentationHead",
+    "SegmentationLoss",
     "SemSegBackbone",
     "SemanticAttention",
     "SemanticFPNHead",
@@ -55,4 +61,5 @@ __all__ = [
     "build_test_protocol",
     "check_protocol",
     "segmentation_loss",
+    "semantic_scores",
 ]

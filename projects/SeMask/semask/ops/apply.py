@@ -15,14 +15,21 @@ from functools import cache
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import Conv2d
 from torch import nn
 
 from semask.errors import ConfigError
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
 from semask.modeling.backbone.semask import SeMaskBackbone
 from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock, WindowAttention
+from semask.modeling.losses.cross_entropy import SegmentationLoss
+from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
+from semask.modeling.meta_arch.semantic import SeMaskSegmentor
+from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 from semask.ops.bands import ChunkedPatchEmbed, ChunkedPatchMerging
+from semask.ops.conv3x3 import WinogradConv2d
 from semask.ops.malloc import can_keep_memory
+from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
 from semask.ops.semantic_layer import (
     ChunkedSemanticLayer,
     FoldedSemanticAttention,
@@ -30,6 +37,13 @@ from semask.ops.semantic_layer import (
     RecomputedSemanticLayer,
     SplitSemanticAttention,
 )
+from semask.ops.streamed import (
+    StreamedMultiScale,
+    StreamedSegmentor,
+    StreamedSlidingWindow,
+    StreamedWholeImage,
+)
+from semask.ops.striped_loss import StripedSegmentationLoss
 from semask.ops.swin_block import ChunkedSwinBlock, RecomputedSwinBlock
 from semask.ops.window_attention import GatheredWindowAttention, SdpaWindowAttention
 
@@ -71,10 +85,30 @@ def _not_worth_recomputing(model: nn.Module) -> Iterator[nn.Module]:
 
 # In this order: of two forms of one class, the later one is tried first.
 FAST_PATHS = {
-    "striped_loss": FastPath("up-sampling and cross entropy a stripe of rows at a time"),
+    "striped_loss": FastPath(
+        "up-sampling and cross entropy a stripe of rows at a time",
+        forms={SegmentationLoss: StripedSegmentationLoss},
+    ),
     # solver/optimizer.py
     "fused_optimizer": FastPath("AdamW's update in one kernel", pays_on=("cpu", "cuda")),
-    "winograd": FastPath("3x3 convolutions by Winograd's products", pays_on=("cpu",)),
+    "winograd": FastPath(
+        "3x3 convolutions by Winograd's products",
+        pays_on=("cpu",),
+        forms={Conv2d: WinogradConv2d},
+    ),
+    "early_sum": FastPath(
+        "the FPN decoder's maps are summed in front of their last up-sampling",
+        forms={SemanticFPNHead: EarlySumFPNHead},
+    ),
+    "streamed": FastPath(
+        "evaluation's scores a stripe of rows at a time",
+        forms={
+            MultiScale: StreamedMultiScale,
+            SeMaskSegmentor: StreamedSegmentor,
+            SlidingWindow: StreamedSlidingWindow,
+            WholeImage: StreamedWholeImage,
+        },
+    ),
     "gathered": FastPath(
         "windows cut by one gather",
         forms={WindowAttention: GatheredWindowAttention, SemanticLayer: GatheredSemanticLayer},
@@ -94,6 +128,7 @@ FAST_PATHS = {
         forms={
             PatchEmbed: ChunkedPatchEmbed,
             PatchMerging: ChunkedPatchMerging,
+            SemanticFPNHead: BandedFPNHead,
             SemanticLayer: ChunkedSemanticLayer,
             SwinBlock: ChunkedSwinBlock,
         },

@@ -1,7 +1,7 @@
-"""The decoders' 3x3 convolution with its normalisation and activation."""
+"""Detectron2's convolution with its normalisation and activation, by Winograd's products."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -11,49 +11,34 @@ from semask.ops import winograd
 from semask.ops.parameter_cache import ParameterCache
 from semask.ops.tracing import traced
 
+# Heads of detectors convolve hundreds of small maps at a time, for which the plain form is faster.
+MOST_MAPS = 32
 
-class Conv3x3(Conv2d):
-    """Detectron2's ``Conv2d`` with stride 1 and zero padding 1, optionally in a faster form.
 
-    Args:
-        in_channels, out_channels: C and O.
-        norm: applied to the output, or None; without one there is a bias.
-        activation: applied last, or None.
-        winograd: compute as :mod:`semask.ops.winograd` does, in evaluation with the
-            normalisation folded into the filters, which are scaled instead of the output.
+class WinogradConv2d(Conv2d):
+    """3x3 convolutions of stride 1 that keep the map's size; others are left as they are.
+
+    In evaluation the normalisation is folded into the filters, which are scaled instead of the
+    output.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        norm: nn.Module | None = None,
-        activation: Callable[[Tensor], Tensor] | None = None,
-        winograd: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size=3,
-            padding=1,
-            bias=norm is None,
-            norm=norm,
-            activation=activation,
-        )
-        self.winograd = winograd
-        self._folded: ParameterCache[tuple[Tensor, Tensor]] = ParameterCache()
+    def set_up(self) -> None:
+        """Called once on each module that becomes one of these."""
+        self._folded: ParameterCache[Any] = ParameterCache()
 
-    def train(self, mode: bool = True) -> "Conv3x3":
+    def train(self, mode: bool = True) -> "WinogradConv2d":
+        """See ``nn.Module``."""
         self._folded.clear()
         super().train(mode)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
-        if not self.winograd or traced() or x.numel() == 0:
+        if not self._is_3x3() or traced() or not 0 < len(x) <= MOST_MAPS or x.numel() == 0:
             return super().forward(x)
-        if not torch.is_grad_enabled() and _can_be_folded(self.norm):
+        if torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        if not torch.is_grad_enabled() and can_be_folded(self.norm):
             x = self._evaluate(x)
         else:
             x = winograd.convolution(x, self.weight)
@@ -61,24 +46,35 @@ class Conv3x3(Conv2d):
             x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
-    def is_local(self) -> bool:
-        """Whether an output depends on nothing but its 3x3 inputs: a part may go alone."""
-        return isinstance(self.norm, FrozenBatchNorm2d) or _can_be_folded(self.norm)
+    def _is_3x3(self) -> bool:
+        return (
+            self.kernel_size == (3, 3)
+            and self.padding == self.stride == self.dilation == (1, 1)
+            and self.groups == 1
+            and self.padding_mode == "zeros"
+        )
 
     def _evaluate(self, x: Tensor) -> Tensor:
         """Convolution and normalisation in one."""
         norm = self.norm
         if norm is None:
-            filters, bias = self._folded.get(_transform, self.weight, self.bias)
+            filters, bias = self._folded.get(_transform, self.weight), self.bias
         else:
             fold = partial(_fold, eps=norm.eps)
             state = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-            filters, bias = self._folded.get(fold, self.weight, *state)
+            own = () if self.bias is None else (self.bias,)
+            filters, bias = self._folded.get(fold, self.weight, *state, *own)
         x = winograd.convolve(x.permute(0, 2, 3, 1).contiguous(), filters)
-        return x.add_(bias).permute(0, 3, 1, 2)
+        x = x if bias is None else x.add_(bias)
+        return x.permute(0, 3, 1, 2)
 
 
-def _can_be_folded(norm: nn.Module | None) -> bool:
+def is_local(conv: Conv2d) -> bool:
+    """Whether an output depends on nothing but its 3x3 inputs: a part of a map may go alone."""
+    return isinstance(conv.norm, FrozenBatchNorm2d) or can_be_folded(conv.norm)
+
+
+def can_be_folded(norm: nn.Module | None) -> bool:
     """Whether a normalisation only scales and shifts each channel by known numbers."""
     if norm is None:
         return True
@@ -87,14 +83,22 @@ def _can_be_folded(norm: nn.Module | None) -> bool:
     return not norm.training and norm.track_running_stats and norm.affine
 
 
-def _transform(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return winograd.transform_filters(weight), bias
+def _transform(weight: Tensor) -> Tensor:
+    return winograd.transform_filters(weight)
 
 
 def _fold(
-    weight: Tensor, mean: Tensor, var: Tensor, gain: Tensor, shift: Tensor, *, eps: float
+    weight: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """(conv - mean) / sqrt(var + eps) * gain + shift as a convolution with a bias."""
+    """(conv + bias - mean) / sqrt(var + eps) * gain + shift as a convolution with a bias."""
     scale = gain / torch.sqrt(var + eps)
     filters = winograd.transform_filters(weight * scale[:, None, None, None])
+    mean = mean if bias is None else mean - bias
     return filters, shift - mean * scale

@@ -48,6 +48,7 @@ class _CroppedRows(Rows):
     def __init__(self, source: Rows, size: tuple[int, int]) -> None:
         self.size = size
         self.num_classes, self.dtype, self.device = source.num_classes, source.dtype, source.device
+        self.in_stripes = source.in_stripes
         self._source = source
 
     def down(self, rows: slice) -> Tensor:
@@ -57,6 +58,8 @@ class _CroppedRows(Rows):
 
 class _ClassScoreRows(Rows):
     """Class scores of the rows of mask logits."""
+
+    in_stripes = True  # the masks' probabilities would all be held
 
     def __init__(self, masks: Rows, probabilities: Tensor) -> None:
         self.size, self.dtype, self.device = masks.size, masks.dtype, masks.device

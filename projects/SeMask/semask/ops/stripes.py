@@ -85,8 +85,10 @@ class Rows(ABC):
         num_classes: K.
         dtype: of the values; what is computed on the way is float32 or better.
         device: where they are computed.
+        in_stripes: whether all rows at once would hold much more than they are themselves.
     """
 
+    in_stripes: bool = False
     size: tuple[int, int]
     num_classes: int
     dtype: torch.dtype
@@ -127,6 +129,7 @@ class ResizedRows(Rows):
     def __init__(self, source: Rows, size: tuple[int, int]) -> None:
         self.size = size
         self.num_classes, self.dtype, self.device = source.num_classes, source.dtype, source.device
+        self.in_stripes = source.in_stripes
         self._source = source
         self._resize = RowResize(source.size, size, source.device)
 

@@ -24,8 +24,9 @@ from semask.modeling.meta_arch.detector_config import (
     detector_classes,
     has_semantic_head,
     predicts_masks,
+    prior_is_supervised,
 )
-from semask.modeling.meta_arch.detectors import PRIOR_TARGET, prior_is_supervised
+from semask.modeling.meta_arch.detectors import PRIOR_TARGET
 from semask.report.instances import write_instance_report
 from semask.tasks.base import TASK_REGISTRY, Task
 from semask.tasks.semantic import check_ignore_value, resolve_semantic_classes

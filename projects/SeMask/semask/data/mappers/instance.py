@@ -22,8 +22,9 @@ from semask.modeling.meta_arch.detector_config import (
     detector_classes,
     has_semantic_head,
     predicts_masks,
+    prior_is_supervised,
 )
-from semask.modeling.meta_arch.detectors import PRIOR_TARGET, prior_is_supervised
+from semask.modeling.meta_arch.detectors import PRIOR_TARGET
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 
 from semask.tasks import build_task
+from semask.utils.precision import evaluation_autocast
 
 
 class EvaluationHook(EvalHook):
@@ -39,6 +40,7 @@ class PanelsHook(HookBase):
             self._draw()
 
     def _draw(self) -> None:
-        picture = build_task(self._cfg).draw_panels(self.trainer.model)
+        with evaluation_autocast(self._cfg):
+            picture = build_task(self._cfg).draw_panels(self.trainer.model)
         if picture is not None:
             self.trainer.storage.put_image("panels", picture.transpose(2, 0, 1))

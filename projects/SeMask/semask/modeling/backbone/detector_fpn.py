@@ -13,13 +13,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from semask.errors import ConfigError
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.backbone.semask_swin import SeMaskSwin
-from semask.modeling.meta_arch.detector_config import detector_classes
-
-# What a model is supervised with beside its own losses (MODEL.SEMASK.PRIOR_TARGET).
-PRIOR_TARGETS = ("instances", "sem_seg")
+from semask.modeling.meta_arch.detector_config import prior_classes
 
 
 class PyramidSwin(SeMaskSwin):
@@ -81,35 +77,6 @@ class SeMaskFPN(FPN, SemSegBackbone):
         levels = FPN.forward(self, features)
         priors = {name: features[name] for name in self.prior_strides if name in features}
         return {**levels, **priors}
-
-
-def prior_classes(cfg: CfgNode) -> int:
-    """Classes K of the prior maps of a detector: as many as its prior's target has.
-
-    ``MODEL.SEMASK.NUM_CLASSES``, and where that is 0: with ``MODEL.SEMASK.PRIOR_TARGET``
-    "instances" the categories that the detector tells apart and one for the background, with
-    "sem_seg" ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
-
-    Raises:
-        ConfigError: the target or the number is none that can be.
-    """
-    target = cfg.MODEL.SEMASK.PRIOR_TARGET
-    if target not in PRIOR_TARGETS:
-        raise ConfigError(
-            f"MODEL.SEMASK.PRIOR_TARGET is '{target}'; it can be {' or '.join(PRIOR_TARGETS)}."
-        )
-    if target == "instances":
-        needed, key = detector_classes(cfg) + 1, "the categories and one for the background"
-    else:
-        needed, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-    given = cfg.MODEL.SEMASK.NUM_CLASSES
-    if given not in (0, needed):
-        raise ConfigError(
-            f"MODEL.SEMASK.NUM_CLASSES is {given}, but the prior's target "
-            f"(MODEL.SEMASK.PRIOR_TARGET '{target}') has {needed} classes: {key}. Set it to 0 to "
-            "follow the target."
-        )
-    return needed
 
 
 @BACKBONE_REGISTRY.register()

@@ -37,7 +37,11 @@ class SegmentationHead(nn.Module, ABC):
     num_classes: int
     ignore_value: int = 255
     score_kind: ScoreKind = "logits"
-    prior_supervision: PriorSupervision | None = None
+    prior_supervision: PriorSupervision | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior_supervision = None
 
     @abstractmethod
     def predict(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -69,10 +73,28 @@ class SegmentationHead(nn.Module, ABC):
             {"loss_...": scalar}, among them "loss_prior" where the head supervises the priors.
         """
 
+    def prior_losses(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """{"loss_prior": scalar} where the head supervises the priors, else nothing.
+
+        Args:
+            features: with the prior maps.
+            labels: "sem_seg" of :meth:`losses`.
+        """
+        if self.prior_supervision is None:
+            return {}
+        return {"loss_prior": self.prior_supervision(features, labels)}
+
     def forward(
-        self, features: Mapping[str, Tensor], targets: Mapping[str, Any] | None = None
+        self, features: Mapping[str, Tensor], targets: Tensor | Mapping[str, Any] | None = None
     ) -> Any:
-        """:meth:`losses` in training, :meth:`predict` in evaluation.
+        """What meta-architectures call.
+
+        Args:
+            features: see :meth:`predict` and :meth:`losses`.
+            targets: those of :meth:`losses`, or "sem_seg" alone; needed in training.
+
+        Returns:
+            In training ``(None, losses)``, as Detectron2 has it; in evaluation the prediction.
 
         Raises:
             ValueError: there are no targets in training.
@@ -80,8 +102,10 @@ class SegmentationHead(nn.Module, ABC):
         if not self.training:
             return self.predict(features)
         if targets is None:
-            raise ValueError("A segmentation head needs 'targets' in training")
-        return self.losses(features, targets)
+            raise ValueError("A segmentation head needs labels in training ('sem_seg')")
+        if isinstance(targets, Tensor):
+            targets = {"sem_seg": targets}
+        return None, self.losses(features, targets)
 
 
 def semantic_scores(prediction: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:

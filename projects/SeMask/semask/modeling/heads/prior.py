@@ -149,13 +149,14 @@ class PriorSupervision(nn.Module):
         """Refuse a backbone whose prior maps are not what is supervised.
 
         Raises:
-            ValueError: it has none, or of another number of classes.
+            ConfigError: it has none, or of another number of classes.
         """
         classes = getattr(backbone, "num_semantic_classes", 0)
         if not isinstance(backbone, SemSegBackbone) or classes != self.num_classes:
-            raise ValueError(
+            raise ConfigError(
                 f"The labels of the prior maps have {self.num_classes} classes, but the prior maps "
-                f"of the backbone {type(backbone).__name__} have {classes}"
+                f"of the backbone {type(backbone).__name__} have {classes} "
+                "(MODEL.SEMASK.NUM_CLASSES)."
             )
 
     def decode(self, priors: Mapping[str, Tensor], image_size: tuple[int, int]) -> Tensor:

@@ -92,13 +92,8 @@ def segmentation_loss(
     ignore_value: int = 255,
     reduction: str = "all",
     ohem_pixels: int = 0,
-    striped: bool = False,
 ) -> Tensor:
     """:class:`SegmentationLoss` as a function."""
     loss = SegmentationLoss(ignore_value=ignore_value, reduction=reduction, ohem_pixels=ohem_pixels)
-    if striped:
-        from semask.ops.striped_loss import StripedSegmentationLoss
-
-        loss.__class__ = StripedSegmentationLoss
     value: Tensor = loss(logits, target)
     return value

@@ -1,7 +1,7 @@
 """How a network is applied to an image in evaluation: whole, at several scales, or in windows.
 
 A protocol is chosen by ``TEST.PROTOCOL`` and is the same in evaluation, during training and in
-the predictor. It knows nothing of the model but a function from an image to logits.
+the predictor. It knows nothing of the model but a function from an image to class scores.
 """
 
 from abc import ABC, abstractmethod
@@ -11,50 +11,58 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from semask.errors import ConfigError
-from semask.ops.scores import Scores
-from semask.ops.stripes import MapRows, Rows, resized
+from semask.modeling.heads.base import ScoreKind
+from semask.modeling.layers.resize import resize
 
-# An image (3, H, W), 0..255, to class logits (1, K, h, w) of a lower resolution.
+# An image (3, H, W), 0..255, to class scores (K, H, W).
 Network = Callable[[Tensor], Tensor]
 
 
-class TestProtocol(ABC):
+class TestProtocol(nn.Module, ABC):
     """From what the data mapper returns for an image to a score of each class at each pixel.
 
-    The network runs at once. Its logits are kept as they are, at the low resolution, and are
-    resized to the input's and the original size when the scores are asked for.
+    It has no parameters.
     """
 
+    def score_kind(self, kind: ScoreKind) -> ScoreKind:
+        """What it returns where the network returns ``kind``."""
+        return kind
+
     @abstractmethod
-    def __call__(
-        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Scores:
+    def forward(
+        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
+    ) -> Tensor:
         """Scores of one image.
 
         Args:
             network: the model.
             inputs: "image", (3, H, W), and for ``MultiScale`` "images".
             size: height and width of the scores, those of the original image.
+            kind: what the network returns.
+
+        Returns:
+            (K, *size), of :meth:`score_kind`.
         """
 
 
 class WholeImage(TestProtocol):
-    """The image at once: logits at its size, then at the original size."""
+    """The image at once: scores at its size, then at the original size."""
 
-    def __call__(
-        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Scores:
-        image = inputs["image"]
-        return Scores(resized(MapRows(network(image)[0]), image.shape[-2:], size))
+    def forward(
+        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
+    ) -> Tensor:
+        """See :class:`TestProtocol`."""
+        return resize(network(inputs["image"])[None], size)[0]
 
 
 class MultiScale(TestProtocol):
     """The mean of the class probabilities over several sizes of the image, and their mirrors.
 
     ``inputs["images"]`` are the sizes, each made from the original image by the data mapper.
+    Scores that are no logits are averaged as they are.
     """
 
     def __init__(self, *, flip: bool = True) -> None:
@@ -62,46 +70,44 @@ class MultiScale(TestProtocol):
         Args:
             flip: also predict the mirror image of each size.
         """
+        super().__init__()
         self.flip = flip
 
-    def __call__(
-        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Scores:
+    def score_kind(self, kind: ScoreKind) -> ScoreKind:
+        """See :class:`TestProtocol`."""
+        return "probabilities" if kind == "logits" else kind
+
+    def forward(
+        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
+    ) -> Tensor:
+        """See :class:`TestProtocol`."""
+        total: Tensor | None = None
+        views = self.views(inputs)
+        for image, mirrored in views:
+            scores = resize(network(image.flip(-1) if mirrored else image)[None], size)[0]
+            scores = scores.softmax(dim=0) if kind == "logits" else scores
+            scores = scores.flip(-1) if mirrored else scores
+            total = scores if total is None else total + scores
+        assert total is not None  # there is a view
+        return total / len(views)
+
+    def views(self, inputs: Mapping[str, Any]) -> list[tuple[Tensor, bool]]:
+        """The image at each of its sizes, and whether it is to be mirrored.
+
+        Raises:
+            ConfigError: there are none.
+        """
         images = inputs.get("images")
         if not images:
             raise ConfigError(
                 "TEST.PROTOCOL 'multi_scale' needs the image at each factor, as 'images' in the "
                 "model's input: use semask.data.SemSegMapper with the same config."
             )
-        views = []
-        for image, mirrored in product(images, (False, True) if self.flip else (False,)):
-            logits = network(image.flip(-1) if mirrored else image)[0]
-            views.append((resized(MapRows(logits), image.shape[-2:], size), mirrored))
-        return Scores(_MeanProbabilities(views), are_probabilities=True)
-
-
-class _MeanProbabilities(Rows):
-    """Of the logits of several views; those of mirrored ones are turned back."""
-
-    def __init__(self, views: Sequence[tuple[Rows, bool]]) -> None:
-        first = views[0][0]
-        self.size, self.num_classes, self.device = first.size, first.num_classes, first.device
-        self.dtype = torch.promote_types(first.dtype, torch.float32)
-        self._views = views
-
-    def down(self, rows: slice) -> Tensor:
-        """See :class:`Rows`."""
-        total: Tensor | None = None
-        for view, mirrored in self._views:
-            scores = view[rows].softmax(dim=-1)
-            scores = scores.flip(1) if mirrored else scores
-            total = scores if total is None else total.add_(scores)
-        assert total is not None  # __init__ has seen the first
-        return total.div_(len(self._views))
+        return list(product(images, (False, True) if self.flip else (False,)))
 
 
 class SlidingWindow(TestProtocol):
-    """Overlapping windows, one at a time; where they overlap, the mean of their logits.
+    """Overlapping windows, one at a time; where they overlap, the mean of their scores.
 
     An image of any size fits as far as one window does. Averaged at the input's size, then
     resized.
@@ -117,6 +123,7 @@ class SlidingWindow(TestProtocol):
         Raises:
             ConfigError: an argument is not as described.
         """
+        super().__init__()
         if len(crop) != 2 or len(stride) != 2:
             raise ConfigError(
                 "TEST.SLIDE_CROP and TEST.SLIDE_STRIDE are (height, width) in pixels; "
@@ -130,43 +137,34 @@ class SlidingWindow(TestProtocol):
         self.crop = (int(crop[0]), int(crop[1]))
         self.stride = (int(stride[0]), int(stride[1]))
 
-    def __call__(
-        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int]
-    ) -> Scores:
-        image = inputs["image"]
-        height, width = image.shape[-2:]
-        tops = window_starts(height, self.crop[0], self.stride[0])
-        lefts = window_starts(width, self.crop[1], self.stride[1])
-        windows = []
-        for top, left in product(tops, lefts):
-            window = image[:, top : top + self.crop[0], left : left + self.crop[1]]
-            logits = MapRows(network(window)[0])
-            windows.append((top, left, resized(logits, window.shape[-2:])))
-        return Scores(resized(_MeanLogits(windows, (height, width)), size))
+    def forward(
+        self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
+    ) -> Tensor:
+        """See :class:`TestProtocol`."""
+        height, width = inputs["image"].shape[-2:]
+        total = count = None
+        for top, left, window in self.windows(inputs["image"]):
+            scores = network(window)
+            if total is None or count is None:
+                dtype = torch.promote_types(scores.dtype, torch.float32)
+                total = scores.new_zeros(len(scores), height, width, dtype=dtype)
+                count = scores.new_zeros(1, height, width, dtype=dtype)
+            rows, columns = (slice(top, top + scores.shape[1]), slice(left, left + scores.shape[2]))
+            total[:, rows, columns] += scores
+            count[:, rows, columns] += 1
+        assert total is not None  # there is a window
+        assert count is not None
+        return resize((total / count)[None], size)[0]
 
-
-class _MeanLogits(Rows):
-    """Of windows of an image, each with its first row and column, that cover it together."""
-
-    def __init__(self, windows: Sequence[tuple[int, int, Rows]], size: tuple[int, int]) -> None:
-        first = windows[0][2]
-        self.size, self.num_classes, self.device = size, first.num_classes, first.device
-        self.dtype = torch.promote_types(first.dtype, torch.float32)
-        self._windows = windows
-
-    def down(self, rows: slice) -> Tensor:
-        """See :class:`Rows`."""
-        shape = (rows.stop - rows.start, self.size[1])
-        total = torch.zeros(*shape, self.num_classes, dtype=self.dtype, device=self.device)
-        count = torch.zeros(*shape, 1, dtype=self.dtype, device=self.device)
-        for top, left, window in self._windows:
-            height, width = window.size
-            start, stop = max(rows.start, top), min(rows.stop, top + height)
-            if start < stop:
-                here = slice(start - rows.start, stop - rows.start), slice(left, left + width)
-                total[here] += window[start - top : stop - top]
-                count[here] += 1
-        return total.div_(count)
+    def windows(self, image: Tensor) -> list[tuple[int, int, Tensor]]:
+        """First row, first column, and pixels of each window of an image (3, H, W)."""
+        tops = window_starts(image.shape[-2], self.crop[0], self.stride[0])
+        lefts = window_starts(image.shape[-1], self.crop[1], self.stride[1])
+        height, width = self.crop
+        return [
+            (top, left, image[:, top : top + height, left : left + width])
+            for top, left in product(tops, lefts)
+        ]
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:

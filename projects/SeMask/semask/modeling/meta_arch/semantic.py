@@ -1,5 +1,6 @@
 """SeMask's meta-architecture: Detectron2's segmentor with the published test protocols."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -8,10 +9,10 @@ from torch import Tensor, nn
 
 from semask.errors import ConfigError
 from semask.modeling.backbone.base import SemSegBackbone
-from semask.modeling.heads.per_pixel import SeMaskFPNHead
+from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
+from semask.modeling.heads.prior import PriorSupervision
+from semask.modeling.layers.resize import resize
 from semask.modeling.meta_arch.protocol import TestProtocol, WholeImage, build_test_protocol
-from semask.ops.scores import Scores
-from semask.ops.stripes import MapRows, resized
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,12 +38,13 @@ class SeMaskSegmentor(SemanticSegmentor):
         """
         Args:
             backbone: Detectron2's interface of a backbone.
-            sem_seg_head: predicts from its features; ``layers(features)`` are the logits.
+            sem_seg_head: a :class:`SegmentationHead`, or a head of Detectron2, whose
+                ``layers(features)`` are class logits.
             pixel_mean, pixel_std: of each channel, 0..255.
             protocol: how an image is predicted in evaluation; None = whole.
 
         Raises:
-            ValueError: backbone and head disagree about the number of classes.
+            ConfigError: backbone and head disagree about the number of classes.
         """
         super().__init__(
             backbone=backbone,
@@ -51,18 +53,28 @@ class SeMaskSegmentor(SemanticSegmentor):
             pixel_std=pixel_std,
         )
         self.protocol = protocol or WholeImage()
-        supervised = isinstance(sem_seg_head, SeMaskFPNHead) and sem_seg_head.prior_head is not None
-        if supervised and isinstance(backbone, SemSegBackbone):
-            classes = (backbone.num_semantic_classes, sem_seg_head.num_classes)
-            if classes[0] != classes[1]:
-                raise ValueError(
-                    f"The backbone's prior maps have {classes[0]} classes and the head "
-                    f"{classes[1]}; both are supervised by the same labels"
-                )
+        if self.prior_supervision is not None:
+            self.prior_supervision.check_backbone(backbone)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {**super().from_config(cfg), "protocol": build_test_protocol(cfg)}
+
+    @property
+    def prior_supervision(self) -> PriorSupervision | None:
+        """The head's."""
+        supervision: PriorSupervision | None = getattr(self.sem_seg_head, "prior_supervision", None)
+        return supervision
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """What "sem_seg" of :meth:`inference` holds."""
+        return self.protocol.score_kind(self._network_kind)
+
+    @property
+    def _network_kind(self) -> ScoreKind:
+        kind: ScoreKind = getattr(self.sem_seg_head, "score_kind", "logits")
+        return kind
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, else :meth:`inference`; see ``SemanticSegmentor.forward``."""
@@ -80,31 +92,15 @@ class SeMaskSegmentor(SemanticSegmentor):
             return_priors: also decode the semantic-prior maps.
 
         Returns:
-            For each image "sem_seg" (K, height, width): logits, or with the multi-scale protocol
-            mean probabilities. With ``return_priors`` also "prior", the decoded prior logits of
-            that size, where the model has a prior head, and "priors", the stages' own maps,
-            {"prior2": (K, h, w), ...}; both are those of the whole "image".
+            For each image "sem_seg" (K, height, width), of :attr:`score_kind`. With
+            ``return_priors`` also "prior", the decoded prior logits of that size, where the head
+            supervises priors, and "priors", the stages' own maps, {"prior2": (K, h, w), ...};
+            both are those of the whole "image".
         """
-        return [
-            {k: v.full() if isinstance(v, Scores) else v for k, v in output.items()}
-            for output in (self._predict(inputs, return_priors) for inputs in batched_inputs)
-        ]
+        return [self.predict(inputs, return_priors) for inputs in batched_inputs]
 
-    def scores(
-        self, batched_inputs: list[dict[str, Any]], return_priors: bool = False
-    ) -> list[dict[str, Any]]:
-        """As :meth:`inference`, for those who do not need every class at every pixel.
-
-        Args:
-            batched_inputs, return_priors: see :meth:`inference`.
-
-        Returns:
-            The same, but "sem_seg" and "prior" are :class:`Scores` of the original size, whose
-            ``full()`` is what :meth:`inference` returns.
-        """
-        return [self._predict(inputs, return_priors) for inputs in batched_inputs]
-
-    def _predict(self, inputs: dict[str, Any], return_priors: bool) -> dict[str, Any]:
+    def predict(self, inputs: dict[str, Any], return_priors: bool = False) -> dict[str, Any]:
+        """Predict one image; see :meth:`inference`."""
         whole = inputs["image"]
         size = (inputs.get("height", whole.shape[-2]), inputs.get("width", whole.shape[-1]))
         features: dict[str, Tensor] | None = None
@@ -113,16 +109,33 @@ class SeMaskSegmentor(SemanticSegmentor):
 
         def network(image: Tensor) -> Tensor:
             known = features if image is whole else None
-            return self.sem_seg_head.layers(known or self.backbone(self._normalized(image)))
+            outputs = known or self.backbone(self._normalized(image))
+            return self.class_scores(outputs, (image.shape[-2], image.shape[-1]))
 
-        output: dict[str, Any] = {"sem_seg": self.protocol(network, inputs, size)}
+        output = {"sem_seg": self.protocol(network, inputs, size, self._network_kind)}
         if features is not None:
-            if isinstance(self.sem_seg_head, SeMaskFPNHead):
-                prior = self.sem_seg_head.prior(features)
-                if prior is not None:
-                    output["prior"] = Scores(resized(MapRows(prior[0]), whole.shape[-2:], size))
+            if self.prior_supervision is not None:
+                image_size = (whole.shape[-2], whole.shape[-1])
+                decoded = self.prior_supervision.decode(features, image_size)
+                output["prior"] = self.resized(decoded, image_size, size)
             output["priors"] = {k: features[k][0] for k in self.backbone.prior_strides}
         return output
+
+    def class_scores(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Scores (K, *size) from the features of one image of that size."""
+        return semantic_scores(self.head_prediction(features), size)[0]
+
+    def head_prediction(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the head predicts; see :meth:`SegmentationHead.predict`."""
+        if isinstance(self.sem_seg_head, SegmentationHead):
+            return self.sem_seg_head.predict(features)
+        return {"logits": self.sem_seg_head.layers(features)}
+
+    def resized(self, maps: Tensor, *sizes: tuple[int, int]) -> Tensor:
+        """A map (1, K, h, w), brought to one size after the other: (K, *last size)."""
+        for size in sizes:
+            maps = resize(maps, size)
+        return maps[0]
 
     def _normalized(self, image: Tensor) -> Tensor:
         """(3, H, W), 0..255, to the batch of one that the backbone takes."""
@@ -137,9 +150,9 @@ def check_protocol(cfg: CfgNode, model: nn.Module) -> None:
         model: of any meta-architecture.
 
     Raises:
-        ConfigError: the model is no SeMaskSegmentor, and the protocol is not "whole".
+        ConfigError: the model has no test protocol, and the protocol is not "whole".
     """
-    if cfg.TEST.PROTOCOL != "whole" and not isinstance(model, SeMaskSegmentor):
+    if cfg.TEST.PROTOCOL != "whole" and not hasattr(model, "protocol"):
         raise ConfigError(
             f"TEST.PROTOCOL is '{cfg.TEST.PROTOCOL}', but {cfg.MODEL.META_ARCHITECTURE} knows "
             "'whole' only: set MODEL.META_ARCHITECTURE to 'SeMaskSegmentor'."

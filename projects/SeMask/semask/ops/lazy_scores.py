@@ -1,50 +1,39 @@
-"""What a model says about an image, held at a low resolution and computed where it is needed."""
+"""Class scores of an image, held at a low resolution and computed where they are needed."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from semask.modeling.heads.base import ScoreKind
 from semask.ops.stripes import MapRows, Rows, stripes
 
 
-class Scores:
+class LazyScores:
     """A score of each of K classes at each pixel of an image of height H and width W.
 
     All of them are K * H * W numbers, which few need: :meth:`full`. The others go through them a
     stripe of rows at a time, and the memory they take does not depend on the image's size. Both
-    compute the same: each row is made of its neighbours in the low-resolution logits alone.
+    compute the same: each row is made of its neighbours in the low-resolution map alone.
 
     Attributes:
         size: (H, W).
         num_classes: K.
         device: where they are computed.
-        are_probabilities: whether they are probabilities; otherwise they are logits.
+        kind: "logits", "probabilities", or "scores", which are neither.
     """
 
-    def __init__(self, rows: Rows, *, are_probabilities: bool = False) -> None:
+    def __init__(self, rows: Rows, kind: ScoreKind) -> None:
         """
         Args:
             rows: the scores, of which any rows can be had.
-            are_probabilities: whether they are probabilities.
+            kind: what they are.
         """
         self.size = rows.size
         self.num_classes = rows.num_classes
         self.device = rows.device
-        self.are_probabilities = are_probabilities
+        self.kind = kind
         self._rows = rows
-
-    @classmethod
-    def of(cls, scores: Tensor) -> "Scores":
-        """Scores that are there in full, as Detectron2's own models return them.
-
-        Args:
-            scores: (K, H, W) logits, or probabilities, which are recognised by being at least 0
-                and adding up to 1.
-        """
-        first = scores[:, 0].float()
-        known = bool((first >= 0).all() and ((first.sum(dim=0) - 1).abs() < 1e-3).all())
-        return cls(MapRows(scores), are_probabilities=known)
 
     def stripes(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows from the first to the last, and their scores (rows, W, K), float32 or better."""
@@ -55,13 +44,13 @@ class Scores:
 
     def full(self) -> Tensor:
         """All scores, (K, H, W)."""
-        if self.are_probabilities:  # of several views, which would all be held
+        if self._rows.in_stripes:
             return self._gathered(self.stripes())
         rows = self._rows[slice(0, self.size[0])]
         return rows.to(self._rows.dtype).permute(2, 0, 1)
 
     def probabilities(self) -> Tensor:
-        """All scores as probabilities, (K, H, W)."""
+        """All scores as probabilities, (K, H, W); "scores" are divided by their sum."""
         return self._gathered((rows, self._as_probabilities(part)) for rows, part in self.stripes())
 
     def labels(self) -> Tensor:
@@ -81,7 +70,11 @@ class Scores:
         return labels, confidence
 
     def _as_probabilities(self, part: Tensor) -> Tensor:
-        return part if self.are_probabilities else part.softmax(dim=-1)
+        if self.kind == "logits":
+            return part.softmax(dim=-1)
+        if self.kind == "scores":
+            return part / part.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
+        return part
 
     def _gathered(self, parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
         full: Tensor | None = None
@@ -94,3 +87,13 @@ class Scores:
                 full[rows] = part
         assert full is not None  # an image has a row
         return full.permute(2, 0, 1)
+
+
+def lazy(scores: Tensor | LazyScores, kind: ScoreKind) -> LazyScores:
+    """One interface for what models return: a tensor of all scores, or scores on demand.
+
+    Args:
+        scores: (K, H, W), or lazy ones, which are returned as they are.
+        kind: what a tensor holds.
+    """
+    return scores if isinstance(scores, LazyScores) else LazyScores(MapRows(scores), kind)

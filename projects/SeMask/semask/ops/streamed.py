@@ -1,0 +1,136 @@
+"""Evaluation whose scores are made a stripe of rows at a time, where somebody reads them.
+
+The network runs at once. Its prediction is kept as it is, at the low resolution, and is resized to
+the input's and the original size when the scores are asked for. ``predict`` of the forms here
+returns :class:`LazyScores` where the plain ones return tensors; ``inference`` returns tensors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semask.modeling.heads.base import ScoreKind
+from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
+from semask.modeling.meta_arch.semantic import SeMaskSegmentor
+from semask.ops.lazy_scores import LazyScores
+from semask.ops.mask_postprocess import MaskSizes, class_score_rows
+from semask.ops.stripes import MapRows, Rows, resized
+
+# An image (3, H, W), 0..255, to the rows of its scores (H, W, K).
+RowNetwork = Callable[[Tensor], Rows]
+
+
+class StreamedSegmentor(SeMaskSegmentor):
+    """Gives its protocol, one of the forms below, rows instead of tensors."""
+
+    def inference(
+        self, batched_inputs: list[dict[str, Any]], return_priors: bool = False
+    ) -> list[dict[str, Any]]:
+        """See :class:`SeMaskSegmentor`."""
+        return [
+            {k: v.full() if isinstance(v, LazyScores) else v for k, v in output.items()}
+            for output in super().inference(batched_inputs, return_priors)
+        ]
+
+    def class_scores(  # type: ignore[override]
+        self, features: Mapping[str, Tensor], size: tuple[int, int]
+    ) -> Rows:
+        """See :class:`SeMaskSegmentor`; rows of the scores."""
+        return score_rows(self.head_prediction(features), size)
+
+    def resized(self, maps: Tensor, *sizes: tuple[int, int]) -> LazyScores:  # type: ignore[override]
+        """See :class:`SeMaskSegmentor`; lazy logits."""
+        return LazyScores(resized(MapRows(maps[0]), *sizes), "logits")
+
+
+def score_rows(prediction: Mapping[str, Tensor], size: tuple[int, int]) -> Rows:
+    """Rows of ``semantic_scores`` of a head's prediction for one image."""
+    if "logits" in prediction:
+        return resized(MapRows(prediction["logits"][0]), size)
+    logits, masks = prediction["pred_logits"][0], prediction["pred_masks"][0]
+    return class_score_rows(logits, masks, MaskSizes(padded=size, image=size, output=size))
+
+
+class StreamedWholeImage(WholeImage):
+    """The plain form's scores on demand."""
+
+    def forward(  # type: ignore[override]
+        self, network: RowNetwork, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
+    ) -> LazyScores:
+        """See :class:`WholeImage`."""
+        return LazyScores(resized(network(inputs["image"]), size), kind)
+
+
+class StreamedMultiScale(MultiScale):
+    """The plain form's scores on demand."""
+
+    def forward(  # type: ignore[override]
+        self, network: RowNetwork, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
+    ) -> LazyScores:
+        """See :class:`MultiScale`."""
+        views = [
+            (resized(network(image.flip(-1) if mirrored else image), size), mirrored)
+            for image, mirrored in self.views(inputs)
+        ]
+        return LazyScores(_MeanOfViews(views, softmax=kind == "logits"), self.score_kind(kind))
+
+
+class _MeanOfViews(Rows):
+    """The mean over several views; mirrored ones are turned back."""
+
+    in_stripes = True  # every view would be held
+
+    def __init__(self, views: Sequence[tuple[Rows, bool]], *, softmax: bool) -> None:
+        first = views[0][0]
+        self.size, self.num_classes, self.device = first.size, first.num_classes, first.device
+        self.dtype = torch.promote_types(first.dtype, torch.float32)
+        self._views, self._softmax = views, softmax
+
+    def down(self, rows: slice) -> Tensor:
+        """See :class:`Rows`."""
+        total: Tensor | None = None
+        for view, mirrored in self._views:
+            scores = view[rows].softmax(dim=-1) if self._softmax else view[rows]
+            scores = scores.flip(1) if mirrored else scores
+            total = scores.clone() if total is None else total.add_(scores)
+        assert total is not None  # __init__ has seen the first
+        return total.div_(len(self._views))
+
+
+class StreamedSlidingWindow(SlidingWindow):
+    """The plain form's scores on demand."""
+
+    def forward(  # type: ignore[override]
+        self, network: RowNetwork, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
+    ) -> LazyScores:
+        """See :class:`SlidingWindow`."""
+        image = inputs["image"]
+        windows = [(top, left, network(window)) for top, left, window in self.windows(image)]
+        mean = _MeanOfWindows(windows, (image.shape[-2], image.shape[-1]))
+        return LazyScores(resized(mean, size), kind)
+
+
+class _MeanOfWindows(Rows):
+    """Of windows of an image, each with its first row and column, that cover it together."""
+
+    def __init__(self, windows: Sequence[tuple[int, int, Rows]], size: tuple[int, int]) -> None:
+        first = windows[0][2]
+        self.size, self.num_classes, self.device = size, first.num_classes, first.device
+        self.dtype = torch.promote_types(first.dtype, torch.float32)
+        self._windows = windows
+
+    def down(self, rows: slice) -> Tensor:
+        """See :class:`Rows`."""
+        shape = (rows.stop - rows.start, self.size[1])
+        total = torch.zeros(*shape, self.num_classes, dtype=self.dtype, device=self.device)
+        count = torch.zeros(*shape, 1, dtype=self.dtype, device=self.device)
+        for top, left, window in self._windows:
+            height, width = window.size
+            start, stop = max(rows.start, top), min(rows.stop, top + height)
+            if start < stop:
+                here = slice(start - rows.start, stop - rows.start), slice(left, left + width)
+                total[here] += window[start - top : stop - top]
+                count[here] += 1
+        return total.div_(count)
