@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from torch import Tensor
 
-from reference_masks import CASES, Parts, load_meta
-from semask.checkpoint import SeMaskCheckpointer
-from semask.errors import CheckpointError
+from reference_masks import CASES, Parts, build_pixel_decoder, load_meta
+from semask.checkpoint import (
+    SeMaskCheckpointer,
+    read_checkpoint,
+    starts_partially,
+    write_checkpoint,
+)
+from semask.config import add_semask_config
+from semask.errors import CheckpointError, ConfigError
 from semask.modeling.backbone.swin import relative_position_index
-from toy_model import Toy, saved, values
+from toy_model import Toy, same, saved, values
 
 MASKFORMER, MASK2FORMER, FAPN, MSFAPN = CASES
 
@@ -171,6 +178,25 @@ def test_the_norm_of_the_convolution_counts(
     for name in (guide, layer):
         assert torch.equal(model.get_parameter(name), torch.full((256,), 3.0))
     assert guide in caplog.text
+
+
+def test_shared_parameters_survive_safetensors(tmp_path: Path) -> None:
+    source, target = build_pixel_decoder(MSFAPN), build_pixel_decoder(MSFAPN)
+    path = str(tmp_path / "m.safetensors")
+    write_checkpoint(path, {"model": source.state_dict()})
+    target.load_state_dict(read_checkpoint(path)["model"])
+    assert same(values(source), values(target))
+
+
+def test_an_unknown_mode() -> None:
+    cfg = get_cfg()
+    add_semask_config(cfg)
+    assert not starts_partially(cfg)
+    cfg.MODEL.WEIGHTS_MODE = "initialise"
+    assert starts_partially(cfg)
+    cfg.MODEL.WEIGHTS_MODE = "maybe"
+    with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS_MODE"):
+        starts_partially(cfg)
 
 
 def test_own_checkpoint_with_other_classes_as_a_start(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from semask.errors import UnwritableCheckpointError
 from semask.utils.files import replacing
@@ -27,8 +28,7 @@ def write_checkpoint(path: str, content: Mapping[str, Any]) -> None:
         if path.endswith(".safetensors"):
             from safetensors.torch import save
 
-            tensors = {name: value.contiguous() for name, value in content["model"].items()}
-            file.write(save(tensors))
+            file.write(save(_unshared(content["model"])))
         else:
             torch.save(dict(content), file)
 
@@ -54,6 +54,17 @@ def written_durably(path: str) -> Iterator[BinaryIO]:
             f"Checkpoint '{path}' cannot be written ({one_line(failure)}). What was there before "
             "is untouched."
         ) from error
+
+
+def _unshared(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in place of tensors that share their memory, which the format does not allow."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, value in parameters.items():
+        memory = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if memory in seen else value.contiguous()
+        seen.add(memory)
+    return tensors
 
 
 def _failure_of_the_file(error: BaseException) -> BaseException | None:
