@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Tests that take more than a second, one identifier a line, as `pytest --durations=0` gives them.
+# What `make quick` leaves out: files and tests, one a line, as `pytest --durations=0` names them.
 SLOW = REPOSITORY / "tests" / "slow.txt"
 
 # Small tensors gain nothing from more threads, and the results depend on their number.
@@ -25,7 +25,8 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the slow tests; an entry without [...] is for every parameter."""
-    slow = set(SLOW.read_text().split())
+    lines = SLOW.read_text().splitlines()
+    slow = {line for line in lines if not line.startswith("#")}
     for item in items:
         name = item.nodeid.rpartition("/")[2]
         if slow & {name, name.partition("[")[0], name.partition("::")[0]}:
