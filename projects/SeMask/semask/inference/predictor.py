@@ -30,7 +30,7 @@ from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.ops.lazy_scores import LazyScores
 from semask.utils.device import resolve_device
 from semask.utils.palette import class_colors
-from semask.utils.precision import evaluation_autocast
+from semask.utils.precision import amp_dtype, evaluation_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +244,7 @@ def load_model(
     cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:
         raise CheckpointError("A predictor needs weights: give it the path of a checkpoint.")
+    amp_dtype(cfg, "TEST")  # which refuses what cannot work
     cfg.freeze()
     model = _build_model(cfg)
     pickles = cfg.MODEL.ALLOW_PICKLE

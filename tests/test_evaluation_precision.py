@@ -1,0 +1,74 @@
+"""``TEST.AMP``: evaluation and prediction in mixed precision, as a choice."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from semask import Predictor
+from semask.config.loading import load_config
+from semask.errors import ConfigError
+from semask.utils.precision import evaluation_autocast
+from tiny_model import checkpoint, config, photograph
+
+
+def with_keys(folder: Path, **keys: Any) -> CfgNode:
+    cfg = config(folder)
+    for key, value in keys.items():
+        section, name = key.replace("__", ".").rsplit(".", 1)
+        cfg.merge_from_list([f"{section}.{name}", value])
+    return cfg
+
+
+def seen_dtype(predictor: Predictor) -> torch.dtype:
+    """What the decoder's convolutions compute in."""
+    seen: list[torch.dtype] = []
+    model: Any = predictor.model
+    handle = model.sem_seg_head.semantic_fpn.predictor.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.dtype)
+    )
+    predictor(photograph(40, 52))
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("fast_paths", ["none", "auto"])
+def test_a_predictor_follows_it(tmp_path: Path, fast_paths: str) -> None:
+    weights = checkpoint(tmp_path)
+    keys = {"MODEL__FAST_PATHS": fast_paths}
+    exact = Predictor(with_keys(tmp_path, **keys), weights)
+    mixed = Predictor(with_keys(tmp_path, **keys, TEST__AMP__ENABLED=True), weights)
+    training = Predictor(with_keys(tmp_path, **keys, SOLVER__AMP__ENABLED=True), weights)
+    assert seen_dtype(mixed) == torch.bfloat16
+    assert seen_dtype(exact) == seen_dtype(training) == torch.float32
+    image = photograph(40, 52)
+    predictors = (exact, mixed, training, exact)
+    probabilities: list[Any] = [
+        each(image, probabilities=True).probabilities for each in predictors
+    ]
+    assert np.array_equal(probabilities[0], probabilities[2])
+    assert np.array_equal(probabilities[0], probabilities[3])
+    assert not np.array_equal(probabilities[0], probabilities[1])
+    np.testing.assert_allclose(probabilities[1], probabilities[0], atol=0.1)
+
+
+def test_it_is_off_by_default_and_refused_where_it_cannot_work() -> None:
+    cfg = load_config()
+    cfg.MODEL.DEVICE = "cpu"
+    with evaluation_autocast(cfg):
+        assert not torch.is_autocast_enabled("cpu")
+    cfg.TEST.AMP.ENABLED = True
+    with evaluation_autocast(cfg):
+        assert torch.is_autocast_enabled("cpu")
+    cfg.TEST.AMP.PRECISION = "float16"
+    with pytest.raises(ConfigError, match=r"TEST\.AMP\.PRECISION"):
+        evaluation_autocast(cfg)
+
+
+def test_a_predictor_refuses_it_when_it_is_made(tmp_path: Path) -> None:
+    cfg = with_keys(tmp_path, TEST__AMP__ENABLED=True, TEST__AMP__PRECISION="float16")
+    with pytest.raises(ConfigError, match=r"TEST\.AMP\.PRECISION"):
+        Predictor(cfg, checkpoint(tmp_path))
