@@ -22,12 +22,14 @@ from semask.errors import ConfigError
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
 from semask.modeling.backbone.semask import SeMaskBackbone
 from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock, WindowAttention
+from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention
 from semask.modeling.losses.cross_entropy import SegmentationLoss
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 from semask.ops.bands import ChunkedPatchEmbed, ChunkedPatchMerging
 from semask.ops.conv3x3 import WinogradConv2d
+from semask.ops.deformable_attention import BaggedDeformableAttention
 from semask.ops.malloc import can_keep_memory
 from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
 from semask.ops.semantic_layer import (
@@ -138,6 +140,11 @@ FAST_PATHS = {
         pays_on=("cpu",),
         forms={SemanticLayer: RecomputedSemanticLayer, SwinBlock: RecomputedSwinBlock},
         spared=_not_worth_recomputing,
+    ),
+    "bagged": FastPath(
+        "evaluation sums the points of deformable attention by embedding_bag",
+        pays_on=("cpu",),
+        forms={MultiScaleDeformableAttention: BaggedDeformableAttention},
     ),
     "sdpa": FastPath(
         "window attention by scaled_dot_product_attention",
