@@ -1,7 +1,9 @@
 """What importing semask changes, and that it changes nothing where nothing is needed."""
 
 import importlib
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -112,12 +114,39 @@ def test_only_missing_names_are_added() -> None:
         compat.changes[:] = before
 
 
-def test_only_names_that_the_sources_use_count(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b.py").write_text("x = np.zeros(1, dtype=np.int)\nnp.float32, xnp.bool")
-    (tmp_path / "c.py").write_text("import pkg_resources\ny = Image.LINEAR")
-    found = {"np.zeros", "np.int", "np.float32", "Image.LINEAR", "import pkg_resources"}
-    assert compat.names_used([tmp_path]) == found
+def test_a_detectron2_that_uses_aliases_gets_them(tmp_path: Path, apply_alone: str) -> None:
+    old = write_detectron2(tmp_path)
+    for name, text in (
+        ("structures/masks", "x = array.astype(np.bool)"),
+        ("data/transforms/transform", "x = Image.LINEAR"),
+    ):
+        (old / "detectron2" / f"{name}.py").parent.mkdir(parents=True)
+        (old / "detectron2" / f"{name}.py").write_text(text)
+    added = output_of(apply_alone, old)
+    kept = output_of("""
+        import numpy, warnings
+        from PIL import Image
+        warnings.simplefilter("ignore")
+        print([f"numpy.{n}" for n in ("bool", "float", "int", "str") if not hasattr(numpy, n)]
+              + ["PIL.Image.LINEAR"] * (not hasattr(Image, "LINEAR")))
+    """)
+    assert added == kept
+
+
+# What NumPy 1.24 dropped.
+BUILTIN = r"\bnp\.(bool|complex|float|int|object|str)\b"
+
+
+@pytest.mark.skipif("numpy.int" not in compat.changes, reason="nothing was needed here")
+def test_every_alias_that_the_installed_detectron2_uses_is_there() -> None:
+    import numpy
+
+    spec = importlib.util.find_spec("detectron2")
+    assert spec is not None
+    for folder in spec.submodule_search_locations or ():
+        for file in Path(folder).rglob("*.py"):
+            for name in re.findall(BUILTIN, file.read_text(encoding="utf-8")):
+                assert hasattr(numpy, name), file
 
 
 def test_applying_again_changes_nothing() -> None:
@@ -163,7 +192,8 @@ def test_model_zoo_works() -> None:
 # first import sets a variable for OpenCV.)
 IMPORT_SEMASK = """
     import logging, os, random, sys, warnings
-    import cv2, matplotlib, numpy, PIL.Image, pycocotools.cocoeval, torch, torchvision
+    import cv2, matplotlib, numpy, PIL.Image, pycocotools.cocoeval, scipy.optimize
+    import torch, torchvision
     import detectron2
 
     def refuse(event, arguments):

@@ -10,7 +10,6 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -25,15 +24,12 @@ INSTALL_DETECTRON2 = (
     "README describes."
 )
 
-# The builtin that each alias stood for.
-NUMPY_ALIASES: dict[str, type] = {
-    "bool": bool,
-    "complex": complex,
-    "float": float,
-    "int": int,
-    "object": object,
-    "str": str,
-}
+# What Detectron2 v0.6 uses and today's packages lack: the one file of it to look into, the text
+# that tells, and the names to add. Looking into all of its files would slow every import down.
+NUMPY_ALIASES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
+USES_NUMPY_ALIASES = ("structures/masks.py", "np.bool)")
+USES_PILLOW_LINEAR = ("data/transforms/transform.py", "Image.LINEAR")
+USES_PKG_RESOURCES = ("model_zoo/model_zoo.py", "import pkg_resources")
 
 # What `apply` changed, as dotted names; empty until then, and where nothing is needed.
 changes: list[str] = []
@@ -48,14 +44,14 @@ def apply() -> None:
     spec = importlib.util.find_spec("detectron2")
     if spec is None:
         raise ImportError(INSTALL_DETECTRON2, name="detectron2")
-    used = names_used(Path(folder) for folder in spec.submodule_search_locations or ())
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if uses(folders, *USES_NUMPY_ALIASES):
+        import numpy
 
-    import numpy
-    from PIL import Image
+        add_missing(numpy, NUMPY_ALIASES)
+    if uses(folders, *USES_PILLOW_LINEAR):
+        from PIL import Image
 
-    needed = {name: alias for name, alias in NUMPY_ALIASES.items() if f"np.{name}" in used}
-    add_missing(numpy, needed)
-    if "Image.LINEAR" in used:
         add_missing(Image, {"LINEAR": Image.Resampling.BILINEAR})
 
     with warnings.catch_warnings():
@@ -64,18 +60,15 @@ def apply() -> None:
         if importlib.util.find_spec("detectron2._C") is None and not _works_without_extension():
             _stand_in_for_extension()
         importlib.import_module("detectron2.modeling")
-        if "import pkg_resources" in used and importlib.util.find_spec("pkg_resources") is None:
+        lacks_pkg_resources = importlib.util.find_spec("pkg_resources") is None
+        if lacks_pkg_resources and uses(folders, *USES_PKG_RESOURCES):
             _provide_pkg_resources()
 
 
-def names_used(folders: Iterable[Path]) -> set[str]:
-    """The ``np.X``, ``Image.X`` and ``import pkg_resources`` in the files of ``folders``."""
-    found: set[str] = set()
-    for folder in folders:
-        for file in folder.rglob("*.py"):
-            text = file.read_text(encoding="utf-8", errors="replace")
-            found.update(re.findall(r"\b(?:np|Image)\.\w+|\bimport pkg_resources\b", text))
-    return found
+def uses(folders: Iterable[Path], file: str, text: str) -> bool:
+    """Whether the package in ``folders`` has a file of that name with that text in it."""
+    found = (folder / file for folder in folders)
+    return any(path.is_file() and text in path.read_text(encoding="utf-8") for path in found)
 
 
 def add_missing(module: ModuleType, names: Mapping[str, Any]) -> None:
