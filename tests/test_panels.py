@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from semask.errors import ConfigError, DataError
-from semask.report.panels import render_panels, write_panels
+from semask.report.panels import render_panels, save_picture
 from semask.utils.palette import class_colors
 from semask.visualize import drawing
-from semask.visualize.drawing import Panel, compose_panels, render_panel
+from semask.visualize.drawing import Panel, compose_panels
 
 Inputs = list[dict[str, Any]]
 Outputs = list[dict[str, torch.Tensor]]
@@ -101,7 +101,8 @@ def test_size_and_colours_of_a_row() -> None:
     image = np.full((HEIGHT, WIDTH, 3), 77, dtype=np.uint8)
     prediction = np.full((HEIGHT, WIDTH), 1)
     prior = np.array([[0, 1]])  # any size is stretched
-    row = render_panel(image, label_map(), prediction, prior, colors=COLORS, ignore_label=255)
+    panel = Panel(image, label_map(), prediction, prior)
+    row = compose_panels([panel], colors=COLORS, ignore_label=255)
     assert row.dtype == np.uint8
     assert row.shape == (
         TOP + HEIGHT * SCALE + drawing.MARGIN,
@@ -128,9 +129,8 @@ def test_size_and_colours_of_a_row() -> None:
 
 def test_ignored_is_a_matter_of_the_label_alone() -> None:
     label = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
-    row = render_panel(
-        np.zeros((HEIGHT, WIDTH, 3), np.uint8), label, label, colors=COLORS, ignore_label=0
-    )
+    panel = Panel(np.zeros((HEIGHT, WIDTH, 3), np.uint8), label, label)
+    row = compose_panels([panel], colors=COLORS, ignore_label=0)
     assert not (column(row, 1) == COLORS[0]).all(axis=-1).any()
     assert (column(row, 2) == COLORS[0]).all()
 
@@ -209,7 +209,7 @@ def test_mapper_gets_a_copy(dataset: list[dict[str, Any]]) -> None:
 
 def test_written_file_is_the_picture(dataset: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "new" / "panels.png"
-    assert write_panels(ModelWithPrior(), NAME, dict, str(path), 2) == str(path)
+    save_picture(render_panels(ModelWithPrior(), NAME, dict, 2), str(path))
     assert [file.name for file in path.parent.iterdir()] == ["panels.png"]
     with Image.open(path) as picture:
         assert picture.format == "PNG"
@@ -221,10 +221,10 @@ def test_nothing_half_written(
 ) -> None:
     path = tmp_path / "out" / "panels.png"
     with pytest.raises(RuntimeError, match="out of memory"):
-        write_panels(FailingModel(), NAME, dict, str(path), 2)
+        save_picture(render_panels(FailingModel(), NAME, dict, 2), str(path))
     assert not path.exists()
 
-    write_panels(Model(), NAME, dict, str(path), 1)
+    save_picture(render_panels(Model(), NAME, dict, 1), str(path))
     before = path.read_bytes()
 
     def full_disk(_image: Image.Image, file: BinaryIO, format: str) -> None:
@@ -233,7 +233,7 @@ def test_nothing_half_written(
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        write_panels(ModelWithPrior(), NAME, dict, str(path), 1)
+        save_picture(render_panels(ModelWithPrior(), NAME, dict, 1), str(path))
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["panels.png"]
 

@@ -133,10 +133,9 @@ def tiny_config() -> dict[str, Any]:
 
 
 def write_config(path: Path, **sections: Any) -> str:
-    """``tiny_config`` as a file; a keyword adds to (or replaces keys of) a section."""
+    """``tiny_config`` as a file; a keyword adds to (or replaces keys of) a section, or is a key."""
     config = tiny_config()
-    for name, values in sections.items():
-        _merge(config.setdefault(name, {}), values)
+    _merge(config, sections)
     path.write_text(yaml.safe_dump(config))
     return str(path)
 

@@ -247,6 +247,14 @@ def build_parser(command: str, prog: str | None = None) -> argparse.ArgumentPars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of yours that registers a task, a decoder, a dataset, ...; can be repeated",
+    )
     return parser
 
 

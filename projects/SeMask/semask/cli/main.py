@@ -57,6 +57,7 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
     if command in _RUNS:
         return module.run(args)
     try:
+        importlib.import_module("semask.utils.imports").import_modules(args.imports)
         return module.run(args)
     except (UserError, OSError) as error:  # OSError: what was asked for cannot be written
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

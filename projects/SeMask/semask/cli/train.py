@@ -24,10 +24,12 @@ from semask.engine import (
     set_up_run,
 )
 from semask.tasks import build_task
+from semask.utils.imports import import_modules
 
 
 def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:
     """The config of the run, on a device that exists."""
+    import_modules(args.imports)
     cfg = load_config(args.config or "", args.opts)
     explicit = "MODEL.DEVICE" in split_overrides(args.opts)[::2]
     num_gpus = args.num_gpus if torchrun is None else args.num_gpus * args.num_machines
@@ -68,6 +70,7 @@ def process(cfg: CfgNode, args: argparse.Namespace) -> None:
     """``main``, with one message instead of a traceback for what a user can mend."""
     ignore_storage_warning()
     with exit_statuses():
+        import_modules(args.imports)  # those that ``launch`` starts have not yet
         main(cfg, args)
 
 

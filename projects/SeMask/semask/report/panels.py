@@ -21,25 +21,6 @@ from semask.visualize.drawing import Panel, compose_panels
 logger = logging.getLogger(__name__)
 
 
-def write_panels(
-    model: nn.Module, dataset_name: str, mapper: Mapper, path: str, num_images: int
-) -> str:
-    """Render panels (see ``render_panels``) into a PNG file, which is complete or not there.
-
-    Args:
-        model: a semantic segmentation model.
-        dataset_name: a registered dataset.
-        mapper: turns a dataset dict into the model's input, as in evaluation.
-        path: the file to write; missing folders are made.
-        num_images: number of rows.
-
-    Returns:
-        ``path``.
-    """
-    save_picture(render_panels(model, dataset_name, mapper, num_images), path)
-    return path
-
-
 def render_panels(
     model: nn.Module, dataset_name: str, mapper: Mapper, num_images: int
 ) -> np.ndarray:

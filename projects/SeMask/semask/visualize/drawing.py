@@ -51,32 +51,6 @@ class Panel:
     caption: str = ""
 
 
-def render_panel(
-    image: np.ndarray,
-    label: np.ndarray,
-    prediction: np.ndarray,
-    prior: np.ndarray | None = None,
-    *,
-    colors: np.ndarray,
-    ignore_label: int,
-) -> np.ndarray:
-    """One row with titles: image, ground truth, prediction and, where given, semantic prior.
-
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        label: (H, W) integers, classes or ``ignore_label`` (hatched).
-        prediction: (H, W) integers, classes.
-        prior: classes that the semantic prior names, or None for no such column.
-        colors: (K, 3) uint8, RGB of each class.
-        ignore_label: label value of pixels that do not count.
-
-    Returns:
-        (height, width, 3) uint8, RGB.
-    """
-    panel = Panel(image, label, prediction, prior)
-    return compose_panels([panel], colors=colors, ignore_label=ignore_label)
-
-
 def compose_panels(
     panels: Sequence[Panel],
     *,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BoxMode
 
 # A rectangle of an image: rows from..to, columns from..to, the ends not included.
 Window = tuple[slice, slice]
@@ -132,35 +132,8 @@ class PriorTarget:
         Returns:
             (H, W) uint8.
         """
-        return self._paint([annotation_region(entry) for entry in annotations], size)
-
-    def from_instances(self, instances: Instances, ignored: Sequence[Region] = ()) -> np.ndarray:
-        """Paint Detectron2's ``Instances``, which have no crowds.
-
-        Args:
-            instances: with "gt_classes", and "gt_masks" (``PolygonMasks`` or ``BitMasks``) or
-                "gt_boxes".
-            ignored: crowds and the like.
-
-        Returns:
-            (H, W) uint8.
-        """
-        classes = instances.gt_classes.tolist()
-        if not instances.has("gt_masks"):
-            boxes = instances.gt_boxes.tensor.tolist()
-            regions = [Region(c, box=box) for c, box in zip(classes, boxes, strict=True)]
-        elif isinstance(instances.gt_masks, PolygonMasks):
-            polygons = instances.gt_masks.polygons
-            regions = [Region(c, polygons=p) for c, p in zip(classes, polygons, strict=True)]
-        elif isinstance(instances.gt_masks, BitMasks):
-            masks = instances.gt_masks.tensor.cpu().numpy()
-            regions = [Region(c, mask=m) for c, m in zip(classes, masks, strict=True)]
-        else:
-            raise ValueError(f"masks of the type {type(instances.gt_masks).__name__} are not known")
-        return self._paint([*regions, *ignored], instances.image_size)
-
-    def _paint(self, regions: Sequence[Region], size: tuple[int, int]) -> np.ndarray:
         outside = self.ignore_value if self.ignore_outside else self.background
+        regions = [annotation_region(entry) for entry in annotations]
         return paint(regions, size, outside, self.ignore_value)
 
 

@@ -1,0 +1,31 @@
+"""Modules of a user that register a task, a decoder, a dataset or the like."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from semask.errors import ConfigError
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules by name, also from the current folder; what fails inside them is not hidden.
+
+    Args:
+        names: as in an import statement, such as "my_project.decoder".
+
+    Raises:
+        ConfigError: there is no module of a name.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as ``python -m`` does, but behind what is installed
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and lacks another one
+            raise ConfigError(
+                f"--import {name}: there is no module '{error.name}', neither installed nor in "
+                f"'{os.getcwd()}'. It takes a name as in an import statement, without '.py'."
+            ) from error
