@@ -14,8 +14,6 @@ ROOMS = (
     *("evaluation", "checkpoint", "solver", "inference", "report", "tasks", "engine", "api", "cli"),
 )
 ABOVE = ("", "__main__")
-# (room, higher room): while the faster forms move out of the modules that they replace.
-EXPECTED_UPWARDS = {("modeling", "ops")}
 
 
 class Import(NamedTuple):
@@ -76,14 +74,6 @@ def room(module: str) -> int:
     return len(ROOMS) if name in ABOVE else ROOMS.index(name)
 
 
-def is_expected(entry: Import) -> bool:
-    """Whether an upward import is one of ``EXPECTED_UPWARDS``."""
-    return (
-        tuple(name.partition(".")[2].partition(".")[0] for name in (entry.module, entry.imported))
-        in EXPECTED_UPWARDS
-    )
-
-
 def test_every_file_is_in_a_room(modules: dict[str, Path]) -> None:
     rooms = {name.partition(".")[2].partition(".")[0] for name in modules}
     assert rooms <= {*ROOMS, *ABOVE}
@@ -92,12 +82,12 @@ def test_every_file_is_in_a_room(modules: dict[str, Path]) -> None:
 def test_no_import_runs_upwards(imports: list[Import]) -> None:
     assert imports
     upwards = [entry for entry in imports if room(entry.imported) > room(entry.module)]
-    assert not [str(entry) for entry in upwards if not is_expected(entry)]
+    assert not [str(entry) for entry in upwards]
 
 
 def test_an_import_inside_a_function_has_its_reason_beside_it(imports: list[Import]) -> None:
     hidden = [entry for entry in imports if entry.inside_function and not entry.has_reason]
-    assert not [str(entry) for entry in hidden if not is_expected(entry)]
+    assert not [str(entry) for entry in hidden]
 
 
 def test_modules_do_not_import_each_other_in_a_circle(imports: list[Import]) -> None:

@@ -16,6 +16,7 @@ from tiny_model import photograph
 
 def command(folder: Path, repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a process that knows the tests' folder but has not imported the plugin."""
+    images = folder / f"images{len(list(folder.glob('images*')))}"  # each process writes its own
     paths = [repository / "projects" / "SeMask", repository / "tests"]
     return subprocess.run(
         [sys.executable, *arguments],
@@ -23,7 +24,7 @@ def command(folder: Path, repository: Path, *arguments: str) -> subprocess.Compl
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
-            "TOY_PLUGIN_IMAGES": str(folder / "images"),
+            "TOY_PLUGIN_IMAGES": str(images),
         },
         capture_output=True,
         text=True,
