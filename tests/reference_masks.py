@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from reference import build_backbone, weights
 from semask.checkpoint import convert_state_dict
 from semask.modeling import SeMaskSwin
+from semask.modeling.heads.mask_classification import MaskClassificationHead
+from semask.modeling.heads.prior import PriorSupervision
+from semask.modeling.losses import (
+    Mask2FormerCriterion,
+    Mask2FormerMatcher,
+    MaskCriterion,
+    MaskFormerCriterion,
+    MaskFormerMatcher,
+)
 from semask.modeling.mask_decoder.base import MaskDecoder
 from semask.modeling.mask_decoder.mask2former import Mask2FormerDecoder
 from semask.modeling.mask_decoder.maskformer import MaskFormerDecoder
@@ -112,8 +121,16 @@ def reference_pixel_decoder(case: str) -> PixelDecoder:
     return decoder
 
 
-def build_mask_decoder(case: str, num_classes: int | None = None) -> MaskDecoder:
-    """The case's mask decoder from plain arguments, without the reference's weights."""
+def build_mask_decoder(
+    case: str, num_classes: int | None = None, dropout: float | None = None
+) -> MaskDecoder:
+    """The case's mask decoder from plain arguments, without the reference's weights.
+
+    Args:
+        case: name of the fixture.
+        num_classes: K; None = that of the fixture.
+        dropout: of MaskFormer's decoder; None = that of the fixture.
+    """
     meta = load_meta(case)
     head = meta["head"]
     sizes: dict[str, Any] = {
@@ -127,7 +144,8 @@ def build_mask_decoder(case: str, num_classes: int | None = None) -> MaskDecoder
     layers = head["dec_layers_config"]
     if head["type"] == "maskformer":
         coarsest = 8 * meta["backbone"]["embed_dim"]
-        return MaskFormerDecoder(in_channels=coarsest, num_layers=layers, **sizes)
+        dropout = head["dropout"] if dropout is None else dropout
+        return MaskFormerDecoder(in_channels=coarsest, num_layers=layers, dropout=dropout, **sizes)
     return Mask2FormerDecoder(num_layers=layers - 1, **sizes)
 
 
@@ -154,6 +172,61 @@ class Parts(nn.Module):
                 "predictor": build_mask_decoder(case, num_classes),
             }
         )
+
+
+def build_head(case: str, dropout: float | None = None) -> MaskClassificationHead:
+    """The case's head from plain arguments, without the reference's weights.
+
+    Args:
+        case: name of the fixture.
+        dropout: of MaskFormer's decoder; None = the case's.
+    """
+    meta = load_meta(case)
+    spec, loss = meta["head"], meta["loss"]
+    class_weight, mask_weight, dice_weight, prior_weight = (
+        loss["weights"][name] for name in ("loss_ce", "loss_mask", "loss_dice", "loss_cate")
+    )
+    weighted = {
+        "class_weight": class_weight,
+        "mask_weight": mask_weight,
+        "dice_weight": dice_weight,
+    }
+    criterion: MaskCriterion
+    if spec["type"] == "maskformer":
+        criterion = MaskFormerCriterion(
+            matcher=MaskFormerMatcher(**weighted),
+            no_object_weight=loss["no_object_weight"],
+            **weighted,
+        )
+    else:
+        criterion = Mask2FormerCriterion(
+            matcher=Mask2FormerMatcher(num_points=loss["points"], **weighted),
+            no_object_weight=loss["no_object_weight"],
+            num_points=loss["points"],
+            oversample_ratio=loss["oversample_ratio"],
+            importance_sample_ratio=loss["importance_sample_ratio"],
+            **weighted,
+        )
+    return MaskClassificationHead(
+        pixel_decoder=build_pixel_decoder(case),
+        predictor=build_mask_decoder(case, dropout=dropout),
+        criterion=criterion,
+        memory="res5" if spec["type"] == "maskformer" else None,
+        prior_supervision=PriorSupervision(
+            strides={f"prior{stage + 2}": 4 * 2**stage for stage in range(4)},
+            num_classes=meta["num_classes"],
+            weight=prior_weight,
+            reduction="valid",
+            align_corners=True,
+        ),
+    )
+
+
+def reference_head(case: str, dropout: float | None = None) -> MaskClassificationHead:
+    """The case's head with the reference's weights, in evaluation mode, float32."""
+    head = build_head(case, dropout)
+    load_reference(head, case, "sem_seg_head.")
+    return head
 
 
 def reference_image(case: str, file: str) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from semask.modeling.layers.resize import resize
-from semask.modeling.meta_arch.mask_postprocess import (
+from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
     class_scores,
     crop_and_resize,

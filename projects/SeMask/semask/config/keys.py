@@ -68,6 +68,10 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Classes of the semantic-prior maps; 0 = as MODEL.SEM_SEG_HEAD.NUM_CLASSES, and in detectors
     # as many as the prior's target has (PRIOR_TARGET below).
     cfg.MODEL.SEMASK.NUM_CLASSES = 0
+    # Start of the semantic attention, whose gamma (the paper's lambda) is 0: "live" = the linear
+    # layer in front of gamma is random, so that gamma learns; "published" = it is 0 as in the
+    # published mask-classification models, so that neither ever learns.
+    cfg.MODEL.SEMASK.INIT = "live"
     # Dropout at the end of a semantic attention block.
     cfg.MODEL.SEMASK.DROPOUT = 0.1
     # Detectors: what supervises the priors. "instances" = a map painted from the instances, whose
@@ -89,6 +93,58 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.LOSS_REDUCTION = "all"
     # Online hard example mining: pixels kept per image (100000 as published); 0 = off.
     cfg.MODEL.SEM_SEG_HEAD.OHEM_PIXELS = 0
+
+    # ---- mask classification (MaskFormer, arXiv 2107.06278; Mask2Former, arXiv 2112.01527) ----
+    # Keys with Mask2Former's names have its meaning; MODEL.SEM_SEG_HEAD has those of the pixel
+    # decoder, and the number of classes.
+    # Channels of the mask features.
+    cfg.MODEL.SEM_SEG_HEAD.MASK_DIM = 256
+    # Layers of Mask2Former's deformable transformer in the pixel decoder.
+    cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 6
+    cfg.MODEL.MASK_FORMER = CfgNode()
+    # Pixel and mask decoder: "maskformer", "mask2former", "mask2former_fapn" or
+    # "mask2former_msfapn".
+    cfg.MODEL.MASK_FORMER.DECODER = "mask2former"
+    # Queries Q: at most as many masks are found in an image.
+    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
+    # Predictions that are supervised: with "maskformer" as many as decoder layers (6 as published),
+    # with the others one more, that of the learnt queries (10 as published, for 9 layers).
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 10
+    # Channels, attention heads and hidden width of the feed-forward layers of the mask decoder.
+    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 256
+    cfg.MODEL.MASK_FORMER.NHEADS = 8
+    cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
+    # Dropout of MaskFormer's mask decoder (0.1 as published) and of the deformable transformer (0);
+    # Mask2Former's mask decoder has none.
+    cfg.MODEL.MASK_FORMER.DROPOUT = 0.0
+    # Weights of the losses, and of the costs that queries are matched by: class, mask and dice
+    # (1, 20, 1 for MaskFormer); weight of "no object" among the classes.
+    cfg.MODEL.MASK_FORMER.CLASS_WEIGHT = 2.0
+    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 5.0
+    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 5.0
+    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
+    # Supervise every decoder layer, not the last one alone.
+    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
+    # Mask2Former compares masks at so many points. Of OVERSAMPLE_RATIO times as many candidates,
+    # the most uncertain ones make up IMPORTANCE_SAMPLE_RATIO of the points.
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
+    cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
+    cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Images are padded to multiples of this number of pixels.
+    cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
+    cfg.MODEL.MASK_FORMER.TEST = CfgNode()
+    # What is predicted of an image: "sem_seg", "instances" (the TEST.DETECTIONS_PER_IMAGE most
+    # probable ones) and "panoptic_seg".
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = True
+    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    # Panoptic: probability of its class above which a query counts, and share of its mask's area
+    # that must not belong to stronger ones.
+    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = 0.8
+    cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.8
+    # Semantic: resize the masks, not the class scores, to the original size. So it is in any case
+    # where instances or panoptic segments are predicted, too.
+    cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 
     # ---- datasets ----
     # Own datasets, each a mapping with NAME (what DATASETS.TRAIN and TEST call it), IMAGE_DIR and

@@ -89,8 +89,8 @@ def class_map(scores: LazyScores | torch.Tensor) -> np.ndarray:
 class ForEvaluators(nn.Module):
     """A model whose answers are computed as far as an evaluator asks for them.
 
-    They have "scores", :class:`LazyScores`, for evaluators that can use them, and "sem_seg", all
-    scores in one tensor, is only made when it is read.
+    In place of "sem_seg" they have "scores", :class:`LazyScores`, for evaluators that can use them;
+    "sem_seg", all scores in one tensor, is only made when it is read.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,17 +104,20 @@ class ForEvaluators(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_Answer"]:
         """An answer for each image."""
-        return [
-            _Answer(scores=predict(self.model, inputs, priors=False)["sem_seg"])
-            for inputs in batched_inputs
-        ]
+        return [self._answer(inputs) for inputs in batched_inputs]
+
+    def _answer(self, inputs: dict[str, Any]) -> "_Answer":
+        output = predict(self.model, inputs, priors=False)
+        if "sem_seg" in output:
+            output["scores"] = output.pop("sem_seg")
+        return _Answer(output)
 
 
 class _Answer(dict[str, Any]):
-    """{"scores": LazyScores}, and "sem_seg" on demand."""
+    """What a model predicts, with "scores", :class:`LazyScores`, and "sem_seg" on demand."""
 
     def __missing__(self, key: str) -> torch.Tensor:
-        if key != "sem_seg":
+        if key != "sem_seg" or "scores" not in self:
             raise KeyError(key)
         return self["scores"].full()
 

@@ -11,6 +11,7 @@ from semask.modeling.backbone import (
     SwinTransformer,
 )
 from semask.modeling.heads import (
+    MaskClassificationHead,
     PriorSupervision,
     SegmentationHead,
     SemanticFPNHead,
@@ -25,6 +26,7 @@ from semask.modeling.meta_arch.detectors import (
     SeMaskPanopticFPN,
     SeMaskRetinaNet,
 )
+from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import (
     MultiScale,
     SlidingWindow,
@@ -36,6 +38,7 @@ from semask.modeling.meta_arch.semantic import SeMaskSegmentor, check_protocol
 
 __all__ = [
     "HierarchicalEncoder",
+    "MaskClassificationHead",
     "MultiScale",
     "PriorSupervisedDetector",
     "PriorSupervision",
@@ -43,6 +46,7 @@ __all__ = [
     "SeMaskFPN",
     "SeMaskFPNHead",
     "SeMaskGeneralizedRCNN",
+    "SeMaskMaskFormer",
     "SeMaskPanopticFPN",
     "SeMaskRetinaNet",
     "SeMaskSegmentor",

@@ -24,6 +24,7 @@ from semask.modeling.backbone.semask import SeMaskBackbone
 from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock, WindowAttention
 from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention
 from semask.modeling.losses.cross_entropy import SegmentationLoss
+from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
@@ -40,6 +41,7 @@ from semask.ops.semantic_layer import (
     SplitSemanticAttention,
 )
 from semask.ops.streamed import (
+    StreamedMaskFormer,
     StreamedMultiScale,
     StreamedSegmentor,
     StreamedSlidingWindow,
@@ -106,6 +108,7 @@ FAST_PATHS = {
         "evaluation's scores a stripe of rows at a time",
         forms={
             MultiScale: StreamedMultiScale,
+            SeMaskMaskFormer: StreamedMaskFormer,
             SeMaskSegmentor: StreamedSegmentor,
             SlidingWindow: StreamedSlidingWindow,
             WholeImage: StreamedWholeImage,

@@ -1,6 +1,6 @@
 """Predictions of mask classification without all full-resolution masks in memory.
 
-Equal to :mod:`semask.modeling.meta_arch.mask_postprocess`. Class scores and segments are computed
+Equal to :mod:`semask.modeling.mask_decoder.postprocess`. Class scores and segments are computed
 a stripe of rows at a time, instances a mask at a time, from the masks at the decoder's resolution.
 """
 
@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from semask.modeling.layers.resize import resize
-from semask.modeling.meta_arch.mask_postprocess import (
+from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
     accept_segments,
     class_probabilities,
@@ -58,6 +58,8 @@ class _CroppedRows(Rows):
 
 class _ClassScoreRows(Rows):
     """Class scores of the rows of mask logits."""
+
+    in_stripes = True  # there can be more masks than classes
 
     in_stripes = True  # the masks' probabilities would all be held
 
@@ -126,6 +128,10 @@ class EncodedMasks:
             return decode_mask(self.rles[int(chosen)])
         return EncodedMasks([self.rles[i] for i in chosen])
 
+    def full(self, size: tuple[int, int]) -> Tensor:
+        """All masks, (N, *size) bool."""
+        return torch.stack(list(self)) if self.rles else torch.zeros(0, *size, dtype=torch.bool)
+
     def to(self, *_args: Any, **_kwargs: Any) -> "EncodedMasks":
         """They are on no device."""
         return self
@@ -143,7 +149,7 @@ def decode_mask(rle: dict[str, Any]) -> Tensor:
 
 @dataclass
 class EncodedInstances:
-    """As :class:`semask.modeling.meta_arch.mask_postprocess.InstancePrediction`."""
+    """As :class:`semask.modeling.mask_decoder.postprocess.InstancePrediction`."""
 
     queries: Tensor
     classes: Tensor
@@ -166,7 +172,7 @@ def encoded_instances(
         logits: (Q, K + 1).
         masks: (Q, h, w) logits.
         sizes: of the image.
-        top, things: see :func:`semask.modeling.meta_arch.mask_postprocess.select_instances`.
+        top, things: see :func:`semask.modeling.mask_decoder.postprocess.select_instances`.
     """
     queries, classes, probabilities = select_instances(logits, top=top, things=things)
     different, position = queries.unique(return_inverse=True)
@@ -201,7 +207,7 @@ def striped_panoptic(
         rule: how segments are made.
 
     Returns:
-        See :func:`semask.modeling.meta_arch.mask_postprocess.panoptic_prediction`.
+        See :func:`semask.modeling.mask_decoder.postprocess.panoptic_prediction`.
     """
     queries, probability, labels = panoptic_queries(logits, rule)
     number = len(queries)

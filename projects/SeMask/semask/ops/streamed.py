@@ -9,13 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from semask.modeling.heads.base import ScoreKind
+from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.ops.lazy_scores import LazyScores
-from semask.ops.mask_postprocess import MaskSizes, class_score_rows
+from semask.ops.mask_postprocess import (
+    EncodedMasks,
+    MaskSizes,
+    class_score_rows,
+    encoded_instances,
+    striped_panoptic,
+)
 from semask.ops.stripes import MapRows, Rows, resized
 
 # An image (3, H, W), 0..255, to the rows of its scores (H, W, K).
@@ -43,6 +51,66 @@ class StreamedSegmentor(SeMaskSegmentor):
     def resized(self, maps: Tensor, *sizes: tuple[int, int]) -> LazyScores:  # type: ignore[override]
         """See :class:`SeMaskSegmentor`; lazy logits."""
         return LazyScores(resized(MapRows(maps[0]), *sizes), "logits")
+
+
+class StreamedMaskFormer(SeMaskMaskFormer):
+    """Makes no mask but those of the result at full resolution, and one at a time.
+
+    ``predict`` has the masks of "instances" run-length encoded, as :class:`EncodedMasks`.
+    """
+
+    def inference(
+        self, batched_inputs: list[dict[str, Any]], return_priors: bool = False
+    ) -> list[dict[str, Any]]:
+        """See :class:`SeMaskMaskFormer`."""
+        return [
+            {key: _in_full(value) for key, value in output.items()}
+            for output in super().inference(batched_inputs, return_priors)
+        ]
+
+    def class_scores(  # type: ignore[override]
+        self, features: Mapping[str, Tensor], size: tuple[int, int]
+    ) -> Rows:
+        """See :class:`SeMaskMaskFormer`; rows of the scores."""
+        prediction = self.head_prediction(features)
+        logits, masks = prediction["pred_logits"][0], prediction["pred_masks"][0]
+        return class_score_rows(logits, masks, self._sizes(size, size))
+
+    def postprocess(
+        self, logits: Tensor, masks: Tensor, image_size: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """See :class:`SeMaskMaskFormer`."""
+        sizes = self._sizes(image_size, size)
+        output: dict[str, Any] = {}
+        if self.semantic_on:
+            rows = class_score_rows(logits, masks, sizes, resize_masks=True)
+            output["sem_seg"] = LazyScores(rows, self.score_kind)
+        if self.instance_on:
+            found = encoded_instances(
+                logits, masks, sizes, top=self.detections_per_image, things=self.instance_classes
+            )
+            output["instances"] = Instances(
+                size,
+                pred_classes=found.classes,
+                scores=found.scores,
+                pred_masks=found.masks,
+                pred_boxes=Boxes(found.boxes),
+            )
+        if self.panoptic_on:
+            assert self.panoptic_rule is not None  # as checked
+            output["panoptic_seg"] = striped_panoptic(logits, masks, sizes, self.panoptic_rule)
+        return output
+
+    def _sizes(self, image_size: tuple[int, int], size: tuple[int, int]) -> MaskSizes:
+        return MaskSizes(padded=self.padded_size(image_size), image=image_size, output=size)
+
+
+def _in_full(value: Any) -> Any:
+    if isinstance(value, LazyScores):
+        return value.full()
+    if isinstance(value, Instances) and isinstance(value.pred_masks, EncodedMasks):
+        value.pred_masks = value.pred_masks.full(value.image_size).to(value.scores.device)
+    return value
 
 
 def score_rows(prediction: Mapping[str, Tensor], size: tuple[int, int]) -> Rows:

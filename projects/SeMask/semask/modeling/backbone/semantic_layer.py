@@ -7,7 +7,10 @@ token maps (B, H, W, C) in, token maps and semantic-prior maps out.
 import torch
 from torch import Tensor, nn
 
+from semask.errors import ConfigError
 from semask.modeling.backbone.windows import pad_to_multiple, window_partition, window_reverse
+
+INITS = ("live", "published")
 
 
 class SemanticAttention(nn.Module):
@@ -68,6 +71,7 @@ class SemanticLayer(nn.Module):
         window_size: side of the (never shifted) windows in tokens; None = attend globally.
         num_blocks: chained attention blocks, at least 1; the last one's query is the prior.
         dropout: rate at the end of each block.
+        init: "live" or "published", see :meth:`init_weights`.
     """
 
     def __init__(
@@ -78,8 +82,11 @@ class SemanticLayer(nn.Module):
         window_size: int | None,
         num_blocks: int = 1,
         dropout: float = 0.1,
+        init: str = "live",
     ) -> None:
         super().__init__()
+        if init not in INITS:
+            raise ConfigError(f"MODEL.SEMASK.INIT is '{init}'; it can be {' or '.join(INITS)}.")
         if num_blocks < 1:
             raise ValueError(f"A semantic layer needs at least one block, got {num_blocks}")
         if num_classes < 1:
@@ -90,17 +97,28 @@ class SemanticLayer(nn.Module):
             SemanticAttention(dim=dim, num_classes=num_classes, dropout=dropout)
             for _ in range(num_blocks)
         )
-        self.init_weights()
+        self.init_weights(init)
 
-    def init_weights(self) -> None:
-        """Truncated normal (std 0.02) linears, zero biases.
+    def init_weights(self, init: str = "live") -> None:
+        """Linears with zero biases; gamma is 0 anyhow.
 
-        ``proj`` is not 0, so that gamma, which is, has a gradient from the first step on.
+        Args:
+            init: "live" = truncated normal (std 0.02): as ``proj`` is not 0, gamma has a gradient
+                from the first step on. "published" = the start of the published models with mask
+                decoders: Kaiming normal, and ``proj`` 0. The gradients of ``proj`` and of gamma
+                are then 0 for ever, and the attention never acts.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                if init == "live":
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                else:
+                    nn.init.kaiming_normal_(module.weight)
                 nn.init.zeros_(module.bias)
+        if init == "published":
+            for module in self.modules():
+                if isinstance(module, SemanticAttention):
+                    nn.init.zeros_(module.proj.weight)
 
     def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
         """Features and prior of a stage.

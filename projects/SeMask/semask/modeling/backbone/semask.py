@@ -34,6 +34,8 @@ class SeMaskBackbone(SemSegBackbone):
         semantic_classes: classes K of the prior maps; needed where a stage has a semantic layer.
         semantic_window_size: side of the semantic window, in tokens of the stage.
         semantic_dropout: dropout rate of the semantic layers.
+        semantic_init: start of the semantic layers, "live" or "published"; see
+            :meth:`SemanticLayer.init_weights`.
         out_features: names among "res2", "res3", ...; "res2" is what the first stage gives.
         freeze_at: 0 = everything is trained, 1 = the stem is frozen, 2 = also the first stage
             with its semantic layer, and so on.
@@ -52,6 +54,7 @@ class SeMaskBackbone(SemSegBackbone):
         semantic_classes: int = 0,
         semantic_window_size: int = 7,
         semantic_dropout: float = 0.1,
+        semantic_init: str = "live",
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         freeze_at: int = 0,
         activation_checkpoint: Sequence[bool] = (False, False, False, False),
@@ -107,6 +110,7 @@ class SeMaskBackbone(SemSegBackbone):
                     ),
                     num_blocks=semantic_blocks[stage],
                     dropout=semantic_dropout,
+                    init=semantic_init,
                 )
                 for stage in range(num_stages)
                 if with_layer[stage]

@@ -25,8 +25,8 @@ class SeMaskSwin(SeMaskBackbone):
         embed_dim, depths, num_heads, window_size, mlp_ratio, drop_rate, attn_drop_rate,
             drop_path_rate, absolute_pos_embed, pretrain_image_size, in_channels: see
             :class:`SwinTransformer`.
-        semantic_attention, semantic_blocks, semantic_classes, semantic_dropout: see
-            :class:`SeMaskBackbone`.
+        semantic_attention, semantic_blocks, semantic_classes, semantic_dropout, semantic_init:
+            see :class:`SeMaskBackbone`.
         semantic_window_size: side of the semantic window; None = ``window_size``.
         out_features: names among "res2".."res5"; stages behind the last one are not built.
         freeze_at, activation_checkpoint: see :class:`SeMaskBackbone`.
@@ -54,6 +54,7 @@ class SeMaskSwin(SeMaskBackbone):
         semantic_classes: int = 0,
         semantic_window_size: int | None = None,
         semantic_dropout: float = 0.1,
+        semantic_init: str = "live",
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         freeze_at: int = 0,
         activation_checkpoint: Sequence[bool] = (False, False, False, False),
@@ -99,6 +100,7 @@ class SeMaskSwin(SeMaskBackbone):
                 window_size if semantic_window_size is None else semantic_window_size
             ),
             semantic_dropout=semantic_dropout,
+            semantic_init=semantic_init,
             out_features=out_features,
             freeze_at=freeze_at,
             activation_checkpoint=activation_checkpoint[:num_stages],
@@ -123,6 +125,7 @@ class SeMaskSwin(SeMaskBackbone):
             "semantic_classes": semask.NUM_CLASSES or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "semantic_window_size": semask.WINDOW_SIZE or None,
             "semantic_dropout": semask.DROPOUT,
+            "semantic_init": semask.INIT,
             "out_features": swin.OUT_FEATURES,
             "freeze_at": swin.FREEZE_AT,
             "activation_checkpoint": swin.ACTIVATION_CHECKPOINT,

@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize
+from semask.modeling.mask_decoder.postprocess import class_scores
 
 # What the K numbers of a pixel are. "scores" are neither logits nor probabilities: they are not
 # negative, and need not add up to 1 (mask classification).
@@ -111,9 +111,8 @@ class SegmentationHead(nn.Module, ABC):
 def semantic_scores(prediction: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
     """A score of each class at each pixel of an image.
 
-    Of mask classification, the score of class c is the sum over the queries q of
-    softmax(pred_logits)[q, c] * sigmoid(pred_masks)[q], "no object" left out behind the softmax
-    (arXiv 2107.06278, section 3.4).
+    For mask classification see
+    :func:`semask.modeling.mask_decoder.postprocess.class_scores`.
 
     Args:
         prediction: see :class:`SegmentationHead`.
@@ -124,6 +123,4 @@ def semantic_scores(prediction: Mapping[str, Tensor], size: tuple[int, int]) -> 
     """
     if "logits" in prediction:
         return resize(prediction["logits"], size)
-    classes = prediction["pred_logits"].softmax(-1)[..., :-1]
-    masks = resize(prediction["pred_masks"], size).sigmoid()
-    return torch.einsum("bqk,bqhw->bkhw", classes, masks)
+    return class_scores(prediction["pred_logits"], resize(prediction["pred_masks"], size))

@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semask.errors import ConfigError
+from semask.modeling.layers.precision import at_least_float32, autocast_off
 from semask.modeling.layers.resize import resize
 from semask.modeling.losses.matcher import MaskMatcher, MaskTarget, Match
 from semask.modeling.losses.point_sampling import sample_points, uncertain_points
@@ -62,7 +64,7 @@ class MaskCriterion(nn.Module):
         """
         *aux, final = predictions
         named = [("", final)] + [(f"_{i}", prediction) for i, prediction in enumerate(aux)]
-        with torch.autocast(final.logits.device.type, enabled=False):
+        with autocast_off(final.logits.device):
             num_masks = mean_number_of_masks(targets, final.logits)
             losses: dict[str, Tensor] = {}
             for suffix, prediction in named:
@@ -73,7 +75,7 @@ class MaskCriterion(nn.Module):
     def _losses(
         self, prediction: MaskPrediction, targets: Sequence[MaskTarget], num_masks: Tensor
     ) -> dict[str, Tensor]:
-        prediction = MaskPrediction(*(_at_least_float32(x) for x in prediction))
+        prediction = MaskPrediction(*(at_least_float32(x) for x in prediction))
         matches = self.matcher(prediction, targets)
         loss_class = class_loss(
             prediction.logits, matched_labels(prediction, targets, matches), self.no_object_weight
@@ -162,7 +164,7 @@ class Mask2FormerCriterion(MaskCriterion):
                 :func:`semask.modeling.losses.point_sampling.uncertain_points`.
 
         Raises:
-            ValueError: the numbers of points cannot be used.
+            ConfigError: the numbers of points cannot be used.
         """
         super().__init__(
             matcher=matcher,
@@ -172,17 +174,17 @@ class Mask2FormerCriterion(MaskCriterion):
             no_object_weight=no_object_weight,
         )
         if num_points < 1:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be 1 or more, got {num_points}"
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be 1 or more, got {num_points}."
             )
         if oversample_ratio < 1:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be 1 or more, got {oversample_ratio}"
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be 1 or more, got {oversample_ratio}."
             )
         if not 0 <= importance_sample_ratio <= 1:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must be in [0, 1], got "
-                f"{importance_sample_ratio}"
+                f"{importance_sample_ratio}."
             )
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
@@ -266,12 +268,8 @@ def mean_number_of_masks(targets: Sequence[MaskTarget], like: Tensor) -> Tensor:
         targets: of this process's images.
         like: device and type of the result, but float32 at least.
     """
-    number = _at_least_float32(like).new_tensor(sum(len(target.labels) for target in targets))
+    number = at_least_float32(like).new_tensor(sum(len(target.labels) for target in targets))
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(number)
         number /= dist.get_world_size()
     return number.clamp(min=1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semask.errors import ConfigError
+
 
 class MaskPrediction(NamedTuple):
     """Q pairs of a class and a mask for each image.
@@ -32,24 +34,40 @@ class MaskDecoder(nn.Module):
         num_queries: Q.
     """
 
-    def __init__(self, *, num_classes: int, num_queries: int) -> None:
+    def __init__(
+        self, *, num_classes: int, num_queries: int, num_predictions: int, dim: int, num_heads: int
+    ) -> None:
         """
         Args:
             num_classes: K, at least 1.
             num_queries: Q, at least 1.
+            num_predictions: that are supervised, at least 1.
+            dim: channels of the queries, a multiple of 4.
+            num_heads: of every attention; divides ``dim``.
 
         Raises:
-            ValueError: there are no classes or no queries.
+            ConfigError: an argument is not as described.
         """
         super().__init__()
         if num_classes < 1:
-            raise ValueError(
-                f"A mask decoder needs classes: MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
+            raise ConfigError(
+                "A mask decoder needs classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+                f"{num_classes}."
             )
         if num_queries < 1:
-            raise ValueError(
-                "A mask decoder needs queries: MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is "
-                f"{num_queries}"
+            raise ConfigError(
+                "A mask decoder needs queries, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is "
+                f"{num_queries}."
+            )
+        if num_predictions < 1:
+            raise ConfigError(
+                "A mask decoder needs layers: MODEL.MASK_FORMER.DEC_LAYERS counts the predictions "
+                "that are supervised, and has to be 1 or more."
+            )
+        if dim % 4 or num_heads < 1 or dim % num_heads:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.NHEADS is {num_heads} and MODEL.MASK_FORMER.HIDDEN_DIM {dim}; "
+                "HIDDEN_DIM has to be a multiple of NHEADS and of 4."
             )
         self.num_classes = num_classes
         self.num_queries = num_queries

@@ -89,15 +89,19 @@ class Mask2FormerDecoder(MaskDecoder):
     ) -> None:
         """
         Args:
-            num_classes, num_queries: see :class:`MaskDecoder`.
+            num_classes, num_queries, dim, num_heads: see :class:`MaskDecoder`.
             num_layers: decoder layers; there is one prediction more, that of the learnt queries.
             num_levels: feature maps; layer i attends to map i mod ``num_levels``.
-            dim: channels of the queries and of the maps.
-            num_heads: of every attention; divides ``dim``.
             feedforward_dim: hidden width of the feed-forward layers.
             mask_dim: channels of the mask features.
         """
-        super().__init__(num_classes=num_classes, num_queries=num_queries)
+        super().__init__(
+            num_classes=num_classes,
+            num_queries=num_queries,
+            num_predictions=num_layers + 1,
+            dim=dim,
+            num_heads=num_heads,
+        )
         self.num_heads = num_heads
         self.transformer_cross_attention_layers = nn.ModuleList(
             CrossAttentionLayer(dim, num_heads) for _ in range(num_layers)

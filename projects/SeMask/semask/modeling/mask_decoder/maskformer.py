@@ -93,15 +93,19 @@ class MaskFormerDecoder(MaskDecoder):
         """
         Args:
             in_channels: of the map.
-            num_classes, num_queries: see :class:`MaskDecoder`.
+            num_classes, num_queries, dim, num_heads: see :class:`MaskDecoder`.
             num_layers: decoder layers, each with a prediction; at least 1.
-            dim: channels of the queries.
-            num_heads: of every attention; divides ``dim``.
             feedforward_dim: hidden width of the feed-forward layers.
             mask_dim: channels of the mask features.
             dropout: of attention weights, hidden values and every residual branch.
         """
-        super().__init__(num_classes=num_classes, num_queries=num_queries)
+        super().__init__(
+            num_classes=num_classes,
+            num_queries=num_queries,
+            num_predictions=num_layers,
+            dim=dim,
+            num_heads=num_heads,
+        )
         decoder = DetrDecoder(num_layers, dim, num_heads, feedforward_dim, dropout)
         xavier_uniform(decoder)
         self.transformer = nn.ModuleDict({"decoder": decoder})

@@ -114,11 +114,25 @@ class SeMaskSegmentor(SemanticSegmentor):
 
         output = {"sem_seg": self.protocol(network, inputs, size, self._network_kind)}
         if features is not None:
-            if self.prior_supervision is not None:
-                image_size = (whole.shape[-2], whole.shape[-1])
-                decoded = self.prior_supervision.decode(features, image_size)
-                output["prior"] = self.resized(decoded, image_size, size)
-            output["priors"] = {k: features[k][0] for k in self.backbone.prior_strides}
+            output |= self.prior_maps(features, (whole.shape[-2], whole.shape[-1]), size)
+        return output
+
+    def prior_maps(
+        self, features: Mapping[str, Tensor], image_size: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """What :meth:`inference` returns as "prior" and "priors".
+
+        Args:
+            features: of one image, with the priors.
+            image_size: its height and width.
+            size: of the decoded prior.
+        """
+        output: dict[str, Any] = {
+            "priors": {k: features[k][0] for k in self.backbone.prior_strides}
+        }
+        if self.prior_supervision is not None:
+            decoded = self.prior_supervision.decode(features, image_size)
+            output["prior"] = self.resized(decoded, image_size, size)
         return output
 
     def class_scores(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:

@@ -36,18 +36,18 @@ def class_scores(logits: Tensor, masks: Tensor) -> Tensor:
     exceed it. A class has the highest score everywhere, also where no query sees an object.
 
     Args:
-        logits: (Q, K + 1).
-        masks: (Q, H, W) logits.
+        logits: (..., Q, K + 1).
+        masks: (..., Q, H, W) logits.
 
     Returns:
-        (K, H, W): the sum over the queries of class probability times mask probability.
+        (..., K, H, W): the sum over the queries of class probability times mask probability.
     """
-    return torch.einsum("qc,qhw->chw", class_probabilities(logits), masks.sigmoid())
+    return torch.einsum("...qc,...qhw->...chw", class_probabilities(logits), masks.sigmoid())
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
-    """(Q, K + 1) to (Q, K): "no object" is dropped after the softmax."""
-    return logits.softmax(dim=-1)[:, :-1]
+    """(..., Q, K + 1) to (..., Q, K): "no object" is dropped after the softmax."""
+    return logits.softmax(dim=-1)[..., :-1]
 
 
 @dataclass

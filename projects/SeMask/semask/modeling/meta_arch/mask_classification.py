@@ -1,0 +1,330 @@
+"""The meta-architecture of mask classification (arXiv 2107.06278; arXiv 2112.01527)."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from torch import Tensor, nn
+
+from semask.errors import ConfigError, DataError
+from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.heads.base import ScoreKind, semantic_scores
+from semask.modeling.layers.resize import resize
+from semask.modeling.mask_decoder.postprocess import (
+    PanopticRule,
+    class_scores,
+    crop_and_resize,
+    instance_prediction,
+    panoptic_prediction,
+)
+from semask.modeling.meta_arch.protocol import TestProtocol, WholeImage
+from semask.modeling.meta_arch.semantic import SeMaskSegmentor
+
+
+@META_ARCH_REGISTRY.register()
+class SeMaskMaskFormer(SeMaskSegmentor):
+    """Images to a class and a mask for each query, and these to what the task asks for.
+
+    In evaluation ``sem_seg_head(features)`` gives {"pred_logits": (B, Q, K + 1), "pred_masks":
+    (B, Q, h, w)}, and nothing else of the head is used.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        protocol: TestProtocol | None = None,
+        size_divisibility: int = 32,
+        semantic_on: bool = True,
+        instance_on: bool = False,
+        panoptic_on: bool = False,
+        resize_masks: bool = False,
+        detections_per_image: int = 100,
+        panoptic_rule: PanopticRule | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: Detectron2's interface of a backbone.
+            sem_seg_head: a head of mask classification.
+            pixel_mean, pixel_std: of each channel, 0..255.
+            protocol: how the semantic scores of an image are predicted; None = whole.
+            size_divisibility: images are padded to multiples of it.
+            semantic_on, instance_on, panoptic_on: what is predicted; one of them at least.
+            resize_masks: the semantic scores are computed from masks of the original size; so
+                they are in any case where instances or panoptic segments are predicted, too.
+            detections_per_image: instances.
+            panoptic_rule: needed for ``panoptic_on``.
+
+        Raises:
+            ConfigError: nothing is to be predicted, or a protocol does not fit what is.
+        """
+        super().__init__(
+            backbone=backbone,
+            sem_seg_head=sem_seg_head,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            protocol=protocol,
+        )
+        self.semantic_on = semantic_on
+        self.instance_on = instance_on
+        self.panoptic_on = panoptic_on
+        self.size_divisibility = size_divisibility
+        self.resize_masks = resize_masks or instance_on or panoptic_on
+        self.detections_per_image = detections_per_image
+        self.panoptic_rule = panoptic_rule
+        self._check()
+
+    def _check(self) -> None:
+        keys = "MODEL.MASK_FORMER.TEST"
+        if not (self.semantic_on or self.instance_on or self.panoptic_on):
+            raise ConfigError(
+                f"Nothing is to be predicted: set one of {keys}.SEMANTIC_ON, INSTANCE_ON and "
+                "PANOPTIC_ON."
+            )
+        if self.size_divisibility < 1:
+            raise ConfigError(
+                "MODEL.MASK_FORMER.SIZE_DIVISIBILITY must be 1 or more, got "
+                f"{self.size_divisibility}."
+            )
+        if self.panoptic_on and self.panoptic_rule is None:
+            raise ConfigError(
+                f"{keys}.PANOPTIC_ON needs to know which classes are things: none of the datasets "
+                "has 'thing_dataset_id_to_contiguous_id' in its metadata."
+            )
+        if self.resize_masks and not isinstance(self.protocol, WholeImage):
+            raise ConfigError(
+                "TEST.PROTOCOL must be 'whole' with any of INSTANCE_ON, PANOPTIC_ON and "
+                f"SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE of {keys}: the others average the "
+                "semantic scores of several views."
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        former = cfg.MODEL.MASK_FORMER
+        things = _things(cfg)
+        rule = None
+        if things is not None:
+            rule = PanopticRule(
+                things=things,
+                object_mask_threshold=former.TEST.OBJECT_MASK_THRESHOLD,
+                overlap_threshold=former.TEST.OVERLAP_THRESHOLD,
+                inside_only=former.DECODER != "maskformer",
+            )
+        return {
+            **super().from_config(cfg),
+            "size_divisibility": former.SIZE_DIVISIBILITY,
+            "semantic_on": former.TEST.SEMANTIC_ON,
+            "instance_on": former.TEST.INSTANCE_ON,
+            "panoptic_on": former.TEST.PANOPTIC_ON,
+            "resize_masks": former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "panoptic_rule": rule,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, else :meth:`inference`.
+
+        Args:
+            batched_inputs: "image" (3, H, W), 0..255; in training also "instances" with
+                ``gt_classes`` (N,) and ``gt_masks`` (N, H, W), and where priors are supervised
+                "sem_seg" (H, W).
+
+        Raises:
+            DataError: an input lacks annotations, or they do not fit the image or the classes.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        sizes = [inputs["image"].shape[-2:] for inputs in batched_inputs]
+        size = self.padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)))
+        images = torch.cat(
+            [pad(self._normalized(inputs["image"]), size, 0) for inputs in batched_inputs]
+        )
+        targets: dict[str, Any] = {
+            "instances": [self._instances(inputs, size) for inputs in batched_inputs]
+        }
+        if self.prior_supervision is not None:
+            targets["sem_seg"] = torch.stack([self._labels(x, size) for x in batched_inputs])
+        _, losses = self.sem_seg_head(self.backbone(images), targets)
+        return losses
+
+    def _instances(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> Instances:
+        """An image's instances with masks of the padded size, on the model's device."""
+        instances = _annotation(inputs, "instances")
+        height, width = inputs["image"].shape[-2:]
+        labels, masks = instances.gt_classes, as_tensor(instances.gt_masks, height, width)
+        if masks.shape != (len(labels), height, width):
+            raise DataError(
+                f"{_source(inputs)} has masks of the shape {tuple(masks.shape)}; for its "
+                f"{len(labels)} classes they have to be {(len(labels), height, width)}."
+            )
+        classes = self.sem_seg_head.num_classes
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong):
+            raise DataError(
+                f"{_source(inputs)} has an instance of class {int(wrong[0])}; "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}."
+            )
+        padded = Instances(size)
+        padded.gt_classes = labels.to(self.device)
+        padded.gt_masks = pad(masks.to(self.device), size, 0)
+        return padded
+
+    def _labels(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
+        labels = _annotation(inputs, "sem_seg").to(self.device)
+        if labels.shape != inputs["image"].shape[-2:]:
+            raise DataError(
+                f"{_source(inputs)} has a label map of {tuple(labels.shape)} and an image of "
+                f"{tuple(inputs['image'].shape[-2:])} pixels."
+            )
+        return pad(labels, size, self.sem_seg_head.ignore_value)
+
+    def predict(self, inputs: dict[str, Any], return_priors: bool = False) -> dict[str, Any]:
+        """Predict one image.
+
+        Args:
+            inputs, return_priors: see :meth:`SeMaskSegmentor.inference`.
+
+        Returns:
+            As far as they are asked for, "sem_seg" (K, height, width) class scores; "instances",
+            Detectron2's ``Instances`` with ``pred_classes``, ``scores``, ``pred_masks`` (N, height,
+            width) bool and ``pred_boxes``, not ordered and without a threshold; "panoptic_seg", a
+            map of ids and what they are, see
+            :func:`semask.modeling.mask_decoder.postprocess.panoptic_prediction`. With
+            ``return_priors`` also "prior" and "priors", as :class:`SeMaskSegmentor` has them.
+        """
+        if not self.resize_masks:
+            return super().predict(inputs, return_priors)
+        image = inputs["image"]
+        image_size = (image.shape[-2], image.shape[-1])
+        size = (inputs.get("height", image_size[0]), inputs.get("width", image_size[1]))
+        with_priors = return_priors and isinstance(self.backbone, SemSegBackbone)
+        arguments = {"return_priors": True} if with_priors else {}
+        features = self.backbone(self._normalized(image), **arguments)
+        prediction = self.head_prediction(features)
+        output = self.postprocess(
+            prediction["pred_logits"][0], prediction["pred_masks"][0], image_size, size
+        )
+        return output | (self.prior_maps(features, image_size, size) if with_priors else {})
+
+    def postprocess(
+        self, logits: Tensor, masks: Tensor, image_size: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """What is asked for, from the queries of one image.
+
+        Args:
+            logits: (Q, K + 1).
+            masks: (Q, h, w) logits of the padded image.
+            image_size: height and width of the image without padding.
+            size: of the result.
+
+        Returns:
+            See :meth:`predict`.
+        """
+        masks = resize(masks[None], self.padded_size(image_size))[0]
+        masks = crop_and_resize(masks, image_size, size)
+        output: dict[str, Any] = {}
+        if self.semantic_on:
+            output["sem_seg"] = class_scores(logits, masks)
+        if self.instance_on:
+            found = instance_prediction(
+                logits, masks, top=self.detections_per_image, things=self.instance_classes
+            )
+            output["instances"] = Instances(
+                size,
+                pred_classes=found.classes,
+                scores=found.scores,
+                pred_masks=found.masks,
+                pred_boxes=Boxes(found.boxes),
+            )
+        if self.panoptic_on:
+            assert self.panoptic_rule is not None  # as checked
+            output["panoptic_seg"] = panoptic_prediction(logits, masks, self.panoptic_rule)
+        return output
+
+    @property
+    def _network_kind(self) -> ScoreKind:
+        return "scores"
+
+    @property
+    def instance_classes(self) -> Collection[int] | None:
+        """The classes that are instances; None = all. Beside panoptic segments, only things are."""
+        if self.panoptic_on and self.panoptic_rule is not None:
+            return self.panoptic_rule.things
+        return None
+
+    def class_scores(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Scores (K, *size) from the features of one image of that size, which has been padded."""
+        scores = semantic_scores(self.head_prediction(features), self.padded_size(size))[0]
+        return crop_and_resize(scores, size, size)
+
+    def prior_maps(
+        self, features: Mapping[str, Tensor], image_size: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """See :meth:`SeMaskSegmentor.prior_maps`; "priors" are those of the padded image."""
+        maps: dict[str, Any] = {"priors": {k: features[k][0] for k in self.backbone.prior_strides}}
+        if self.prior_supervision is not None:
+            padded = self.padded_size(image_size)
+            prior = resize(self.prior_supervision.decode(features, padded), padded)[0]
+            maps["prior"] = crop_and_resize(prior, image_size, size)
+        return maps
+
+    def head_prediction(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """{"pred_logits": (B, Q, K + 1), "pred_masks": (B, Q, h, w)}."""
+        prediction: Mapping[str, Tensor] = self.sem_seg_head(features)
+        return prediction
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        normalized = super()._normalized(image)
+        return pad(normalized, self.padded_size((image.shape[-2], image.shape[-1])), 0)
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width, rounded up to multiples of ``size_divisibility``."""
+        height, width = (-(-side // self.size_divisibility) for side in size)
+        return height * self.size_divisibility, width * self.size_divisibility
+
+
+def pad(maps: Tensor, size: tuple[int, int], value: int) -> Tensor:
+    """(..., h, w) to (..., *size), with ``value`` at the right and below."""
+    height, width = maps.shape[-2:]
+    padded = maps.new_full((*maps.shape[:-2], *size), value)
+    padded[..., :height, :width] = maps
+    return padded
+
+
+def as_tensor(masks: Any, height: int, width: int) -> Tensor:
+    """Masks as a tensor or as Detectron2's ``BitMasks`` or ``PolygonMasks``, to (N, H, W) bool."""
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, height, width)
+    tensor: Tensor = masks.tensor if isinstance(masks, BitMasks) else masks
+    return tensor.bool()
+
+
+def _annotation(inputs: Mapping[str, Any], name: str) -> Any:
+    if name not in inputs:
+        raise DataError(
+            f"{_source(inputs)} has no '{name}', which mask classification is trained with: "
+            "INPUT.DATASET_MAPPER_NAME 'mask_former_semantic' makes it."
+        )
+    return inputs[name]
+
+
+def _source(inputs: Mapping[str, Any]) -> str:
+    return f"The image '{inputs['file_name']}'" if "file_name" in inputs else "An input"
+
+
+def _things(cfg: CfgNode) -> Collection[int] | None:
+    """The contiguous ids of the things of the first dataset that has any."""
+    for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+        if name in MetadataCatalog.list():  # asking for another one would enter it
+            ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+            if ids is not None:
+                return frozenset(ids.values())
+    return None
