@@ -1,0 +1,254 @@
+"""Every mask-classification config carries its whole published recipe.
+
+The table is written out here, independently of the configuration files and of how they inherit.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+
+from semask.config import load_config
+from semask.data.mappers.mask_semantic import (
+    MaskFormerSemanticMapper,
+    build_mask_augmentations,
+    build_mask_test_scales,
+)
+from semask.data.mappers.semantic import build_semantic_mapper
+from semask.data.transforms.geometry import RandomCropWithCategoryLimit
+from semask.data.transforms.photometric import PhotometricDistortion
+from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
+from semask.solver import build_lr_scheduler, build_optimizer
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+#: embed_dim, depths, heads, window
+BACKBONES = {
+    "tiny": (96, [2, 2, 6, 2], [3, 6, 12, 24], 7),
+    "small": (96, [2, 2, 18, 2], [3, 6, 12, 24], 7),
+    "base": (128, [2, 2, 18, 2], [4, 8, 16, 32], 12),
+    "large": (192, [2, 2, 18, 2], [6, 12, 24, 48], 12),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    short_edges: tuple[int, ...]
+    max_size: int
+    crop: tuple[int, int]
+    square: int  # -1 = not padded
+    test: tuple[int, int]
+    multi_scale: tuple[int, ...]
+    multi_scale_max: int
+
+
+def tenths(base: int) -> tuple[int, ...]:
+    """0.5 to 2.0 times a size in steps of 0.1, floored."""
+    return tuple(int(0.1 * factor * base) for factor in range(5, 21))
+
+
+SMALL = Sizes(
+    *(tenths(512), 2048, (512, 512), 512),
+    *((512, 2048), (256, 384, 512, 640, 768, 896), 3584),
+)
+LARGE = Sizes(
+    *(tenths(640), 2560, (640, 640), 640),
+    *((640, 2560), (320, 480, 640, 800, 960, 1120), 4480),
+)
+SEMASK_LARGE_MASKFORMER = replace(LARGE, short_edges=(160, 320, 480, 640, 800, 960, 1120))
+CITYSCAPES = Sizes(
+    *(tenths(1024), 4096, (512, 1024), -1),
+    *((1024, 2048), (512, 768, 1024, 1280, 1536, 1792), 4096),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    classes: int
+    attention: str  # of the four stages: window, global or none, by first letter
+    semantic_window: int
+    decoder: str
+    sizes: Sizes
+    iterations: int = 160000
+    lr: float = 1e-4
+    backbone: float = 0.1
+    decay: float = 0.05
+    warmup: int = 0
+    amp: bool = True
+    weights: tuple[float, float, float] = (2.0, 5.0, 5.0)  # class, mask, dice
+    dropout: float = 0.0
+    layers: int = 9
+
+
+def recipes() -> dict[str, tuple[str, Recipe]]:
+    table = {}
+    for size, (_, _, _, window) in BACKBONES.items():
+        sizes = LARGE if size in ("base", "large") else SMALL
+        mask2former = Recipe(150, "wwwg", window, "mask2former", sizes)
+        maskformer = replace(
+            mask2former,
+            decoder="maskformer",
+            lr=6e-5,
+            backbone=1.0,
+            decay=0.01,
+            warmup=1500,
+            amp=False,
+            weights=(1.0, 20.0, 1.0),
+            dropout=0.1,
+            layers=6,
+        )
+        cityscapes = replace(
+            mask2former,
+            classes=19,
+            attention="wwww",
+            semantic_window=7,
+            sizes=CITYSCAPES,
+            iterations=90000,
+        )
+        stuff = replace(mask2former, classes=171, attention="wwww", iterations=80000)
+        table[f"ade20k/semask_swin_{size}_mask2former"] = (size, mask2former)
+        for name in ("fapn", "msfapn"):
+            decoder = f"mask2former_{name}"
+            recipe = replace(mask2former, attention="wwgg", decoder=decoder)
+            table[f"ade20k/semask_swin_{size}_{decoder}"] = (size, recipe)
+        semask = replace(maskformer, sizes=SEMASK_LARGE_MASKFORMER if size == "large" else sizes)
+        table[f"ade20k/semask_swin_{size}_maskformer"] = (size, semask)
+        table[f"cityscapes/semask_swin_{size}_mask2former"] = (size, cityscapes)
+        table[f"coco_stuff_10k/semask_swin_{size}_mask2former"] = (size, stuff)
+        for name, recipe in (
+            ("ade20k/swin_{}_mask2former", mask2former),
+            ("ade20k/swin_{}_maskformer", maskformer),
+            ("cityscapes/swin_{}_mask2former", cityscapes),
+        ):
+            table[name.format(size)] = (size, replace(recipe, attention="nnnn"))
+    return table
+
+
+RECIPES = recipes()
+
+
+@pytest.fixture(params=RECIPES)
+def case(request: pytest.FixtureRequest) -> tuple[CfgNode, str, Recipe]:
+    size, recipe = RECIPES[request.param]
+    return load_config(str(CONFIGS / f"{request.param}.yaml")), size, recipe
+
+
+def test_every_shipped_one_is_in_the_table() -> None:
+    folders = ("ade20k", "cityscapes", "coco_stuff_10k")
+    files = [file for folder in folders for file in (CONFIGS / folder).glob("*mask*former*.yaml")]
+    assert {f"{file.parent.name}/{file.stem}" for file in files} == set(RECIPES)
+
+
+def test_model(case: tuple[CfgNode, str, Recipe]) -> None:
+    cfg, size, recipe = case
+    swin, semask, former = cfg.MODEL.SWIN, cfg.MODEL.SEMASK, cfg.MODEL.MASK_FORMER
+    found = (swin.EMBED_DIM, swin.DEPTHS, swin.NUM_HEADS, swin.WINDOW_SIZE)
+    assert found == BACKBONES[size]
+    assert swin.DROP_PATH_RATE == 0.3
+    assert "".join(kind[0] for kind in semask.ATTENTION) == recipe.attention
+    assert (semask.WINDOW_SIZE or swin.WINDOW_SIZE) == recipe.semantic_window
+    assert semask.INIT == "live"
+    assert recipe.classes == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert cfg.MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT == 0.4
+    assert recipe.decoder == former.DECODER
+    assert recipe.weights == (former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT)
+    assert former.NO_OBJECT_WEIGHT == 0.1
+    assert former.NUM_OBJECT_QUERIES == 100
+    assert recipe.layers + (recipe.decoder != "maskformer") == former.DEC_LAYERS
+    assert recipe.dropout == former.DROPOUT
+    assert (former.TRAIN_NUM_POINTS, former.OVERSAMPLE_RATIO) == (12544, 3.0)
+    assert former.IMPORTANCE_SAMPLE_RATIO == 0.75
+    assert former.SIZE_DIVISIBILITY == 32
+    assert (former.TEST.SEMANTIC_ON, former.TEST.INSTANCE_ON) == (True, False)
+    assert not former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+
+
+def test_input(case: tuple[CfgNode, str, Recipe]) -> None:
+    cfg, _, recipe = case
+    sizes = recipe.sizes
+    mapper = build_semantic_mapper(cfg, is_train=True)
+    assert isinstance(mapper, MaskFormerSemanticMapper)
+    assert cfg.INPUT.FORMAT == "RGB"
+    steps = build_mask_augmentations(cfg, is_train=True)
+    resize, crop, distortion, flip = steps[:4]
+    assert isinstance(resize, ResizeShortEdge)
+    assert tuple(resize.short_edge_length) == sizes.short_edges
+    assert (resize.max_size, resize.label_interpolation) == (sizes.max_size, "nearest")
+    assert isinstance(crop, RandomCropWithCategoryLimit)
+    assert (crop.size, crop.max_category_area) == (sizes.crop, 1.0)
+    assert isinstance(distortion, PhotometricDistortion)
+    assert distortion.hue_inclusive
+    assert isinstance(flip, T.RandomFlip)
+    if sizes.square > 0:
+        (pad,) = steps[4:]
+        assert isinstance(pad, PadToSquare)
+        assert (pad.side, pad.pixel, pad.ignore_value) == (sizes.square, 128, 255)
+    else:
+        assert steps[4:] == []
+    (resize,) = build_mask_augmentations(cfg, is_train=False)
+    assert isinstance(resize, ResizeShortEdge)
+    assert (*resize.short_edge_length, resize.max_size) == sizes.test
+    cfg.TEST.PROTOCOL = "multi_scale"
+    scales = build_mask_test_scales(cfg)
+    assert tuple(size for scale in scales for size in scale.short_edge_length) == sizes.multi_scale
+    assert {scale.max_size for scale in scales} == {sizes.multi_scale_max}
+    assert cfg.TEST.AUG.FROM_RESIZED
+    assert cfg.TEST.MULTI_SCALE_FLIP
+
+
+def test_solver(case: tuple[CfgNode, str, Recipe]) -> None:
+    cfg, _, recipe = case
+    solver = cfg.SOLVER
+    assert (16, recipe.iterations) == (solver.IMS_PER_BATCH, solver.MAX_ITER)
+    assert cfg.TEST.EVAL_PERIOD == 5000
+    assert recipe.amp == solver.AMP.ENABLED
+    assert not recipe.amp or solver.AMP.PRECISION == "float16"
+    clip = solver.CLIP_GRADIENTS
+    assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "full_model", 0.01)
+    model = torch.nn.ModuleDict(
+        {
+            "backbone": torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.LayerNorm(2)]),
+            "sem_seg_head": torch.nn.ModuleList(
+                [torch.nn.Linear(2, 2), torch.nn.GroupNorm(1, 2), torch.nn.Embedding(2, 2)]
+            ),
+        }
+    )
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    rates = {
+        parameter: (group["initial_lr"] if "initial_lr" in group else group["lr"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    decays = {
+        parameter: group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        factor = recipe.backbone if name.startswith("backbone") else 1.0
+        assert rates[parameter] == pytest.approx(recipe.lr * factor)
+        is_linear = name.startswith(("backbone.0", "sem_seg_head.0"))
+        assert decays[parameter] == (recipe.decay if is_linear else 0.0)
+    group = optimizer.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
+    base = group["lr"]
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    for step in range(3):
+        poly = (1 - step / recipe.iterations) ** 0.9
+        warm = 1e-6 * (1 - step / 1500) + step / 1500 if recipe.warmup else 1.0
+        assert group["lr"] == pytest.approx(base * poly * warm, rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_builds_without_values(case: tuple[CfgNode, str, Recipe]) -> None:
+    cfg, _, _ = case
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 40e6
