@@ -108,7 +108,7 @@ def test_a_run_keeps_freed_memory_where_chosen(
     cfg = config(tmp_path, "MODEL.FAST_PATHS", setting, "OUTPUT_DIR", tmp_path / "run")
     (tmp_path / "run").mkdir()
     with tiny.own_loggers():
-        run_setup.set_up_run(cfg, argparse.Namespace(eval_only=False))
+        run_setup.set_up_run(cfg, argparse.Namespace(eval_only=True))
     assert calls == (["called"] if setting == "kept_memory" else [])
 
 

@@ -151,7 +151,7 @@ def test_torchrun_starts_a_failed_run_anew(
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     for restarts, iteration in ((0, 1), (1, 4)):  # before and after the run's first checkpoint
         processes = tiny_runs.start(
-            "restarted",
+            *("restarted", "--overwrite"),
             size=2,
             restarts=restarts,
             fault=faults.signal_at,
@@ -159,7 +159,7 @@ def test_torchrun_starts_a_failed_run_anew(
         )
         assert statuses(processes) == [-signal.SIGKILL, 1]
         assert "Starting training from iteration 0" in processes[0].output()
-    printed = tiny_runs.run("restarted", size=2, restarts=2)
+    printed = tiny_runs.run("restarted", "--overwrite", size=2, restarts=2)
     assert "Starting training from iteration 4" in printed
     assert_same_state(tiny_runs.checkpoint("restarted"), undisturbed[2])
 

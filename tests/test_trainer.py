@@ -222,7 +222,7 @@ def test_a_start_from_random_weights_is_pointed_out_where_the_recipe_has_others(
     weights = tmp_path / "out" / "model_final.pth"
     caplog.clear()
     overrides = ("MODEL.EXPECTS_WEIGHTS", expected, "MODEL.WEIGHTS", weights)
-    Trainer(config(tmp_path, *overrides)).resume_or_load(resume=False)
+    Trainer(config(tmp_path, *overrides, output="other")).resume_or_load(resume=False)
     assert "random weights" not in caplog.text
 
 

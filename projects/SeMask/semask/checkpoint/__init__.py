@@ -2,6 +2,7 @@
 
 from semask.checkpoint.checkpointer import SeMaskCheckpointer
 from semask.checkpoint.convert import CheckpointKind, convert_state_dict, resize_bias_tables
+from semask.checkpoint.folder import written_checkpoints
 from semask.checkpoint.reading import read_checkpoint
 from semask.checkpoint.start import starts_partially
 from semask.checkpoint.writing import write_checkpoint
@@ -24,4 +25,5 @@ __all__ = [
     "resize_bias_tables",
     "starts_partially",
     "write_checkpoint",
+    "written_checkpoints",
 ]

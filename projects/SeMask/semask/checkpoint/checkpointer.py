@@ -17,6 +17,7 @@ from semask.checkpoint.convert import (
     convert_state_dict,
     resize_bias_tables,
 )
+from semask.checkpoint.folder import LAST, read_last, resumable_checkpoints
 from semask.checkpoint.mismatch import COUNTERS, compare
 from semask.checkpoint.reading import read_checkpoint
 from semask.checkpoint.start import select_start
@@ -112,6 +113,9 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                     "in another OUTPUT_DIR, or use the config it was made with."
                 ) from error
         self.model.load_state_dict(state_dict, strict=False)  # what is missing is allowed to be
+        for name, value in checkpoint.items():
+            if checkpointables is None and isinstance(value, Mapping):
+                logger.warning("The state '%s' in '%s' is not used by this run", name, path)
         return checkpoint
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -136,7 +140,8 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             return self.load(newest, strict=True)
         except DamagedCheckpointError as error:
             damaged = error
-        for former in self._files_before(newest):
+        for name in resumable_checkpoints(self.save_dir, before=os.path.basename(newest)):
+            former = os.path.join(self.save_dir, name)
             logger.warning("%s Trying the one before, '%s'.", damaged, former)
             try:
                 return self.load(former, strict=True)
@@ -144,24 +149,30 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                 damaged = error
         raise damaged
 
-    def _files_before(self, newest: str) -> list[str]:
-        """The periodic checkpoints in the folder that are no newer than ``newest``, newest first.
+    def has_checkpoint(self) -> bool:
+        """Whether the folder has a checkpoint to go on from."""
+        if not self.save_dir:
+            return False
+        marked = os.path.exists(os.path.join(self.save_dir, LAST))
+        return marked or bool(resumable_checkpoints(self.save_dir))
 
-        Files that an earlier run left in the folder are older than those of the last one.
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint of the folder.
+
+        Where ``last_checkpoint`` is missing or damaged, it is the one of the latest iteration.
+
+        Raises:
+            DamagedCheckpointError: there is no such file either.
         """
-        files = [
-            entry
-            for entry in os.scandir(self.save_dir)
-            if re.fullmatch(r"model_(\d+|final)\.pth", entry.name)
-            and entry.name != os.path.basename(newest)
-        ]
-        files.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name), reverse=True)
-        written = os.stat(newest).st_mtime_ns if os.path.isfile(newest) else None
-        return [
-            os.path.join(self.save_dir, entry.name)
-            for entry in files
-            if written is None or entry.stat().st_mtime_ns <= written
-        ]
+        try:
+            name = read_last(self.save_dir)
+        except DamagedCheckpointError as error:
+            names = resumable_checkpoints(self.save_dir)
+            if not names:
+                raise
+            name = names[0]
+            logger.warning("%s The latest checkpoint there is '%s'.", error, name)
+        return os.path.join(self.save_dir, name)
 
     def check(self, path: str, *, strict: bool = False) -> None:
         """Raise what ``load`` would raise about the model, and change nothing.
@@ -204,7 +215,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: it cannot be written; it names the former file then.
         """
-        with written_durably(os.path.join(self.save_dir, "last_checkpoint")) as file:
+        with written_durably(os.path.join(self.save_dir, LAST)) as file:
             file.write(last_filename_basename.encode())
 
     def _fitting_state_dict(

@@ -32,6 +32,11 @@ def train(parser: argparse.ArgumentParser) -> None:
     """
     _add_run(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate, without training")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove an earlier run's checkpoints from OUTPUT_DIR and begin anew",
+    )
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +52,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     """
     _add_run(parser)
     parser.add_argument("--weights", metavar="FILE", help="as MODEL.WEIGHTS")
-    parser.set_defaults(eval_only=True)
+    parser.set_defaults(eval_only=True, overwrite=False)
 
 
 def predict(parser: argparse.ArgumentParser) -> None:

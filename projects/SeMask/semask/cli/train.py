@@ -47,6 +47,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = No
         eval_only=args.eval_only,
         resume=args.resume,
         restarted=torchrun is not None and torchrun.restarts > 0,
+        overwrite=args.overwrite,
     )
 
 
@@ -59,7 +60,12 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
             evaluate(cfg, resume=args.resume)
         else:
             trainer = Trainer(cfg)
-            trainer.resume_or_load(resume=resumes(cfg.OUTPUT_DIR, asked=args.resume))
+            torchrun = Torchrun.from_environment()
+            restarted = torchrun is not None and torchrun.restarts > 0
+            trainer.resume_or_load(
+                resume=resumes(cfg.OUTPUT_DIR, asked=args.resume),
+                overwrite=args.overwrite or restarted,  # the first start has asked
+            )
             trainer.train()
         path = build_task(cfg).panels_path()
         if path is not None and comm.is_main_process():

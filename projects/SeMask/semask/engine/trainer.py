@@ -6,6 +6,7 @@ import os
 import weakref
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
@@ -29,10 +30,13 @@ from semask.engine.hooks.best_checkpoint import best_checkpoints
 from semask.engine.hooks.evaluation import EvaluationHook, PanelsHook
 from semask.engine.hooks.prior_watch import PriorLossWatch
 from semask.engine.hooks.unreadable import UnreadableFilesHook
+from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoints
 from semask.engine.launch.peers import watched_peers
 from semask.engine.launch.preemption import Preempted, StopHook, StopRequest
-from semask.engine.launch.run_setup import log_to_console
+from semask.engine.launch.run_lock import run_lock
+from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
 from semask.engine.precision import Precision
+from semask.engine.restored import check_optimizer_state, find_restored
 from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
 from semask.inference.predicting import for_evaluators
@@ -84,8 +88,11 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own would wrap the model for GPUs and load checkpoints leniently.
         TrainerBase.__init__(self)
         log_to_console()
+        self._config_to_write = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         _log_batch_size(cfg)
+        prepare_process(cfg)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         precision = Precision.from_config(cfg)
@@ -117,6 +124,8 @@ class Trainer(DefaultTrainer):
         self.stop_agreed = False
         self._stop_request = StopRequest()
         self._best = best_checkpoints(cfg)
+        self._resumed = False
+        self._overwrite = False
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -133,18 +142,30 @@ class Trainer(DefaultTrainer):
             hooks += [UnreadableFilesHook(self.data_loader.unreadable)]
         return hooks
 
-    def resume_or_load(self, resume: bool = True) -> None:
+    def resume_or_load(self, resume: bool = True, overwrite: bool = False) -> None:
         """See ``DefaultTrainer.resume_or_load``.
 
+        Args:
+            resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+            overwrite: otherwise, begin anew also where OUTPUT_DIR has checkpoints of an earlier
+                run, which ``train`` then removes.
+
         Raises:
-            CheckpointError: no checkpoint can be used, the last one holds weights alone, or the
-                processes have found different ones.
+            CheckpointError: no checkpoint can be used, the last one holds weights alone or is of
+                a later iteration than the last one of this run, or the processes have found
+                different ones.
+            ConfigError: OUTPUT_DIR has checkpoints, and neither ``resume`` nor ``overwrite`` says
+                what to do about them.
         """
+        folder = self.cfg.OUTPUT_DIR
+        self._resumed, self._overwrite = resume, overwrite
+        if not (resume or overwrite):
+            refuse_overwriting(folder)
         self.iter = -1  # until a checkpoint tells
         super().resume_or_load(resume=resume)
         if resume and self.checkpointer.has_checkpoint() and self.iter < 0:
             raise CheckpointError(
-                f"The last checkpoint in OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' holds weights alone, "
+                f"The last checkpoint in OUTPUT_DIR '{folder}' holds weights alone, "
                 "which --resume cannot go on from. Give it as MODEL.WEIGHTS to a run without "
                 "--resume, in another OUTPUT_DIR."
             )
@@ -153,12 +174,17 @@ class Trainer(DefaultTrainer):
         if len(set(starts)) > 1:
             raise CheckpointError(
                 f"The processes would go on from different iterations ({starts}): OUTPUT_DIR "
-                f"'{self.cfg.OUTPUT_DIR}' has to be one folder that all machines share."
+                f"'{folder}' has to be one folder that all machines share."
             )
-        if self.start_iter > 0:
+        if self.start_iter > self.max_iter:
+            raise CheckpointError(
+                f"The checkpoint in OUTPUT_DIR '{folder}' has been trained for {self.start_iter} "
+                f"iterations, and SOLVER.MAX_ITER is {self.max_iter}: give a larger one to go on."
+            )
+        if resume:
             for best in self._best.values():
                 best.restore()
-        elif self.cfg.MODEL.EXPECTS_WEIGHTS and not self.cfg.MODEL.WEIGHTS:
+        if self.start_iter == 0 and self.cfg.MODEL.EXPECTS_WEIGHTS and not self.cfg.MODEL.WEIGHTS:
             logger.warning(
                 "The training starts from random weights, but the recipe of this config from "
                 "pre-trained ones: give MODEL.WEIGHTS an ImageNet Swin checkpoint."
@@ -174,18 +200,33 @@ class Trainer(DefaultTrainer):
             Preempted: after a SIGTERM, with a checkpoint written.
             NonFiniteLossError: a loss is infinite or NaN.
             DataError: the data cannot be used.
+            ConfigError: another run is writing to OUTPUT_DIR, or it has checkpoints that this one
+                would overwrite.
         """
-        with watched_peers() as left, self._stop_request.listening():
-            try:
-                results = super().train()
-            except Preempted:
-                left.set()  # the others may be gone before the checkpoint is written
-                self._save_before_leaving()
-                raise
-            finally:
-                self._trainer.close()
-            comm.synchronize()  # the main process may be writing while the others are done
+        with run_lock(self.cfg.OUTPUT_DIR, enabled=self.cfg.OUTPUT_DIR_LOCK):
+            self._begin()
+            with watched_peers() as left, self._stop_request.listening():
+                try:
+                    results = super().train()
+                except Preempted:
+                    left.set()  # the others may be gone before the checkpoint is written
+                    self._save_before_leaving()
+                    raise
+                finally:
+                    self._trainer.close()
+                comm.synchronize()  # the main process may be writing while the others are done
         return results
+
+    def _begin(self) -> None:
+        """Make OUTPUT_DIR that of this run."""
+        if self._overwrite and not self._resumed:
+            if comm.is_main_process():
+                remove_checkpoints(self.cfg.OUTPUT_DIR)
+        elif not self._resumed:
+            refuse_overwriting(self.cfg.OUTPUT_DIR)
+        comm.synchronize()  # the main process may write from here on
+        write_config(self._config_to_write)
+        self._resumed = True  # what is there from now on is its own
 
     def run_step(self) -> None:
         """One optimizer step."""
@@ -262,9 +303,29 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
+        self._say_what_is_restored(state_dict["_trainer"])
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
         self.scheduler.load_state_dict(state_dict["scheduler"])
+
+    def _say_what_is_restored(self, state_dict: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the optimizer cannot go on from it.
+        """
+        check_optimizer_state(state_dict["optimizer"], self.optimizer)
+        restored = find_restored(state_dict["optimizer"], self.optimizer)
+        seed = state_dict["data"]["seed"]
+        if self.cfg.SEED >= 0 and seed != self.cfg.SEED:
+            restored["SEED"] = (seed, self.cfg.SEED)
+        if restored:
+            listed = (f"{key} {old} (config: {new})" for key, (old, new) in restored.items())
+            logger.warning(
+                "These values are the checkpoint's and not the config's: %s. To train with the "
+                "config's, give the checkpoint as MODEL.WEIGHTS to a run without --resume, in "
+                "another OUTPUT_DIR.",
+                ", ".join(listed),
+            )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
+from semask.engine.launch.overwriting import refuse_overwriting
 from semask.engine.precision import check_precision
 from semask.errors import ConfigError, DamagedCheckpointError
 from semask.modeling import check_protocol
@@ -27,6 +28,7 @@ def check_run(
     eval_only: bool = False,
     resume: bool = False,
     restarted: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Refuse a run that would fail later.
 
@@ -36,6 +38,7 @@ def check_run(
         eval_only: nothing is trained.
         resume: the checkpoint is the last one in ``OUTPUT_DIR``, if there is one.
         restarted: torchrun has started the processes anew, after a failure.
+        overwrite: checkpoints of an earlier run may be overwritten.
 
     Raises:
         ConfigError: keys that contradict each other, a dataset, or this machine.
@@ -45,6 +48,8 @@ def check_run(
     """
     _check_numbers(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
+    if not (eval_only or resume or restarted or overwrite):
+        refuse_overwriting(cfg.OUTPUT_DIR)
     if not eval_only:
         _check_solver(cfg, world_size)
     if not eval_only and not cfg.DATASETS.TRAIN:

@@ -18,13 +18,17 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".run_lock"
 
+# Folders that this process has locked.
+_locked: set[str] = set()
+
 
 @contextlib.contextmanager
 def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
     """Lock the output folder for this run; for all its processes together.
 
     The lock ends with the process that has it, however that ends; a data-loading process that
-    outlives it does not hold it. The file stays. Files that killed runs have left half-written are
+    outlives it does not hold it. In a folder that this process has locked already, nothing is done.
+    The file stays. Files that killed runs have left half-written are
     removed.
 
     Args:
@@ -36,9 +40,11 @@ def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
     """
     lock: FileLock | None = None
     refusal = ""
-    if enabled and comm.is_main_process():
+    path = os.path.realpath(folder)
+    if enabled and path not in _locked and comm.is_main_process():
         try:
             lock = _acquire(folder)
+            _locked.update([path] if lock else [])
         except ConfigError as error:
             refusal = str(error)
     refusals = [text for text in comm.all_gather(refusal) if text]
@@ -48,6 +54,7 @@ def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
+            _locked.discard(path)
             lock.release()
 
 

@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -19,9 +18,11 @@ from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.yaml"
+
 
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Start the log, write OUTPUT_DIR/config.yaml, set the allocator, seed the random numbers.
+    """Start the log; for an evaluation also what ``Trainer`` does for a training.
 
     Detectron2's ``default_setup``, except that colours are for terminals alone, that environment
     and config go to the log file but not to the console, that the console shows no traceback of
@@ -43,16 +44,29 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Command line arguments: %s", args)
     logger.debug("Environment:\n%s", collect_env_info())
     logger.debug("Config:\n%s", cfg.dump())
-    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if comm.is_main_process() and not (args.eval_only and os.path.exists(path)):
+    if cfg.SEED < 0:  # otherwise the same weights in every process that PyTorch starts in
+        seed_all_rng(None)
+    if args.eval_only:
+        if not os.path.exists(os.path.join(cfg.OUTPUT_DIR, CONFIG_FILE)):
+            write_config(cfg)
+        prepare_process(cfg)
+
+
+def prepare_process(cfg: CfgNode) -> None:
+    """Set the allocator and, where ``SEED`` is not negative, the random numbers."""
+    if "kept_memory" in select_fast_paths(cfg):
+        keep_freed_memory()
+    if cfg.SEED >= 0:
+        seed_all_rng(cfg.SEED + comm.get_rank())
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml, for the main process alone."""
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, CONFIG_FILE)
         with replacing(path) as file:
             file.write(cfg.dump().encode())
         logger.info("The full config is in %s", path)
-    if "kept_memory" in select_fast_paths(cfg):
-        keep_freed_memory()
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
-    if not args.eval_only:  # finding the fastest convolutions does not pay for a few images
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 def log_to_console() -> None:

@@ -1,0 +1,77 @@
+"""What a resumed run takes from its checkpoint, compared with what its config says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import AdamW, Optimizer
+
+# Values of a parameter group, and the keys that they come from.
+_KEYS = {
+    "weight_decay": "SOLVER.WEIGHT_DECAY",
+    "betas": "SOLVER.BETAS",
+    "eps": "SOLVER.EPS",
+    "momentum": "SOLVER.MOMENTUM",
+    "nesterov": "SOLVER.NESTEROV",
+}
+
+
+def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Refuse the state of another optimizer; torch would only notice in the next step, or never.
+
+    Args:
+        state: what an optimizer's ``state_dict`` gave.
+        optimizer: that is to go on from it.
+
+    Raises:
+        ValueError: it says what differs, and the keys to look at.
+    """
+    groups, own = state["param_groups"], optimizer.param_groups
+    kinds = ["ADAMW" if adaptive else "SGD" for adaptive in _are_adaptive(groups, optimizer)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"SOLVER.OPTIMIZER was {kinds[0]} and is now {kinds[1]}")
+    sizes = [[len(group["params"]) for group in side] for side in (groups, own)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"its groups have {sizes[0]} parameters and the config's {sizes[1]}: see "
+            "MODEL.SWIN.FREEZE_AT, SOLVER.NO_DECAY and SOLVER.BACKBONE_MULTIPLIER"
+        )
+    numbers = [number for group in groups for number in group["params"]]
+    parameters = [parameter for group in own for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name, value in state["state"].get(number, {}).items():
+            shape = tuple(getattr(value, "shape", ()))
+            if shape and shape != tuple(parameter.shape):
+                raise ValueError(
+                    f"'{name}' of parameter {number} has the shape {shape} where the parameter "
+                    f"has {tuple(parameter.shape)}: see SOLVER.NO_DECAY and MODEL.SWIN.FREEZE_AT"
+                )
+
+
+def _are_adaptive(groups: list[dict[str, Any]], optimizer: Optimizer) -> tuple[bool, bool]:
+    return any("betas" in group for group in groups), isinstance(optimizer, AdamW)
+
+
+def find_restored(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, tuple[Any, Any]]:
+    """The settings that an optimizer would take from ``state`` although its own are others.
+
+    Args:
+        state: has passed ``check_optimizer_state``.
+        optimizer: as the config makes it, before it takes the state over.
+
+    Returns:
+        The value in the state and that of the config, by key.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for number, (saved, own) in enumerate(
+        zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ):
+        rate = "SOLVER.BACKBONE_MULTIPLIER" if number and "SOLVER.BASE_LR" not in found else ""
+        keys = {"initial_lr": rate or "SOLVER.BASE_LR", **_KEYS}
+        for name, key in keys.items():
+            if name in saved and name in own and _plain(saved[name]) != _plain(own[name]):
+                found.setdefault(key, (_plain(saved[name]), _plain(own[name])))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
