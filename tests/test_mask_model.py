@@ -172,6 +172,16 @@ def test_half_precision_gives_losses_in_float32() -> None:
     torch.stack(list(losses.values())).sum().backward()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("paths", [[], ["streamed"]], ids=["plain", "streamed"])
+def test_half_precision_ends_at_the_queries(paths: list[str]) -> None:
+    model = apply_fast_paths(build("maskformer"), paths)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = model(batch((40, 70)))[0]["sem_seg"]
+    assert scores.dtype == torch.float32
+    assert len(scores.unique()) > 0.9 * scores[0].numel()  # not rounded to bfloat16
+
+
 def test_deep_supervision_can_be_left_out() -> None:
     losses = build(MASK_FORMER__DEEP_SUPERVISION=False).train()(batch((64, 64)))
     assert set(losses) == {"loss_ce", "loss_mask", "loss_dice", "loss_prior"}

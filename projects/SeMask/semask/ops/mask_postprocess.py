@@ -13,6 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from semask.modeling.layers.precision import autocast_off
 from semask.modeling.layers.resize import resize
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
@@ -71,8 +72,9 @@ class _ClassScoreRows(Rows):
 
     def down(self, rows: slice) -> Tensor:
         """See :class:`Rows`."""
-        masks = self._masks[rows].sigmoid()
-        return masks @ self._probabilities.to(masks.dtype)
+        with autocast_off(self.device):
+            masks = self._masks[rows].sigmoid()
+            return masks @ self._probabilities.to(masks.dtype)
 
 
 def image_mask_rows(masks: Tensor, sizes: MaskSizes) -> Rows:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semask.modeling.layers.precision import autocast_off
 from semask.modeling.layers.resize import resize
 
 
@@ -42,7 +43,8 @@ def class_scores(logits: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (..., K, H, W): the sum over the queries of class probability times mask probability.
     """
-    return torch.einsum("...qc,...qhw->...chw", class_probabilities(logits), masks.sigmoid())
+    with autocast_off(masks.device):  # scores of neighbouring classes are often close
+        return torch.einsum("...qc,...qhw->...chw", class_probabilities(logits), masks.sigmoid())
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from semask.errors import ConfigError, DataError
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, semantic_scores
+from semask.modeling.layers.precision import at_least_float32
 from semask.modeling.layers.resize import resize
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
@@ -277,9 +278,9 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         return maps
 
     def head_prediction(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """{"pred_logits": (B, Q, K + 1), "pred_masks": (B, Q, h, w)}."""
+        """{"pred_logits": (B, Q, K + 1), "pred_masks": (B, Q, h, w)}, float32 or better."""
         prediction: Mapping[str, Tensor] = self.sem_seg_head(features)
-        return prediction
+        return {k: at_least_float32(prediction[k]) for k in ("pred_logits", "pred_masks")}
 
     def _normalized(self, image: Tensor) -> Tensor:
         normalized = super()._normalized(image)
