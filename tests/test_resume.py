@@ -8,9 +8,9 @@ import pytest
 
 import faults
 import runs
-from semask.engine.launch.peers import watched_peers
+from semask.engine.launch.distributed import watched_peers
 from semask.engine.launch.preemption import Preempted, StopRequest
-from semask.engine.launch.resume import resumes
+from semask.engine.launch.run_setup import resumes
 from tiny_runs import TinyRuns, assert_same_state
 
 # Dropout, stochastic depth and every augmentation are on; evaluations come in between.

@@ -19,9 +19,9 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.config.loading import load_config
 from semask.data.loading.training_loader import TrainingLoader
 from semask.engine import NonFiniteLossError, WeightAverage
+from semask.engine.best_checkpoint import BestCheckpoint, best_checkpoints
 from semask.engine.compilation import CompiledParts, compile_parts
-from semask.engine.hooks.best_checkpoint import BestCheckpoint, best_checkpoints
-from semask.engine.hooks.prior_watch import PriorLossWatch
+from semask.engine.hooks import PriorLossWatch
 from semask.engine.precision import Precision, check_precision
 from semask.engine.train_step import TrainStep
 from semask.errors import ConfigError

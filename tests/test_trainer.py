@@ -17,7 +17,7 @@ from torch import nn
 import tiny
 from semask.config.loading import load_config
 from semask.engine import Trainer, wrap_ddp
-from semask.engine.hooks.prior_watch import PriorLossWatch
+from semask.engine.hooks import PriorLossWatch
 from semask.errors import CheckpointError, DataError
 from semask.tasks import build_task
 

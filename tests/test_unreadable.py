@@ -24,7 +24,7 @@ from semask.data.loading.unreadable import (
 )
 from semask.data.mappers.semantic import SemSegMapper
 from semask.engine import Trainer, check_run
-from semask.engine.hooks.unreadable import UnreadableFilesHook
+from semask.engine.hooks import UnreadableFilesHook
 from semask.errors import DataError, UnreadableError
 from semask.tasks import build_task
 from tiny_runs import TinyRuns

@@ -2,7 +2,7 @@
 
 from semask.engine.ema import WeightAverage
 from semask.engine.evaluate import evaluate
-from semask.engine.hooks.evaluation import PanelsHook
+from semask.engine.hooks import PanelsHook
 from semask.engine.launch.checks import check_run
 from semask.engine.launch.distributed import (
     LOST_PEER,
@@ -13,10 +13,9 @@ from semask.engine.launch.distributed import (
 )
 from semask.engine.launch.exit_status import exit_statuses
 from semask.engine.launch.preemption import Preempted, passed_on
-from semask.engine.launch.resume import resumes
 from semask.engine.launch.run_lock import run_lock
-from semask.engine.launch.run_setup import set_up_run
-from semask.engine.nonfinite import NonFiniteLossError
+from semask.engine.launch.run_setup import resumes, set_up_run
+from semask.engine.train_step import NonFiniteLossError
 from semask.engine.trainer import Trainer, wrap_ddp
 from semask.utils.device import Torchrun, resolve_device
 

@@ -7,7 +7,7 @@ from detectron2.utils import comm
 
 from semask.checkpoint import SeMaskCheckpointer
 from semask.engine.ema import WeightAverage
-from semask.engine.launch.peers import watched_peers
+from semask.engine.launch.distributed import watched_peers
 from semask.engine.trainer import Trainer
 from semask.tasks import build_task
 from semask.utils.precision import evaluation_autocast

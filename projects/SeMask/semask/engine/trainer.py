@@ -24,14 +24,12 @@ from semask.checkpoint import SeMaskCheckpointer, starts_partially
 from semask.data.loading.training_loader import TrainingLoader
 from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
 from semask.data.loading.workers import loading_processes
+from semask.engine.best_checkpoint import best_checkpoints
 from semask.engine.compilation import compile_for_training
 from semask.engine.ema import WeightAverage
-from semask.engine.hooks.best_checkpoint import best_checkpoints
-from semask.engine.hooks.evaluation import EvaluationHook, PanelsHook
-from semask.engine.hooks.prior_watch import PriorLossWatch
-from semask.engine.hooks.unreadable import UnreadableFilesHook
+from semask.engine.hooks import EvaluationHook, PanelsHook, PriorLossWatch, UnreadableFilesHook
+from semask.engine.launch.distributed import watched_peers
 from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoints
-from semask.engine.launch.peers import watched_peers
 from semask.engine.launch.preemption import Preempted, StopHook, StopRequest
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from semask.engine.launch.distributed import LOST_PEER, is_lost_peer
-from semask.engine.nonfinite import NonFiniteLossError
+from semask.engine.train_step import NonFiniteLossError
 from semask.errors import (
     CheckpointError,
     ConfigError,

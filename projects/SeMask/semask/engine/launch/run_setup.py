@@ -1,6 +1,7 @@
-"""What a run does first: its log, its config file and its random numbers."""
+"""What a run does first: log, config file, random numbers, and whether it resumes."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from semask.engine.launch.exit_status import is_expected
 from semask.ops.apply import select_fast_paths
 from semask.ops.malloc import keep_freed_memory
+from semask.utils.device import Torchrun
 from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -83,3 +85,49 @@ def _without_expected_errors(record: logging.LogRecord) -> bool:
     """Whether a log record is shown on the console."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not is_expected(error)
+
+
+MARK = ".started"
+
+
+def resumes(output_dir: str, *, asked: bool) -> bool:
+    """Whether to resume; for all processes of a run together, holding its lock.
+
+    torchrun repeats the same command after a failure. Without --resume it has to go on then from
+    the checkpoints of this run, but not from those that an earlier run left in the folder.
+
+    Args:
+        output_dir: of the run; exists.
+        asked: --resume was given.
+    """
+    torchrun = Torchrun.from_environment()
+    if asked or torchrun is None:
+        return asked
+    resume = False
+    if not comm.is_main_process():
+        pass  # it is the main process that decides
+    elif torchrun.restarts == 0:
+        # Which checkpoint, if any, the run found when it was started.
+        with replacing(os.path.join(output_dir, MARK)) as file:
+            file.write(json.dumps(_last(output_dir)).encode())
+    else:
+        found = _last(output_dir)
+        resume = found is not None and found != _mark(output_dir)
+    return comm.all_gather(resume)[0]
+
+
+def _last(output_dir: str) -> list[int] | None:
+    """What tells one ``last_checkpoint`` from the next; None if there is none."""
+    try:
+        status = os.stat(os.path.join(output_dir, "last_checkpoint"))
+    except FileNotFoundError:
+        return None
+    return [status.st_mtime_ns, status.st_ino]
+
+
+def _mark(output_dir: str) -> list[int] | None:
+    try:
+        with open(os.path.join(output_dir, MARK), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None

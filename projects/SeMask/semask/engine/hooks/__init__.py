@@ -1,1 +1,0 @@
-"""What happens during training beside Detectron2's own hooks."""
