@@ -14,12 +14,12 @@ from semask.config import load_config
 from semask.data.mappers.mask_semantic import (
     MaskFormerSemanticMapper,
     build_mask_augmentations,
-    class_masks,
 )
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
 from semask.errors import ConfigError
+from semask.modeling.meta_arch.mask_classification import class_masks
 
 K = 7
 

@@ -385,8 +385,8 @@ def test_protocols_that_average_scores_are_for_semantic_alone() -> None:
 def test_annotations_that_do_not_fit_are_refused() -> None:
     model = build().train()
     (sample,) = batch((32, 40))
-    with pytest.raises(DataError, match=r"0\.png.*'instances'"):
-        model([{k: v for k, v in sample.items() if k != "instances"}])
+    with pytest.raises(DataError, match=r"0\.png.*'sem_seg'"):
+        model([{k: v for k, v in sample.items() if k not in ("instances", "sem_seg")}])
     with pytest.raises(DataError, match=r"0\.png.*label map"):
         model([{**sample, "sem_seg": sample["sem_seg"][1:]}])
     instances = sample["instances"]

@@ -135,14 +135,15 @@ def tiny_config() -> dict[str, Any]:
 def write_config(path: Path, **sections: Any) -> str:
     """``tiny_config`` as a file; a keyword adds to (or replaces keys of) a section, or is a key."""
     config = tiny_config()
-    _merge(config, sections)
+    merge(config, sections)
     path.write_text(yaml.safe_dump(config))
     return str(path)
 
 
-def _merge(target: dict[str, Any], values: dict[str, Any]) -> None:
+def merge(target: dict[str, Any], values: dict[str, Any]) -> None:
+    """Add to (or replace keys of) nested sections, in place."""
     for key, value in values.items():
         if isinstance(value, dict):
-            _merge(target.setdefault(key, {}), value)
+            merge(target.setdefault(key, {}), value)
         else:
             target[key] = value

@@ -1,5 +1,6 @@
 """A smallest SeMask with a mask decoder, and images with masks for it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
+import tiny
 from semask.config import load_config
 
 CLASSES = 5
@@ -55,6 +57,57 @@ def build(decoder: str = "mask2former", **overrides: Any) -> Any:
         if name.endswith(("gamma", "class_embed.weight", "mask_embed.layers.2.weight")):
             nn.init.normal_(parameter)
     return model
+
+
+def write_config(path: Path, decoder: str = "mask2former", **sections: Any) -> str:
+    """A config for whole runs on the dataset of ``tiny``; sections as for ``tiny.write_config``."""
+    levels = ["res2", "res3", "res4", "res5"]
+    own: dict[str, Any] = {
+        "MODEL": {
+            "META_ARCHITECTURE": "SeMaskMaskFormer",
+            "DEVICE": "cpu",
+            "SWIN": {
+                "DEPTHS": [1, 1, 1, 1],
+                "NUM_HEADS": [1, 2, 2, 4],
+                "OUT_FEATURES": levels,
+                "ACTIVATION_CHECKPOINT": [False] * 4,
+            },
+            "SEMASK": {"ATTENTION": ["window"] * 3 + ["global"], "NUM_BLOCKS": [1] * 4},
+            "SEM_SEG_HEAD": {
+                "NAME": "MaskClassificationHead",
+                "IN_FEATURES": levels,
+                "CONVS_DIM": 32,
+                "MASK_DIM": 32,
+                "NORM": "GN",
+                "TRANSFORMER_ENC_LAYERS": 1,
+            },
+            "MASK_FORMER": {
+                "DECODER": decoder,
+                "NUM_OBJECT_QUERIES": 6,
+                "DEC_LAYERS": 3,
+                "HIDDEN_DIM": 32,
+                "DIM_FEEDFORWARD": 48,
+                "TRAIN_NUM_POINTS": 64,
+            },
+        },
+        "INPUT": {
+            "DATASET_MAPPER_NAME": "mask_former_semantic",
+            "MIN_SIZE_TRAIN": [32, 40],
+            "MAX_SIZE_TRAIN": 80,
+            "SIZE_DIVISIBILITY": 32,
+            "MIN_SIZE_TEST": 40,
+            "MAX_SIZE_TEST": 80,
+        },
+        "SOLVER": {
+            "OPTIMIZER": "ADAMW",
+            "BASE_LR": 0.001,
+            "NO_DECAY": ["layer_norm", "group_norm", "batch_norm", "embedding", "position"],
+            "CLIP_GRADIENTS": {"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 0.01},
+        },
+        "TEST": {"AUG": {"MIN_SIZES": [32, 40], "MAX_SIZE": 80}},
+    }
+    tiny.merge(own, sections)
+    return tiny.write_config(path, **own)
 
 
 def batch(*sizes: tuple[int, int], empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:

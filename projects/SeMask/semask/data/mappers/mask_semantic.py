@@ -7,10 +7,8 @@ SeMask's models with these decoders.
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
 
 from semask.data.mappers.semantic import (
     SemSegMapper,
@@ -21,6 +19,7 @@ from semask.data.mappers.semantic import (
 )
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
+from semask.modeling.meta_arch.mask_classification import class_masks
 
 
 def build_mask_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
@@ -88,22 +87,3 @@ class MaskFormerSemanticMapper(SemSegMapper):
         if sem_seg is not None:
             output["instances"] = class_masks(output["sem_seg"], self.ignore_value)
         return output
-
-
-def class_masks(sem_seg: torch.Tensor, ignore_value: int) -> Instances:
-    """One mask for each class that a label map has.
-
-    Args:
-        sem_seg: (H, W) int64.
-        ignore_value: label that is no class.
-
-    Returns:
-        Instances of the size (H, W) with "gt_classes" (N,) int64, ascending, and "gt_masks"
-        (N, H, W) bool; N can be 0.
-    """
-    classes = sem_seg.unique()
-    classes = classes[classes != ignore_value]
-    instances = Instances((sem_seg.shape[0], sem_seg.shape[1]))
-    instances.gt_classes = classes
-    instances.gt_masks = sem_seg[None] == classes[:, None, None]
-    return instances

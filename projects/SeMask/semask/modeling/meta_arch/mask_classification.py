@@ -136,7 +136,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         Args:
             batched_inputs: "image" (3, H, W), 0..255; in training also "instances" with
                 ``gt_classes`` (N,) and ``gt_masks`` (N, H, W), and where priors are supervised
-                "sem_seg" (H, W).
+                "sem_seg" (H, W). Without "instances" there is one for each class of "sem_seg".
 
         Raises:
             DataError: an input lacks annotations, or they do not fit the image or the classes.
@@ -158,7 +158,10 @@ class SeMaskMaskFormer(SeMaskSegmentor):
 
     def _instances(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> Instances:
         """An image's instances with masks of the padded size, on the model's device."""
-        instances = _annotation(inputs, "instances")
+        if "instances" in inputs:
+            instances = inputs["instances"]
+        else:
+            instances = class_masks(_annotation(inputs, "sem_seg"), self.sem_seg_head.ignore_value)
         height, width = inputs["image"].shape[-2:]
         labels, masks = instances.gt_classes, as_tensor(instances.gt_masks, height, width)
         if masks.shape != (len(labels), height, width):
@@ -292,6 +295,25 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         return height * self.size_divisibility, width * self.size_divisibility
 
 
+def class_masks(sem_seg: Tensor, ignore_value: int) -> Instances:
+    """One mask for each class that a label map has.
+
+    Args:
+        sem_seg: (H, W) int64.
+        ignore_value: label that is no class.
+
+    Returns:
+        Instances of the size (H, W) with "gt_classes" (N,) int64, ascending, and "gt_masks"
+        (N, H, W) bool; N can be 0.
+    """
+    classes = sem_seg.unique()
+    classes = classes[classes != ignore_value]
+    instances = Instances((sem_seg.shape[0], sem_seg.shape[1]))
+    instances.gt_classes = classes
+    instances.gt_masks = sem_seg[None] == classes[:, None, None]
+    return instances
+
+
 def pad(maps: Tensor, size: tuple[int, int], value: int) -> Tensor:
     """(..., h, w) to (..., *size), with ``value`` at the right and below."""
     height, width = maps.shape[-2:]
@@ -311,7 +333,7 @@ def as_tensor(masks: Any, height: int, width: int) -> Tensor:
 def _annotation(inputs: Mapping[str, Any], name: str) -> Any:
     if name not in inputs:
         raise DataError(
-            f"{_source(inputs)} has no '{name}', which mask classification is trained with: "
+            f"{_source(inputs)} has no '{name}', which this model is trained with: "
             "INPUT.DATASET_MAPPER_NAME 'mask_former_semantic' makes it."
         )
     return inputs[name]
