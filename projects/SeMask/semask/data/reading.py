@@ -4,37 +4,26 @@ Every image leaves as 8-bit RGB and every label map as 8-bit class indices; what
 become that is a ``DataError`` that names the file.
 """
 
-import contextlib
 import logging
 import os
-import struct
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from semask.data.image_files import JPEG_LABELS, explained, is_jpeg, opened_image, unused_channels
 from semask.data.matlab import is_matlab, read_matlab_label
-from semask.errors import DataError, UnreadableError
+from semask.errors import DataError
 from semask.utils.text import pluralize
 
 logger = logging.getLogger(__name__)
 
-# Everything Pillow raises for a damaged file.
-_DECODING_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+MAX_CLASSES = 255
+"""Classes of a dataset at most: label maps have 8 bits, and one value is for ignored pixels."""
+
 # Pillow stretches 2-bit and 4-bit grey PNGs to 0..255; indices are had back by dividing.
 _STRETCH_OF_RAW_MODE = {"L;2": 85, "L;4": 17}
 
@@ -45,16 +34,38 @@ LABEL_MAPS: dict[str, np.ndarray] = {}
 """Registered tables from a dataset's raw label values to training ids, by name."""
 
 
-def register_label_map(name: str, table: Sequence[int] | np.ndarray | Mapping[int, int]) -> None:
+def register_label_map(
+    name: str,
+    table: Sequence[int] | np.ndarray | Mapping[int, int],
+    *,
+    replace: bool = False,
+) -> None:
     """Make a raw label layout known, so that dataset dicts can ask for it as "label_map".
 
     Args:
         name: e.g. "ade20k".
         table: training id (0..255, the ignore value included) of each raw value 0, 1, 2, ...; or
             of each raw value that exists, any other being an error in a file.
+        replace: take the place of a table of that name.
 
     Raises:
         ValueError: a value is outside 0..255, or the name stands for another table already.
+    """
+    LABEL_MAPS[name] = check_label_map(name, table, replace=replace)
+
+
+def check_label_map(
+    name: str,
+    table: Sequence[int] | np.ndarray | Mapping[int, int],
+    *,
+    replace: bool = False,
+) -> np.ndarray:
+    """What :func:`register_label_map` would register, without doing it.
+
+    Args, Raises: as of that function.
+
+    Returns:
+        The training ids by raw value, int16; -1 = no such raw value exists.
     """
     values = np.asarray(list(table.values()) if isinstance(table, Mapping) else table)
     if values.ndim != 1 or values.dtype.kind not in "iu" or values.size == 0:
@@ -70,9 +81,12 @@ def register_label_map(name: str, table: Sequence[int] | np.ndarray | Mapping[in
     else:
         ids = values.astype(np.int16)
     known = LABEL_MAPS.get(name)
-    if known is not None and not np.array_equal(known, ids):
-        raise ValueError(f"Label map '{name}' is registered already, with other values.")
-    LABEL_MAPS[name] = ids
+    if not (replace or known is None or np.array_equal(known, ids)):
+        raise ValueError(
+            f"Label map '{name}' is registered already, with other values; with replace=True this "
+            "one takes its place."
+        )
+    return ids
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -90,7 +104,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: the file is missing, truncated or damaged, or its pixels have no known range.
     """
-    with _opened(path, "image") as image:
+    with opened_image(path, "image") as image:
         return rgb_pixels(image, path)
 
 
@@ -109,6 +123,13 @@ def rgb_pixels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
             f"Image '{path}' has 32-bit pixels (mode {image.mode}), whose range is unknown; "
             "save it with 8 or 16 bits per channel."
         )
+    if unused := unused_channels(image):
+        log_first_n(
+            logging.WARNING,
+            f"Image '{path}' has {pluralize(unused, 'channel')} beside RGB that are not said to be "
+            "transparency, such as infrared. They are not used, nor are those of other files.",
+            name=__name__,
+        )
     image = _upright(image, path)
     if image.mode.startswith("I"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
@@ -116,6 +137,18 @@ def rgb_pixels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def is_nearly_black(pixels: np.ndarray, mode: str = "") -> bool:
+    """Whether an image uses so little of its range that its values are hardly what was meant.
+
+    Values of 0..1 or 0..15 in 8 bits, or of 10, 12 or 14 bits in a file of 16.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        mode: how the file stores them, as Pillow calls it; "" = not known.
+    """
+    return bool(pixels.max(initial=0) < (64 if mode.startswith("I") else 16))
 
 
 def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np.ndarray:
@@ -149,9 +182,9 @@ def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np
 def _read_raw_label(path: str | os.PathLike[str]) -> np.ndarray:
     """The values of a label map as they are in the file, (H, W) integers or booleans."""
     if is_matlab(os.fspath(path)):
-        with _explained(path, "label map"), PathManager.open(os.fspath(path), "rb") as file:
+        with explained(path, "label map"), PathManager.open(os.fspath(path), "rb") as file:
             return read_matlab_label(file)
-    with _opened(path, "label map") as image:
+    with opened_image(path, "label map") as image:
         bands = image.getbands()
         if len(bands) != 1:
             raise DataError(
@@ -195,7 +228,8 @@ def check_label_values(
             f"Label map '{path}' has values that are no class: {listed}{more}.",
             f"Allowed are 0..{num_classes - 1} and {ignore} for ignored pixels. Correct the file, "
             "the dataset's label map, or its classes (of folders in a config: "
-            "DATASETS.FOLDER_CLASSES; otherwise see MODEL.SEM_SEG_HEAD.NUM_CLASSES).",
+            "DATASETS.FOLDER_CLASSES; otherwise see MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
+            + (" " + JPEG_LABELS if is_jpeg(os.fspath(path)) else ""),
         )
 
 
@@ -218,41 +252,6 @@ def check_same_size(
         )
 
 
-@contextlib.contextmanager
-def _explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Every failure to open or decode a file in the ``with`` block is an ``UnreadableError``."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise UnreadableError(
-            f"There is no {what} '{path}'.", "Is the dataset complete?"
-        ) from error
-    except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableError(
-            f"Cannot read {what} '{path}': {reason}.",
-            "The file is damaged, incomplete or of an unknown format; fetch or save it again.",
-        ) from error
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
-    """The image, decoded in the ``with`` block."""
-    # Where another library has told Pillow to fill truncated images with grey, that has to rest.
-    fills_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with (
-            _explained(path, what),
-            PathManager.open(os.fspath(path), "rb") as file,
-            Image.open(file) as image,
-        ):
-            yield image
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = fills_truncated
-
-
 def _upright(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     """``image`` turned as its EXIF orientation says."""
     if image.format == "TIFF":  # Pillow turns it while loading, and early releases again below.
@@ -261,7 +260,7 @@ def _upright(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     try:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         return image if upright else ImageOps.exif_transpose(image)  # It always copies.
-    except _DECODING_ERRORS as error:  # Damaged metadata beside sound pixels.
+    except Exception as error:  # Damaged metadata beside sound pixels.
         logger.warning("'%s': the EXIF orientation is unreadable and ignored (%s)", path, error)
         return image
 

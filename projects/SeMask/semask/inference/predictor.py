@@ -1,6 +1,5 @@
 """A trained model as a function from an image to its segmentation."""
 
-import contextlib
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from torch import Tensor
 from semask.checkpoint import SeMaskCheckpointer
 from semask.config import load_config, merge_overrides, split_overrides
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
+from semask.data.image_files import explained
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import read_image, rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
@@ -299,20 +299,9 @@ def image_pixels(image: AnyImage) -> np.ndarray:
         return image
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or "(Pillow image)"
-        with _decoding(name):
+        with explained(name, "image"):
             return rgb_pixels(image, name)
     return read_image(image)
-
-
-@contextlib.contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Pillow decodes an image when it is used; what is wrong with it shows only then."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"Cannot read image '{name}': {error}.") from error
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -175,7 +175,7 @@ def _find_scene(folder: str, split: str, index: int) -> dict[str, int] | None:
     for kind in _KINDS:
         path = _path(folder, kind, split, index)
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=["PNG"]) as image:
                 if image.info.get(_MARK) != _mark(kind, split, index):
                     return None
                 record["height"], record["width"] = image.height, image.width

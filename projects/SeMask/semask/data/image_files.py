@@ -1,0 +1,234 @@
+"""Opening image files: which formats, one picture each, and what a failure says.
+
+Pillow opens whatever it knows, PostScript by starting another program; here the formats are listed.
+"""
+
+import contextlib
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from semask.errors import ConfigError, DataError, UnreadableError
+
+# "JPEG" includes the files of several pictures that phones write, whose first is the photograph.
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
+
+MAX_PIXELS = "SEMASK_MAX_IMAGE_PIXELS"
+"""Environment variable: pixels that an image file may have; without it Pillow's limit counts."""
+
+JPEG_LABELS = (
+    "JPEG changes the values of pixels, so that it cannot hold class indices: make the label maps "
+    "again as PNG (renaming or converting the files does not bring the indices back)."
+)
+
+_DAMAGED = "The file is damaged, incomplete or of an unknown format; fetch or save it again."
+_LAYOUT = "Save it as grey or RGB with 8 or 16 bits a channel, in integers."
+# What files begin with that are taken for images, and what they are.
+_SIGNATURES = {
+    b"%!PS": "a PostScript file",
+    b"%PDF": "a PDF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"PK\x03\x04": "an archive",
+    b"version https://git-lfs": "a pointer of Git LFS, whose content has not been fetched",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"<svg": "an SVG drawing",
+}
+_SAMPLE_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point numbers"}
+# Channels of the photometric interpretations (tag 262) that may have others beside them.
+_COLOURS = {0: 1, 1: 1, 2: 3}
+
+_lock = threading.Lock()
+_readers = 0
+_filling = False
+_limit_set: str | None = None
+
+
+@contextlib.contextmanager
+def opened_image(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
+    """The image, decoded in the ``with`` block, where every failure is the file's error.
+
+    Args:
+        path: a file, or anything Detectron2's ``PathManager`` opens.
+        what: what the file is, for messages, such as "image".
+
+    Raises:
+        UnreadableError: the file is missing, damaged or no image.
+        DataError: it is of a kind that is not read, too large, or has several pages.
+    """
+    _apply_limit()
+    with (
+        _without_filling(),
+        explained(path, what),
+        PathManager.open(os.fspath(path), "rb") as file,
+        _open(file, path, what) as image,
+    ):
+        _check_one_page(image, path, what)
+        yield image
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Every failure to open or decode a file in the ``with`` block is a ``DataError``.
+
+    Args:
+        path, what: as for :func:`opened_image`.
+
+    Raises:
+        UnreadableError: whatever a decoder has raised.
+        DataError: the image has more pixels than are read.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableError(
+            f"There is no {what} '{path}'.", "Is the dataset complete?"
+        ) from error
+    except Image.DecompressionBombError as error:
+        pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
+        raise DataError(
+            f"The {what} '{path}' has {pixels / 1e6:.0f} megapixels, and at most "
+            f"{limit / 1e6:.0f} are read.",
+            f"If that is right, set the environment variable {MAX_PIXELS} to a larger number of "
+            "pixels; or cut the image into tiles.",
+        ) from error
+    except Exception as error:  # Decoders raise nearly anything at damaged files.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableError(f"Cannot read {what} '{path}': {reason}.", _DAMAGED) from error
+
+
+def is_jpeg(suffix: str) -> bool:
+    """Whether files whose names end so are JPEGs."""
+    return suffix.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif"))
+
+
+def unused_channels(image: Image.Image) -> int:
+    """Channels of a TIFF beside grey or RGB that are not said to be alpha, such as infrared."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    colours = _COLOURS.get(image.tag_v2.get(262) or 0)
+    if colours is None or any(image.tag_v2.get(338, ())):  # 0 = unspecified, 1 and 2 = alpha
+        return 0
+    return max(0, int(image.tag_v2.get(277, colours)) - colours)
+
+
+def _open(file: BinaryIO, path: str | os.PathLike[str], what: str) -> Image.Image:
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        return Image.open(file, formats=formats)
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:
+        if layout := _unsupported_tiff(file):
+            raise DataError(
+                f"The {what} '{path}' is a TIFF with {layout}, which cannot be read.", _LAYOUT
+            ) from error
+        if kind := _other_kind(file):
+            raise UnreadableError(
+                f"The {what} '{path}' is {kind}, whatever its name says.",
+                f"Read are {', '.join(formats)}.",
+            ) from error
+        raise
+
+
+def _unsupported_tiff(file: BinaryIO) -> str:
+    """What the samples of a TIFF are like, where they are of a kind that Pillow does not read."""
+    try:
+        file.seek(0)
+        header = file.read(8)
+        if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return ""
+        directory = TiffImagePlugin.ImageFileDirectory_v2(
+            header + (file.read(8) if 43 in header[2:4] else b"")
+        )
+        file.seek(directory.next)
+        directory.load(file)
+        channels = int(directory.get(277, 1))
+        bits = max(directory.get(258, (1,)))
+        kind = max(directory.get(339, (1,)))
+    except Exception:  # It is damaged as well; what Pillow has said counts.
+        return ""
+    if channels in (1, 3, 4) and bits in (1, 2, 4, 8, 16) and kind == 1:
+        return ""
+    samples = _SAMPLE_FORMATS.get(kind, "values of an unknown kind")
+    return f"{channels} channel{'s' * (channels != 1)} of {bits}-bit {samples}"
+
+
+def _other_kind(file: BinaryIO) -> str:
+    file.seek(0)
+    start = file.read(64)
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
+        return "a HEIC photograph"
+    found = (kind for signature, kind in _SIGNATURES.items() if start.startswith(signature))
+    return next(found, "")
+
+
+def _check_one_page(image: Image.Image, path: str | os.PathLike[str], what: str) -> None:
+    """Refuse stacks and animations, of which only the first picture would be seen."""
+    if image.format == "MPO":
+        return
+    pages = frames = getattr(image, "n_frames", 1)
+    if frames > 1 and isinstance(image, TiffImagePlugin.TiffImageFile):
+        pages = 1 + sum(_is_page(image, index) for index in range(1, frames))
+        image.seek(0)
+    if pages > 1:
+        raise DataError(
+            f"The {what} '{path}' has {pages} pages or frames, of which one is meant.",
+            "Save that one as a file of its own, or each with a name of its own.",
+        )
+
+
+def _is_page(image: TiffImagePlugin.TiffImageFile, index: int) -> bool:
+    """Whether a directory of a TIFF is another picture, and no smaller copy or mask of one."""
+    try:
+        image.seek(index)
+        return not int(image.tag_v2.get(254, 0)) & 0b101
+    except SyntaxError:  # of a kind that Pillow does not read
+        return True
+
+
+@contextlib.contextmanager
+def _without_filling() -> Iterator[None]:
+    """Where another library has told Pillow to fill truncated images with grey, that has to rest.
+
+    The flag is the whole process's: the first of several threads notes it, the last restores it.
+    """
+    global _readers, _filling
+    with _lock:
+        if _readers == 0:
+            _filling, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if _readers == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _filling
+
+
+def _apply_limit() -> None:
+    """Give Pillow the limit of the environment variable, once for each value of it."""
+    global _limit_set
+    value = os.environ.get(MAX_PIXELS)
+    if value is None or value == _limit_set:
+        return
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(
+            f"The environment variable {MAX_PIXELS} is '{value}'; it has to be a number of pixels, "
+            "such as 500000000."
+        )
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    with _lock:
+        Image.MAX_IMAGE_PIXELS = -(-int(value) // 2)  # Pillow refuses twice as many.
+        _limit_set = value
