@@ -64,6 +64,27 @@ def test_a_folder_is_registered_in_a_line(tmp_path: Path) -> None:
         register_coco_folder("own", tmp_path, path)
 
 
+def test_a_name_is_registered_again(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, [two_boxes()])
+    register_coco_folder("own", tmp_path, path)
+    register_coco_folder("own", tmp_path / "images", path, replace=True)
+    assert DatasetCatalog.get("own")[0]["file_name"] == str(tmp_path / "images" / "0.png")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_files_outside_the_folder_need_a_key(tmp_path: Path, absolute: bool) -> None:
+    path = write_dataset(tmp_path, [two_boxes()])
+    content = json.loads(path.read_text())
+    target = tmp_path / "images" / "0.png"
+    name = str(target) if absolute else "sub/../../images/0.png"
+    content["images"][0]["file_name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"{name}.*ALLOW_OUTSIDE"):
+        load_coco_folder(str(path), str(tmp_path / "images"))
+    (record,) = load_coco_folder(str(path), str(tmp_path / "images"), allow_outside=True)
+    assert Path(record["file_name"]).resolve() == target
+
+
 def without(part: str) -> Callable[[dict[str, Any]], None]:
     return lambda content: content.pop(part)
 
@@ -298,6 +319,9 @@ def test_boxes_alone_do_not_train_a_detector_of_masks(tmp_path: Path, masks: Any
     )
     with pytest.raises(DataError, match=r"no annotated instance .* with a mask.*MASK_ON False"):
         check_run(load_config(EXAMPLE, options(tmp_path)))
+    if masks:
+        with pytest.raises(DataError, match="correct the masks"):
+            check_run(load_config(EXAMPLE, options(tmp_path)))
     boxes = {"MODEL__MASK_ON": False, "TEST__BEST_METRIC": "bbox/AP"}
     check_run(load_config(EXAMPLE, options(tmp_path, **boxes)))
 

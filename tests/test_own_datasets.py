@@ -129,6 +129,7 @@ def test_label_map_of_a_published_dataset(tmp_path: Path) -> None:
         ({"classes": ["a", 3]}, "list of names"),
         ({"ignore": 0}, r"classes 0\.\.2.* in 3\.\.255; it is 0.*label_map"),
         ({"ignore": 256}, r"it is 256"),
+        ({"classes": [str(index) for index in range(256)]}, "256 classes.* 255 at most"),
         ({"colors": [[0, 0, 0]]}, "3 RGB triples"),
         ({"label_map": "ade"}, "label map 'ade'.*registered are: ade20k"),
         ({"label_map": [0, 300]}, r"outside 0\.\.255"),
@@ -149,6 +150,39 @@ def test_a_name_stands_for_one_folder(tmp_path: Path) -> None:
             register(tmp_path, **options)
     with pytest.raises(ValueError, match="'own' is registered already, with other image_root"):
         register(tmp_path / "other")
+
+
+def test_a_refused_registration_leaves_nothing_behind(tmp_path: Path) -> None:
+    register(tmp_path)
+    with pytest.raises(ValueError, match="'own' is registered already"):
+        register(tmp_path, label_map={0: 255, 1: 0})
+    assert "own" not in reading.LABEL_MAPS
+    assert len(MetadataCatalog.get("own").stuff_classes) == 3
+
+
+def test_a_name_is_registered_again(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg")
+    register(tmp_path, label_map={0: 255, 1: 0, 2: 1, 255: 255})
+    register(tmp_path, label_map={0: 255, 1: 0, 2: 1, 255: 255})
+    register(
+        tmp_path, label_map={0: 0, 1: 1, 2: 2, 255: 255}, classes=["a", "b", "c"], replace=True
+    )
+    (record,) = DatasetCatalog.get("own")
+    assert read_label(record["sem_seg_file_name"], record["label_map"]).min() == 0
+    assert MetadataCatalog.get("own").stuff_classes == ["a", "b", "c"]
+
+
+def test_labels_as_jpeg(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", "b.jpg")
+    for path in (tmp_path / "annotations").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    register(tmp_path)
+    with pytest.raises(DataError, match=r"annotations' has no.*It has 2 \.jpg\. JPEG.* as PNG"):
+        DatasetCatalog.get("own")
+    with pytest.raises(ValueError, match=r"'.own2'.*|\.jpg.*JPEG"):
+        register(tmp_path, "own2", label_ext=".jpg")
+    with pytest.raises(ConfigError, match=r"FOLDERS\[0\].*JPEG"):
+        load_config(config(tmp_path, FOLDERS=folders("own3", LABEL_EXT=".jpg")))
 
 
 def test_missing_pairs_and_folders(tmp_path: Path) -> None:
@@ -259,8 +293,9 @@ def test_mistakes_in_a_config(tmp_path: Path, entries: Any, message: str) -> Non
         load_config(config(tmp_path, FOLDERS=entries))
 
 
+@pytest.mark.parametrize("name", ["semask_example", "semask_small_example"])
 def test_example_config_trains_on_any_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """As its head says, with two keys, and a model and images of a size for tests."""
     with tiny.own_loggers():
@@ -285,9 +320,14 @@ def test_example_config_trains_on_any_folder(
             "OUTPUT_DIR": tmp_path / "out",
         }
         flat = [str(part) for pair in overrides.items() for part in pair]
-        path = config_path("own_dataset/semask_example")
+        path = config_path(f"own_dataset/{name}")
         assert train_net.run(["--config-file", path, *flat]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "panels.png")
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == str(tmp_path / "out" / "panels.png")
+    assert "First step: loss" in out
+    assert "copypaste" not in out
+    assert "Namespace(" not in out
+    assert "Namespace(" in (tmp_path / "out" / "log.txt").read_text()
     report = json.loads((tmp_path / "out/inference/own_val/sem_seg_evaluation.json").read_text())
     assert report["class_names"] == CLASSES
     assert np.array(report["confusion_matrix"]).sum() == 2 * 40 * 48

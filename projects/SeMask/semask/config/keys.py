@@ -160,6 +160,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.DATASETS.FOLDER_ROOT = ""
     # Own datasets in COCO's format, each a mapping with NAME, IMAGE_DIR and JSON_FILE, the
     # arguments of semask.data.register_coco_folder; relative paths start at FOLDER_ROOT, too. With
+    # ALLOW_OUTSIDE True the file may name images that are not below IMAGE_DIR. With
     # MODEL.ROI_HEADS.NUM_CLASSES (MODEL.RETINANET.NUM_CLASSES) 0 there are as many categories as
     # the dataset has.
     cfg.DATASETS.COCO_FOLDERS = []

@@ -1,10 +1,12 @@
 """How a dataset for semantic segmentation enters Detectron2's catalogs."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from semask.data.reading import MAX_CLASSES
 
 
 def datasets_root() -> str:
@@ -36,6 +38,7 @@ def register_sem_seg(
     ignore_label: int = 255,
     *,
     roots: Callable[[], tuple[str, str]] | None = None,
+    replace: bool = False,
     **metadata: Any,
 ) -> None:
     """Register a dataset for semantic segmentation; doing the same again changes nothing.
@@ -50,12 +53,18 @@ def register_sem_seg(
         roots: returns the folders of images and of label maps, for "image_root" and
             "sem_seg_root" of the metadata. It is asked again at every loading, as the folders
             may depend on the environment; for fixed folders give those two directly.
+        replace: take the place of a dataset of that name, if there is one.
         **metadata: further entries of the dataset's metadata.
 
     Raises:
-        ValueError: as many colours as classes are needed; or the name stands for a dataset with
-            other metadata already.
+        ValueError: as many colours as classes are needed, at most ``MAX_CLASSES``; or the name
+            stands for a dataset with other metadata already. Nothing has changed then.
     """
+    if len(classes) > MAX_CLASSES:
+        raise ValueError(
+            f"Dataset '{name}' has {len(classes)} classes; there can be {MAX_CLASSES} at most, as "
+            "label maps are used with 8 bits and one value is for ignored pixels."
+        )
     if len(colors) != len(classes):
         raise ValueError(f"Dataset '{name}' has {len(classes)} classes but {len(colors)} colours.")
     entries = {
@@ -65,14 +74,7 @@ def register_sem_seg(
         "evaluator_type": "sem_seg",
         **metadata,
     }
-    if name in DatasetCatalog:
-        known = MetadataCatalog.get(name).as_dict()
-        differing = [key for key in entries if key not in known or known[key] != entries[key]]
-        if differing:
-            raise ValueError(
-                f"A dataset '{name}' is registered already, with other {', '.join(differing)}. "
-                "Choose another name, or remove that one from DatasetCatalog and MetadataCatalog."
-            )
+    if is_registered(name, entries, replace=replace):
         return
 
     def load() -> list[dict[str, Any]]:
@@ -82,6 +84,40 @@ def register_sem_seg(
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**entries)
     _note_roots(name, roots)
+
+
+def is_registered(name: str, entries: Mapping[str, Any], *, replace: bool) -> bool:
+    """Whether a name stands for a dataset with these metadata already.
+
+    Args:
+        name: of the dataset.
+        entries: its metadata.
+        replace: forget the dataset of that name, if there is one.
+
+    Raises:
+        ValueError: it stands for a dataset with other metadata, and ``replace`` is False.
+    """
+    if name not in DatasetCatalog:
+        return False
+    if replace:
+        forget_dataset(name)
+        return False
+    known = MetadataCatalog.get(name).as_dict()
+    differing = [key for key in entries if key not in known or known[key] != entries[key]]
+    if differing:
+        raise ValueError(
+            f"A dataset '{name}' is registered already, with other {', '.join(differing)}. "
+            "Choose another name, or register it with replace=True."
+        )
+    return True
+
+
+def forget_dataset(name: str) -> None:
+    """Remove a dataset and its metadata; nothing happens where there is none of that name."""
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
 
 
 def _note_roots(name: str, roots: Callable[[], tuple[str, str]] | None) -> None:

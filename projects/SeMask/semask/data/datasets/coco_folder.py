@@ -11,7 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from semask.data.datasets.catalog import is_registered
 from semask.errors import DataError
+from semask.utils.text import pluralize
 
 _ANNOTATION_KEYS = ("id", "iscrowd", "bbox", "keypoints", "segmentation")
 _REQUIRED = {
@@ -41,6 +43,9 @@ def register_coco_folder(
     name: str,
     image_dir: str | os.PathLike[str],
     json_file: str | os.PathLike[str],
+    *,
+    allow_outside: bool = False,
+    replace: bool = False,
     **metadata: Any,
 ) -> None:
     """Make an own dataset known by a name, for DATASETS.TRAIN and DATASETS.TEST.
@@ -53,6 +58,9 @@ def register_coco_folder(
         image_dir: folder of the images; "file_name" in the file is relative to it.
         json_file: annotations in COCO's format for detection: "images", "categories",
             "annotations" with "bbox" [x, y, width, height] and, for masks, "segmentation".
+        allow_outside: "file_name" may be an absolute path, or lead out of ``image_dir`` by "..".
+        replace: take the place of a dataset of that name; without it, the same call again changes
+            nothing.
         **metadata: further entries of the dataset's metadata.
 
     Raises:
@@ -63,23 +71,23 @@ def register_coco_folder(
         "json_file": path,
         "image_root": image_root,
         "evaluator_type": "coco",
+        "allow_outside": allow_outside,
         **metadata,
     }
-    if name in DatasetCatalog:
-        known = MetadataCatalog.get(name).as_dict()
-        differing = [key for key in entries if key not in known or known[key] != entries[key]]
-        if differing:
-            raise ValueError(
-                f"A dataset '{name}' is registered already, with other {', '.join(differing)}. "
-                "Choose another name, or remove that one from DatasetCatalog and MetadataCatalog."
-            )
+    if is_registered(name, entries, replace=replace):
         return
-    DatasetCatalog.register(name, partial(load_coco_folder, path, image_root, name))
+    loader = partial(load_coco_folder, path, image_root, name, allow_outside=allow_outside)
+    DatasetCatalog.register(name, loader)
     MetadataCatalog.get(name).set(**entries)
 
 
 def load_coco_folder(
-    json_file: str, image_dir: str, dataset_name: str | None = None, hint: str = ""
+    json_file: str,
+    image_dir: str,
+    dataset_name: str | None = None,
+    hint: str = "",
+    *,
+    allow_outside: bool = False,
 ) -> list[dict[str, Any]]:
     """Read a file of annotations in COCO's format.
 
@@ -88,6 +96,7 @@ def load_coco_folder(
         image_dir: folder of the images; they are not looked at.
         dataset_name: registered name whose metadata get the categories.
         hint: what to say in addition where the file does not exist.
+        allow_outside: as of :func:`register_coco_folder`.
 
     Returns:
         Detectron2's standard dicts, in the order of the image ids, with category ids 0..N-1 in
@@ -98,7 +107,7 @@ def load_coco_folder(
         AnnotationFileError: the file is no such file, or contradicts itself.
         DataError: it is missing or cannot be read.
     """
-    content = _read(json_file, hint)
+    content = _read(json_file, hint, allow_outside=allow_outside)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
     if dataset_name is not None:
@@ -127,17 +136,19 @@ def load_coco_folder(
     return list(records.values())
 
 
-def _read(json_file: str, hint: str) -> dict[str, list[dict[str, Any]]]:
+def _read(json_file: str, hint: str, *, allow_outside: bool) -> dict[str, list[dict[str, Any]]]:
     """The file's content, whose parts have been found to belong together."""
     try:
         with PathManager.open(json_file, "r", encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError as error:
         raise DataError(f"There is no annotation file '{json_file}'. {hint}".strip()) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
     found = list(_wrong_form(content)) or [*_contradictions(content), *_wrong_values(content)]
+    if not found and not allow_outside:
+        found = list(_outside(content))
     if found:
         raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
     return content
@@ -210,6 +221,16 @@ def _wrong_values(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
                 f"has {len(wrong)} entries of '{part}' that {words}; the first is "
                 f"{str(wrong[0])[:200]}."
             )
+    flags = [
+        entry
+        for entry in content["annotations"]
+        if "iscrowd" in entry and not (entry["iscrowd"] in (0, 1) or entry["iscrowd"] is None)
+    ]
+    if flags:
+        yield (
+            f"has {pluralize(len(flags), 'annotation')} whose iscrowd is neither 0 nor 1; the "
+            f"first is annotation {flags[0]['id']} with {flags[0]['iscrowd']!r}."
+        )
     numbers = Counter(str(entry["name"]) for entry in content["categories"])
     for name, times in numbers.items():
         if times > 1:
@@ -219,10 +240,26 @@ def _wrong_values(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             )
 
 
+def _outside(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Names of images that are not below the folder of the images."""
+    names = [entry["file_name"] for entry in content["images"]]
+    wrong = [
+        name
+        for name in names
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
+    ]
+    if wrong:
+        yield (
+            f"names {pluralize(len(wrong), 'image')} outside the folder of the images, the first "
+            f"is '{wrong[0]}'. If you trust the file: ALLOW_OUTSIDE: True in the entry of "
+            "DATASETS.COCO_FOLDERS, or register_coco_folder(..., allow_outside=True)."
+        )
+
+
 def _is_image(entry: Mapping[str, Any]) -> bool:
     sides = (entry["height"], entry["width"])
     return isinstance(entry["file_name"], str) and all(
-        isinstance(side, int) and side > 0 for side in sides
+        isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides
     )
 
 

@@ -6,11 +6,12 @@ import os
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from semask.data.datasets.catalog import datasets_root
+from semask.data.datasets.catalog import datasets_root, forget_dataset
 from semask.data.datasets.coco_folder import register_coco_folder
 from semask.errors import ConfigError
 
-KEYS = ("NAME", "IMAGE_DIR", "JSON_FILE")
+REQUIRED = ("NAME", "IMAGE_DIR", "JSON_FILE")
+KEYS = (*REQUIRED, "ALLOW_OUTSIDE")
 
 
 def register_config_coco_folders(cfg: CfgNode) -> None:
@@ -35,18 +36,21 @@ def register_config_coco_folders(cfg: CfgNode) -> None:
                 near = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
                 hint = f"Did you mean '{near[0]}'?" if near else f"Known are {', '.join(KEYS)}."
                 raise ConfigError(f"{where} has the key '{key}', which does not exist. {hint}")
-        for key in KEYS:
+        for key in REQUIRED:
             if not isinstance(entry.get(key), str) or not entry[key]:
                 raise ConfigError(f"{where} needs {key}, as a text.")
         name = entry["NAME"]
         root = os.path.expanduser(cfg.DATASETS.FOLDER_ROOT) or datasets_root()
         image_dir, json_file = (
-            os.path.join(root, os.path.expanduser(entry[key])) for key in KEYS[1:]
+            os.path.join(root, os.path.expanduser(entry[key])) for key in REQUIRED[1:]
         )
         if name in DatasetCatalog and MetadataCatalog.get(name).get("from_config", False):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+            forget_dataset(name)
         try:
-            register_coco_folder(name, image_dir, json_file, from_config=True)
+            register_coco_folder(
+                *(name, image_dir, json_file),
+                allow_outside=bool(entry.get("ALLOW_OUTSIDE", False)),
+                from_config=True,
+            )
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.config import register_resolver
-from semask.data.datasets.catalog import datasets_root
+from semask.data.datasets.catalog import datasets_root, forget_dataset
 from semask.data.datasets.config_coco_folders import register_config_coco_folders
 from semask.data.datasets.folder import register_folder
 from semask.data.reading import LABEL_MAPS
@@ -78,8 +78,7 @@ def _check_keys(entry: Any, where: str) -> None:
 def _forget(name: str) -> None:
     """Remove what an earlier config registered under ``name``."""
     if name in DatasetCatalog and MetadataCatalog.get(name).get("from_config", False):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        forget_dataset(name)
         LABEL_MAPS.pop(name, None)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from semask.data.datasets.catalog import register_sem_seg
 from semask.data.datasets.pairs import load_sem_seg_pairs
-from semask.data.reading import LABEL_MAPS, register_label_map
+from semask.data.image_files import JPEG_LABELS, is_jpeg
+from semask.data.reading import LABEL_MAPS, MAX_CLASSES, check_label_map, register_label_map
 from semask.utils.palette import class_colors
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -31,6 +32,7 @@ def register_folder(
     image_ext: str | Sequence[str] = IMAGE_EXTENSIONS,
     label_ext: str | Sequence[str] = LABEL_EXTENSIONS,
     label_map: str | Sequence[int] | Mapping[int, int] | None = None,
+    replace: bool = False,
     **metadata: Any,
 ) -> None:
     """Make an own dataset known by a name, for DATASETS.TRAIN and DATASETS.TEST.
@@ -43,27 +45,38 @@ def register_folder(
         name: what configs call the dataset.
         image_dir: folder of the images.
         label_dir: folder of the label maps; it may be the same one where the extensions differ.
-        classes: names of the K classes, in the order of their indices.
+        classes: names of the K classes (at most 255), in the order of their indices.
         ignore: value of label pixels that do not count, K..255.
         colors: K colours (red, green, blue), 0..255; None = well distinguishable ones.
         image_ext: extension or extensions of the images; more generally the endings of their
             names, such as "_rgb.png".
-        label_ext: the same of the label maps.
+        label_ext: the same of the label maps; JPEG cannot hold class indices.
         label_map: for files with other values than class indices: the index (or ``ignore``) of
             each raw value, as a list or as a dict; or the name of a registered label map.
+        replace: take the place of a dataset of that name, as when a notebook's cell with other
+            arguments runs again; without it, the same call again changes nothing.
         **metadata: further entries of the dataset's metadata.
 
     Raises:
         ValueError: an argument is not as described, or the name stands for another dataset.
+            Nothing has changed then.
     """
     names = _checked_classes(name, classes, ignore)
     if colors is not None:
         class_colors(len(names), colors)
-    label_map_name = _named_label_map(name, label_map)
+    table = None if label_map is None or isinstance(label_map, str) else label_map
+    if table is not None:
+        check_label_map(name, table, replace=replace)
+    label_map_name = _label_map_name(name, label_map)
     image_root, label_root = (
         os.path.abspath(os.path.expanduser(folder)) for folder in (image_dir, label_dir)
     )
     image_suffixes, label_suffixes = _suffixes(image_ext), _suffixes(label_ext)
+    if any(is_jpeg(suffix) for suffix in label_suffixes):
+        raise ValueError(
+            f"Dataset '{name}': the label maps' extension is {' or '.join(label_suffixes)}. "
+            f"{JPEG_LABELS}"
+        )
     register_sem_seg(
         name,
         partial(
@@ -80,8 +93,11 @@ def register_folder(
         image_ext=image_suffixes,
         label_ext=label_suffixes,
         label_map=label_map_name,
+        replace=replace,
         **metadata,
     )
+    if table is not None:
+        register_label_map(name, table, replace=replace)
 
 
 def _checked_classes(name: str, classes: Sequence[str], ignore: int) -> list[str]:
@@ -92,7 +108,7 @@ def _checked_classes(name: str, classes: Sequence[str], ignore: int) -> list[str
             f"The classes of dataset '{name}' have to be different names, at least one; got "
             f"{list(classes)}."
         )
-    if not len(classes) <= ignore <= 255:
+    if len(classes) <= MAX_CLASSES and not len(classes) <= ignore <= 255:
         raise ValueError(
             f"Dataset '{name}' has the classes 0..{len(classes) - 1}, so that its ignore value "
             f"has to lie in {len(classes)}..255; it is {ignore}. Where the files have a class's "
@@ -101,15 +117,12 @@ def _checked_classes(name: str, classes: Sequence[str], ignore: int) -> list[str
     return list(classes)
 
 
-def _named_label_map(
+def _label_map_name(
     name: str, label_map: str | Sequence[int] | Mapping[int, int] | None
 ) -> str | None:
-    """The name under which the label map is registered."""
-    if label_map is None:
-        return None
-    if not isinstance(label_map, str):
-        register_label_map(name, label_map)
-        return name
+    """The name of the label map, which is the dataset's own for a table."""
+    if label_map is None or not isinstance(label_map, str):
+        return None if label_map is None else name
     if label_map not in LABEL_MAPS:
         raise ValueError(
             f"Dataset '{name}' asks for the label map '{label_map}'; registered are: "

@@ -1,10 +1,15 @@
 """Images and label maps in two folders, paired by name."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from semask.data.image_files import JPEG_LABELS, is_jpeg
 from semask.errors import DataError
+
+LABEL_MAPS = "label maps"
+_ALONE = " Images alone can be segmented with `semask predict`."
 
 
 class PairingError(DataError):
@@ -68,7 +73,7 @@ def load_sem_seg_pairs(
         PairingError: an image or label map has no counterpart.
     """
     images = find_files(image_root, image_suffix, "images", hint)
-    labels = find_files(label_root, label_suffix, "label maps", hint)
+    labels = find_files(label_root, label_suffix, LABEL_MAPS, hint)
     return pair_files(images, labels, image_root, label_root, label_map=label_map, hint=hint)
 
 
@@ -145,13 +150,16 @@ def find_files(
     """
     suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
     if not os.path.isdir(root):
-        raise DataError(f"There is no folder '{root}' for the {what}." + _appended(hint))
+        alone = _ALONE if what == LABEL_MAPS else ""
+        raise DataError(f"There is no folder '{root}' for the {what}." + _appended(hint + alone))
     found: dict[str, tuple[int, str]] = {}
+    others: Counter[str] = Counter()
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
             low = name.lower()
             rank = next((i for i, s in enumerate(suffixes) if low.endswith(s.lower())), None)
             if rank is None or name.startswith("."):
+                others[os.path.splitext(low)[1] or name] += not name.startswith(".")
                 continue
             path = os.path.join(folder, name)
             key = os.path.relpath(path, root)[: -len(suffixes[rank])].replace(os.sep, "/")
@@ -165,9 +173,19 @@ def find_files(
             found[key] = min((rank, path), other or (rank, path))
     if not found:
         raise DataError(
-            f"The folder '{root}' has no {what} (*{' or *'.join(suffixes)})." + _appended(hint)
+            f"The folder '{root}' has no {what} (*{' or *'.join(suffixes)})."
+            + _appended(_instead(others, what) + hint)
         )
     return {key: path for key, (_, path) in found.items()}
+
+
+def _instead(others: Counter[str], what: str) -> str:
+    """What a folder has in place of what is looked for."""
+    if not +others:
+        return "It has no files. "
+    listed = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(5) if number)
+    lossy = what == LABEL_MAPS and any(is_jpeg(suffix) for suffix in +others)
+    return f"It has {listed}. " + (f"{JPEG_LABELS} " if lossy else "")
 
 
 def _some(names: Sequence[str], shown: int = 5) -> str:

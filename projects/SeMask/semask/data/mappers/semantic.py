@@ -11,7 +11,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from torch.utils.data import get_worker_info
 
-from semask.data.reading import check_label_values, check_same_size, read_image, read_label
+from semask.data.reading import (
+    MAX_CLASSES,
+    check_label_values,
+    check_same_size,
+    read_image,
+    read_label,
+)
 from semask.data.transforms.arrays import contiguous, planes
 from semask.data.transforms.geometry import PadToSize, RandomCropWithCategoryLimit, ResizeByScale
 from semask.data.transforms.photometric import PhotometricDistortion
@@ -152,7 +158,7 @@ class SemSegMapper:
         Args:
             is_train: read, check and augment the label map too.
             augmentations: applied in order, to RGB images.
-            num_classes: labels are 0..num_classes-1,
+            num_classes: at most 255; labels are 0..num_classes-1,
             ignore_value: or this, 0..255.
             image_format: channel order of the result, "RGB" or "BGR".
             test_scales: sizes that the multi-scale protocol wants.
@@ -160,10 +166,15 @@ class SemSegMapper:
                 mask-classification models were tested, instead of from the original one.
 
         Raises:
-            ConfigError: the format or the ignore value is not as described.
+            ConfigError: the format, the classes or the ignore value are not as described.
         """
         if image_format not in ("RGB", "BGR"):
             raise ConfigError(f"INPUT.FORMAT is '{image_format}'; use 'RGB' or 'BGR'.")
+        if num_classes > MAX_CLASSES:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; label maps are used with 8 bits "
+                f"and one value is for ignored pixels, so there can be {MAX_CLASSES} at most."
+            )
         if not 0 <= ignore_value <= 255:
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}; label maps have 8 bits, so "
