@@ -13,8 +13,10 @@ from detectron2.structures import Boxes, Instances
 from semask import load_config
 from semask.data import register_coco_folder
 from semask.data.annotations import inspect
+from semask.data.checks.instances import check_instance_dataset
 from semask.data.mappers.prior_target import Region
 from semask.errors import ConfigError
+from semask.evaluation.instance_scores import RESULT_FILE
 from semask.tasks import build_task, inference_folder
 from tiny_instances import SIDE, box_annotation, flat, two_boxes, write_dataset
 
@@ -70,6 +72,37 @@ def test_files_that_lack_what_pycocotools_wants_are_evaluated(
     assert results["segm"]["AP"] == pytest.approx(100)
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert {"AP-light", "AP-dark"} <= results["segm"].keys()
+
+
+def test_what_passes_the_check_is_evaluated(tmp_path: Path) -> None:
+    """Ids as texts, numbers as texts, sizes that are null, polygons in other forms: AP is 100."""
+    path = write_dataset(tmp_path, [two_boxes(), two_boxes()])
+    content = json.loads(path.read_text())
+    forms: list[Any] = [lambda p: p, lambda p: p[0], lambda p: np.reshape(p[0], (-1, 2)).tolist()]
+    for part in ("images", "categories", "annotations"):
+        for entry in content[part]:
+            entry["id"] = f"number {entry['id']}"
+    for index, annotation in enumerate(content["annotations"]):
+        annotation["image_id"] = f"number {annotation['image_id']}"
+        annotation["category_id"] = f"number {annotation['category_id']}"
+        annotation["bbox"] = [str(value) for value in annotation["bbox"]]
+        annotation["area"] = [None, "12"][index % 2]
+        annotation["segmentation"] = forms[index % 3](annotation["segmentation"])
+    path.write_text(json.dumps(content))
+    register_coco_folder("own", tmp_path / "images", path)
+    assert check_instance_dataset("own").problems == []
+    records = DatasetCatalog.get("own")
+    cfg = load_config(
+        str(CONFIGS / "coco/semask_swin_tiny_mask_rcnn_1x.yaml"),
+        flat({"OUTPUT_DIR": str(tmp_path / "out")}),
+    )
+    evaluator = build_task(cfg).build_evaluator("own", inference_folder(cfg, "own"))
+    evaluator.reset()
+    evaluator.process(records, perfect(records))
+    results = evaluator.evaluate()
+    assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)
+    document = json.loads((Path(inference_folder(cfg, "own")) / RESULT_FILE).read_text())
+    assert [image["right"] for image in document["images"]] == [2, 2]
 
 
 @pytest.mark.parametrize(("limit", "recall"), [(100, 1 / 3), (400, 1.0)])

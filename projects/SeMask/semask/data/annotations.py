@@ -36,7 +36,7 @@ class Inspected:
     Attributes:
         box: (x0, y0, x1, y1) in pixels of the image file; None = there is none to use.
         segmentation: polygons, (2 n,) float64 each, or a compressed RLE; None as above.
-        problems: kinds of what is wrong.
+        problems: kinds of what is wrong, each once.
     """
 
     box: list[float] | None = None
@@ -51,18 +51,21 @@ def inspect(annotation: Mapping[str, Any], height: int, width: int) -> Inspected
     ones are kept.
 
     Args:
-        annotation: in Detectron2's form ("bbox", "bbox_mode", "segmentation") or COCO's.
+        annotation: in Detectron2's form ("bbox", "bbox_mode", "segmentation") or COCO's. Beside
+            COCO's polygons, [[x, y, x, y, ...], ...], one alone may be [x, y, ...], and the points
+            of each may be pairs.
         height, width: of the image, in pixels.
     """
     found = Inspected()
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
         found.segmentation = _rle(segmentation, height, width, found.problems)
-    elif segmentation is not None and len(segmentation):
+    elif segmentation is not None and not _is_empty(segmentation):
         found.segmentation = _polygons(segmentation, found.problems)
     found.box = _box(annotation, height, width, found.problems)
     if found.box is None and found.segmentation is not None:
         found.box = _box_around(found.segmentation)
+    found.problems = list(dict.fromkeys(found.problems))
     return found
 
 
@@ -144,7 +147,7 @@ def _box(
     given = annotation.get("bbox")
     try:
         numbers = [float(value) for value in given]  # type: ignore[union-attr]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         problems.append(NO_BOX)
@@ -160,13 +163,15 @@ def _box(
     return [x0, y0, x1, y1]
 
 
-def _polygons(given: Sequence[Any], problems: list[str]) -> list[np.ndarray] | None:
+def _polygons(given: Any, problems: list[str]) -> list[np.ndarray] | None:
     kept = []
-    for entry in given:
+    for entry in _separate(given):
         try:
             polygon = np.asarray(entry, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             polygon = np.zeros(1)
+        if polygon.ndim == 2 and polygon.shape[1] == 2:  # points
+            polygon = polygon.reshape(-1)
         if polygon.ndim != 1 or polygon.size % 2 or not np.isfinite(polygon).all():
             problems.append(BAD_POLYGON)
         elif polygon.size < 6:
@@ -174,6 +179,28 @@ def _polygons(given: Sequence[Any], problems: list[str]) -> list[np.ndarray] | N
         else:
             kept.append(polygon)
     return kept or None
+
+
+def _separate(given: Any) -> Sequence[Any]:
+    """The polygons one by one; a single polygon may stand alone, as numbers or as points.
+
+    No list of pairs is a list of polygons, which have three points at least.
+    """
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str):
+        return [given]
+    if all(isinstance(entry, int | float | np.number) for entry in given):
+        return [given]
+    if all(isinstance(entry, Sequence | np.ndarray) and _is_point(entry) for entry in given):
+        return [given]
+    return list(given)
+
+
+def _is_empty(given: Any) -> bool:
+    return isinstance(given, Sequence | np.ndarray) and not len(given)
+
+
+def _is_point(entry: Any) -> bool:
+    return len(entry) == 2 and all(isinstance(value, int | float | np.number) for value in entry)
 
 
 def _rle(

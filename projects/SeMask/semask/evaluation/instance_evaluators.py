@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import math
+from typing import Any
 
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
@@ -84,25 +86,31 @@ def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
         masks: masks are evaluated, so that an annotation needs one.
     """
     truth.dataset.setdefault("info", {})
-    free_id = 1 + max(truth.anns, default=0)
-    for annotation in truth.dataset.get("annotations", ()):
+    annotations = truth.dataset.get("annotations", ())
+    if not all(isinstance(entry["id"], int) and entry["id"] > 0 for entry in annotations):
+        for number, entry in enumerate(annotations, start=1):
+            entry["id"] = number  # pycocotools keeps ids as numbers, and 0 stands for "no match"
+    for annotation in annotations:
         image = truth.imgs[annotation["image_id"]]
         found = inspect(annotation, image["height"], image["width"])
         x0, y0, x1, y1 = found.box or (0.0, 0.0, 0.0, 0.0)
         unusable = found.box is None or (masks and found.segmentation is None)
         annotation["iscrowd"] = int(bool(annotation.get("iscrowd", 0)) or unusable)
-        if found.problems or found.segmentation is None:
+        if found.problems or not all(map(_is_number, annotation["bbox"])):
             annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        if found.segmentation is None:
             annotation["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-            if isinstance(found.segmentation, list):
-                annotation["segmentation"] = [polygon.tolist() for polygon in found.segmentation]
-            elif found.segmentation is not None:
-                annotation["segmentation"] = found.segmentation
-        if "area" not in annotation:
+        elif isinstance(found.segmentation, list):
+            annotation["segmentation"] = [polygon.tolist() for polygon in found.segmentation]
+        else:
+            annotation["segmentation"] = found.segmentation
+        if not _is_number(annotation.get("area")):
             outlined = found.segmentation is not None
             area = mask_util.area(truth.annToRLE(annotation)) if outlined else (x1 - x0) * (y1 - y0)
             annotation["area"] = float(area)
-        if annotation["id"] == 0:  # which stands for "no match"
-            annotation["id"] = free_id
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
