@@ -71,7 +71,7 @@ def test_evenly_spaced() -> None:
 
 
 def test_modes_of_images(folder: Path) -> None:
-    pixels = np.zeros((6, 8), np.uint8)
+    pixels = np.full((6, 8), 200, np.uint8)
     Image.fromarray(pixels).save(folder / "images/0.png")
     Image.fromarray(pixels).convert("CMYK").save(folder / "images/1.jpg")
     (folder / "images/1.png").unlink()
@@ -109,9 +109,6 @@ def test_training_refuses_with_the_same_words(
 ) -> None:
     damage(folder)
     (problem,) = check_dataset("own").problems
-    if kind == "nothing labelled":  # as far as a sample tells
-        quick_check("own", 4, 255)
-        return
     with pytest.raises(DataError) as info:
         quick_check("own", 4, 255)
     assert str(info.value).startswith(problem.message)
@@ -147,7 +144,7 @@ def test_ignored_images_are_counted(folder: Path) -> None:
 
 
 def test_one_of_something(tmp_path: Path) -> None:
-    Image.new("RGB", (2, 1)).save(tmp_path / "image.jpg")
+    Image.new("RGB", (2, 1), "white").save(tmp_path / "image.jpg")
     Image.fromarray(np.array([[0, 9]], np.uint8)).save(tmp_path / "image.png")
     register_folder("one", tmp_path, tmp_path, CLASSES, image_ext=".jpg", label_ext=".png")
     text = check_dataset("one").text()
@@ -168,6 +165,59 @@ def test_unknown_datasets() -> None:
     DatasetCatalog.register("nameless", list)
     with pytest.raises(ConfigError, match="'nameless' has no class names"):
         check_dataset("nameless")
+
+
+# ---- sound files, meaningless results ----
+
+
+def write_masks(folder: Path, values: list[int], count: int = 20) -> None:
+    """As many label maps of these values, side by side."""
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"images/{index}.png")
+        label = np.resize(np.array(values, np.uint8), (6, 8))
+        Image.fromarray(label).save(folder / f"annotations/{index}.png")
+
+
+def test_masks_of_0_and_255_are_refused_with_the_label_map_to_use(folder: Path) -> None:
+    write_masks(folder, [0, 255])
+    (problem,) = check_dataset("own").problems
+    assert problem.kind == "one class alone"
+    assert "{0: 0, 255: 1}" in problem.message
+    with pytest.raises(DataError, match=r"'own'.*'sky'.*\{0: 0, 255: 1\}"):
+        quick_check("own", 4, 255)
+    quick_check("own", 4, 255, is_train=False)  # a warning
+
+
+def test_a_second_class_outside_the_sample_is_found(folder: Path) -> None:
+    write_masks(folder, [0])
+    Image.fromarray(np.ones((6, 8), np.uint8)).save(folder / "annotations/7.png")
+    quick_check("own", 4, 255, 2)
+
+
+def test_evaluation_without_labels_points_to_predict(folder: Path) -> None:
+    write_masks(folder, [255])
+    with pytest.raises(DataError, match=r"'own' has a labelled pixel.*semask predict"):
+        quick_check("own", 4, 255, is_train=False)
+    shutil.rmtree(folder / "annotations")
+    with pytest.raises(DataError, match=r"annotations'.*semask predict"):
+        quick_check("own", 4, 255, is_train=False)
+
+
+@pytest.mark.parametrize(("dtype", "high"), [(np.uint8, 2), (np.uint16, 4096), (np.uint16, 16384)])
+def test_nearly_black_images_are_told(
+    folder: Path, caplog: pytest.LogCaptureFixture, dtype: type, high: int
+) -> None:
+    for index in range(IMAGES - 1):
+        pixels: np.ndarray = np.random.default_rng(index).integers(0, high, (6, 8)).astype(dtype)
+        Image.fromarray(pixels).save(folder / f"images/{index}.png")
+    report = check_dataset("own")
+    assert (report.dark, report.problems) == (4, [])
+    assert "4 of 5 images are nearly black" in report.text()
+    Image.fromarray(pixels).save(folder / "images/4.png")
+    assert [problem.kind for problem in check_dataset("own").problems] == ["nearly black"]
+    quick_check("own", 4, 255)
+    assert "5 of 5 images are nearly black" in caplog.text
 
 
 # ---- before training ----

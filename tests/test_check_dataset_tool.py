@@ -74,7 +74,9 @@ def test_several_datasets_and_configs(
     )
     assert {path.name for path in tmp_path.glob("p_*.png")} == {"p_own.png", "p_few.png"}
     config = tiny.write_config(
-        tmp_path / "config.yaml", DATASETS={"TRAIN": ["own"], "TEST": ["own"]}
+        tmp_path / "config.yaml",
+        DATASETS={"TRAIN": ["own"], "TEST": ["own"]},
+        MODEL={"SEM_SEG_HEAD": {"NUM_CLASSES": 4}},
     )
     capsys.readouterr()
     assert main.run("check", ["--config-file", config]) == 0
@@ -130,3 +132,18 @@ def test_real_samples(shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ade, stuff = json.loads((tmp_path / "r.json").read_text())
     assert (ade["pairs"], stuff["pairs"]) == (2, 4)
     assert len(list(tmp_path.glob("p_*.png"))) == 2
+
+
+def test_what_passes_the_check_of_a_config_is_not_refused_by_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (folder / "images", folder / "annotations")
+    register_folder("other", *own, ["sky", "grass", "tree", "lake", "snow"])
+    config = tiny.write_config(
+        tmp_path / "config.yaml",
+        DATASETS={"TRAIN": ["own"], "TEST": ["other"]},
+        MODEL={"SEM_SEG_HEAD": {"NUM_CLASSES": 4}},
+    )
+    assert main.run("check", ["own"]) == main.run("check", ["other"]) == 0
+    assert main.run("check", ["--config", config]) == 1
+    assert "'other' has 5" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from PIL import Image
 
 from semask.cli import main
 from semask.data import register_coco_folder
+from semask.data.annotations import inspect, list_problems
 from semask.data.checks.instances import check_instance_dataset, has_instances
 from semask.errors import ConfigError
 from tiny_instances import SIDE, box_annotation, two_boxes, write_dataset
@@ -91,6 +92,13 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
     ),
     "mixed ids": (annotation(id="one"), "cannot be listed", "neither all whole numbers"),
     "no list": (lambda content: content.pop("images"), "cannot be listed", "needs 'images'"),
+    "crowd flag": (annotation(iscrowd="0"), "cannot be listed", "annotation 1 with '0'"),
+    "outside": (
+        lambda content: content["images"][0].update(file_name="../images/0.png"),
+        "cannot be listed",
+        "the first is '../images/0.png'",
+    ),
+    "huge number": (annotation(bbox=[10**400, 1, 2, 3]), "no box of four numbers", "annotation 1"),
     "size": (
         lambda content: content["images"][0].update(width=SIDE + 1),
         "sizes differ",
@@ -135,6 +143,36 @@ def test_every_defect_is_in_the_report(
     assert words in out
 
 
+def test_each_annotation_counts_once_however_many_parts_it_has(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(file, annotation(segmentation=[[1, 1, 9, 9]] * 8))
+    (problem,) = check_instance_dataset("own").problems
+    assert "annotation 1" in problem.message
+    counts, _ = list_problems(DatasetCatalog.get("own"), masks=True)
+    assert counts == {"polygon with fewer than three points": 1}
+
+
+RECTANGLE = [4.0, 6.0, 24.0, 6.0, 24.0, 30.0, 4.0, 30.0]
+POINTS = [[4, 6], [24, 6], [24, 30], [4, 30]]
+
+
+@pytest.mark.parametrize("given", [[RECTANGLE], RECTANGLE, POINTS, [POINTS]])
+def test_polygons_as_people_write_them(given: list[Any]) -> None:
+    found = inspect({"bbox": [4, 6, 20, 24], "segmentation": given}, SIDE, SIDE)
+    assert found.problems == []
+    assert isinstance(found.segmentation, list)
+    (polygon,) = found.segmentation
+    assert polygon.tolist() == RECTANGLE
+
+
+@pytest.mark.parametrize("given", [[[1, 2], [3, 4]], [1, 2, 3], "polygon", 5, [[[1, 2], [3]]]])
+def test_polygons_that_mean_nothing(given: Any) -> None:
+    found = inspect({"bbox": [4, 6, 20, 24], "segmentation": given}, SIDE, SIDE)
+    assert found.segmentation is None
+    assert len(found.problems) == 1
+
+
 def test_a_file_tells_everything_that_is_wrong_with_it(file: Path) -> None:
     def break_all(content: Content) -> None:
         content["annotations"].append(dict(content["annotations"][0]))
@@ -149,7 +187,7 @@ def test_a_file_tells_everything_that_is_wrong_with_it(file: Path) -> None:
 
 
 def test_categories_of_other_loaders_are_looked_at(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(tmp_path / "a.png")
     entries = [{"bbox": [1, 1, 4, 4], "bbox_mode": 1, "category_id": number} for number in (0, 2)]
     record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "annotations": entries}
     DatasetCatalog.register("other", lambda: [record])

@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from functools import partial
 
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from semask.config import load_config
@@ -18,13 +20,14 @@ from semask.data.datasets.folder import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
 from semask.errors import ConfigError, DataError
 from semask.report.panels import save_picture
 from semask.report.samples import render_instance_samples, render_samples
+from semask.tasks import build_task
 from semask.utils.files import replacing
 
 FOLDER = "folder"
 
 
-def dataset_names(args: argparse.Namespace) -> list[str]:
-    """The datasets that the arguments mean, all of them registered.
+def named_datasets(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]:
+    """The datasets that the arguments mean, all of them registered, and the config, if it is one.
 
     Raises:
         ConfigError: the arguments do not name any, or contradict each other.
@@ -38,14 +41,14 @@ def dataset_names(args: argparse.Namespace) -> list[str]:
         )
     if args.config:
         cfg = load_config(args.config, args.names)
-        return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+        return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])), cfg
     if args.names:
-        return args.names
+        return args.names, None
     if args.annotations:
         if not args.images or args.labels or args.classes or args.num_classes:
             raise ConfigError("--annotations goes with --images alone: the file has the classes.")
         register_coco_folder(FOLDER, args.images, args.annotations)
-        return [FOLDER]
+        return [FOLDER], None
     if not all(own) or bool(args.classes) == bool(args.num_classes):
         raise ConfigError("An own dataset needs --images, --labels, --classes or --num-classes.")
     classes = args.classes or [f"class {index}" for index in range(args.num_classes)]
@@ -57,7 +60,22 @@ def dataset_names(args: argparse.Namespace) -> list[str]:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return [FOLDER]
+    return [FOLDER], None
+
+
+def refused_by_training(cfg: CfgNode) -> Iterator[str]:
+    """What a training with the config would refuse about its datasets, beside single files."""
+    task = build_task(cfg)
+    try:
+        task.check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], eval_only=False)
+    except (ConfigError, DataError) as error:
+        yield str(error)
+        return
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        try:
+            task.check_images(name, is_train=name in cfg.DATASETS.TRAIN)
+        except (ConfigError, DataError) as error:
+            yield str(error)
 
 
 def draw(name: str, rows: int, path: str) -> bool:
@@ -84,7 +102,7 @@ def picture_path(path: str, name: str, number: int) -> str:
 def run(args: argparse.Namespace) -> int:
     """Print the reports and write what was asked for; returns the exit status."""
     reports: list[DatasetReport | InstanceDatasetReport] = []
-    names = dataset_names(args)
+    names, cfg = named_datasets(args)
     for name in names:
         bar = partial(tqdm, desc=name, unit="image", disable=None, leave=False)
         check = check_instance_dataset if has_instances(name) else check_dataset
@@ -99,4 +117,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         with replacing(args.json) as file:
             file.write(json.dumps([report.as_dict() for report in reports], indent=1).encode())
-    return int(any(report.problems for report in reports))
+    failed = any(report.problems for report in reports)
+    if cfg is not None and not failed:
+        refused = list(refused_by_training(cfg))
+        print("\n".join(f"Training would refuse this: {message}" for message in refused))
+        failed = bool(refused)
+    return int(failed)

@@ -1,5 +1,6 @@
 """Detection and instance segmentation by Detectron2's detectors, evaluated by AP."""
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from semask.data.annotations import is_usable, list_problems
+from semask.data.checks.report import dark_words
 from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
 from semask.data.loading.unreadable import ReadableDataset
 from semask.data.mappers.instance import InstanceMapper
+from semask.data.reading import is_nearly_black, read_image
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import build_instance_evaluator, check_evaluator_type
 from semask.inference.instance_predictor import InstancePredictor
@@ -131,7 +134,13 @@ class InstanceTask(Task):
         self._warn(name, records, masks=masks)
         if is_train and not _any_usable(records, masks=masks):
             hint = ""
-            if masks and _any_usable(records, masks=False):
+            if masks and _any_outlined(records):
+                hint = (
+                    " with a mask that can be used: correct the masks, of which the warnings above "
+                    "say what is wrong; or, for a detector of boxes, set MODEL.MASK_ON False and "
+                    "TEST.BEST_METRIC bbox/AP"
+                )
+            elif masks and _any_usable(records, masks=False):
                 hint = (
                     " with a mask, only boxes: MODEL.MASK_ON False with TEST.BEST_METRIC bbox/AP "
                     "trains a detector of boxes"
@@ -143,6 +152,7 @@ class InstanceTask(Task):
         dataset = ReadableDataset(sample, mapper, limit)
         for index in range(len(dataset)):
             dataset[index]
+        self._warn_of_dark(name, sample)
 
     def _warn(self, name: str, records: Sequence[dict[str, Any]], *, masks: bool) -> None:
         """Warn of what does not keep a run from going on, but is hardly wanted."""
@@ -161,6 +171,15 @@ class InstanceTask(Task):
                 "set it to more, or those beyond count as missed.",
                 *(name, max(numbers), limit),
             )
+
+    @staticmethod
+    def _warn_of_dark(name: str, sample: Sequence[dict[str, Any]]) -> None:
+        dark = 0
+        for record in sample:
+            with contextlib.suppress(DataError):  # of those that may be unreadable
+                dark += is_nearly_black(read_image(record["file_name"]))
+        if dark:
+            logger.warning("Dataset '%s': %s", name, dark_words(dark, len(sample)))
 
     def build_evaluator(self, dataset_name: str, folder: str) -> DatasetEvaluator:
         """See :func:`semask.evaluation.instance_evaluators.build_instance_evaluator`."""
@@ -285,6 +304,15 @@ def resolve_detector_classes(cfg: CfgNode) -> None:
     raise ConfigError(
         f"MODEL.{key}.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
         "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset with categories."
+    )
+
+
+def _any_outlined(records: Sequence[dict[str, Any]]) -> bool:
+    """Whether any annotation has a segmentation, usable or not."""
+    return any(
+        bool(annotation.get("segmentation"))
+        for record in records
+        for annotation in record.get("annotations", ())
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from semask.data.checks.report import SHOWN, Problem, image_lines, problem_lines
+from semask.data.checks.report import SHOWN, Problem, dark_lines, image_lines, problem_lines
 
 # Detectron2's default of TEST.DETECTIONS_PER_IMAGE.
 USUAL_LIMIT = 100
@@ -20,6 +20,7 @@ class InstancesOfImage:
     Attributes:
         mode: how the image file stores pixels, as Pillow calls it; "" = not known.
         size: (width, height) of the image, in pixels, upright; None = not known.
+        dark: the image is nearly black.
         instances: number of usable annotations of each category (0..N-1).
         crowds: number of those that are crowds, which are not among the instances.
         boxes_alone: number of instances without a mask.
@@ -28,6 +29,7 @@ class InstancesOfImage:
 
     mode: str = ""
     size: tuple[int, int] | None = None
+    dark: bool = False
     instances: Counter[int] = field(default_factory=Counter)
     crowds: int = 0
     boxes_alone: int = 0
@@ -44,6 +46,7 @@ class InstanceDatasetReport:
         examined: number of those that have been looked at.
         modes: number of images by the way that they store pixels.
         sizes: number of images of each (width, height).
+        dark: images that are nearly black.
         instances: number of usable annotations of each category.
         images: number of images that have each category.
         crowds: number of crowds.
@@ -65,7 +68,7 @@ class InstanceDatasetReport:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.instances: Counter[int] = Counter()
         self.images: Counter[int] = Counter()
-        self.crowds = self.boxes_alone = self.empty = self.most = 0
+        self.crowds = self.boxes_alone = self.empty = self.most = self.dark = 0
         self.problems: list[Problem] = []
 
     @property
@@ -81,6 +84,7 @@ class InstanceDatasetReport:
             self.modes[image.mode] += 1
         if image.size is not None:
             self.sizes[image.size] += 1
+        self.dark += image.dark
         self.instances.update(image.instances)
         self.images.update(image.instances.keys())
         self.crowds += image.crowds
@@ -96,6 +100,7 @@ class InstanceDatasetReport:
             "examined": self.examined,
             "modes": dict(self.modes),
             "sizes": {f"{width}x{height}": n for (width, height), n in self.sizes.most_common()},
+            "images_nearly_black": self.dark,
             "categories": [
                 {"name": name, "instances": self.instances[index], "images": self.images[index]}
                 for index, name in enumerate(self.categories)
@@ -154,4 +159,4 @@ class InstanceDatasetReport:
                 f"Note: an image has {self.most} instances; set TEST.DETECTIONS_PER_IMAGE to more "
                 f"than that (Detectron2's default is {USUAL_LIMIT})."
             )
-        return lines
+        return lines + dark_lines(self.dark, self.examined)

@@ -13,10 +13,11 @@ from detectron2.data import MetadataCatalog
 
 from semask.data.annotations import check_stated_size, describe, inspect
 from semask.data.checks.instance_report import InstanceDatasetReport, InstancesOfImage
-from semask.data.checks.report import Problem
+from semask.data.checks.report import Problem, dark_words
 from semask.data.checks.semantic import (
     BAD_IMAGE,
     BAD_SIZE,
+    DARK,
     UNLISTED,
     Record,
     evenly_spaced,
@@ -26,7 +27,7 @@ from semask.data.checks.semantic import (
     registered_metadata,
 )
 from semask.data.datasets.coco_folder import AnnotationFileError
-from semask.data.reading import read_image
+from semask.data.reading import is_nearly_black, read_image
 from semask.errors import ConfigError, DataError
 
 UNKNOWN_CATEGORY, NO_INSTANCES = "unknown category", "nothing annotated"
@@ -92,6 +93,8 @@ def check_instance_dataset(
     if report.examined and not report.instances:
         message = f"Dataset '{name}' has no annotated instance to train on."
         report.problems.append(Problem(NO_INSTANCES, message))
+    if report.examined and report.dark == report.examined:
+        report.problems.append(Problem(DARK, dark_words(report.dark, report.examined)))
     return report
 
 
@@ -107,6 +110,7 @@ def examine_instances(record: Record, num_categories: int) -> InstancesOfImage:
         image = read_image(record["file_name"])
         report.size = (image.shape[1], image.shape[0])
         report.mode = image_mode(record["file_name"])
+        report.dark = is_nearly_black(image, report.mode)
     width, height = report.size or (record.get("width", 0), record.get("height", 0))
     with noted(report, BAD_SIZE):
         check_stated_size(record, height, width)

@@ -41,12 +41,14 @@ class PairReport:
     Attributes:
         mode: how the image file stores pixels, as Pillow calls it; "" = not known.
         size: (width, height) of the image, in pixels, upright; None = not known.
+        dark: the image is nearly black.
         counts: (256,) pixels of each label value; None = not known.
         problems: what is wrong with the two.
     """
 
     mode: str = ""
     size: tuple[int, int] | None = None
+    dark: bool = False
     counts: np.ndarray | None = None
     problems: list[Problem] = field(default_factory=list)
 
@@ -63,6 +65,7 @@ class DatasetReport:
         images_alone, labels_alone: files without a counterpart.
         modes: number of images by the way that they store pixels.
         sizes: number of images of each (width, height).
+        dark: images that are nearly black.
         pixels: (K,) pixels of each class.
         images: (K,) images that have each class.
         ignored_pixels: pixels with the ignore value.
@@ -85,7 +88,7 @@ class DatasetReport:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.pixels = np.zeros(len(self.classes), np.int64)
         self.images = np.zeros(len(self.classes), np.int64)
-        self.ignored_pixels = self.unlabelled = 0
+        self.ignored_pixels = self.unlabelled = self.dark = 0
         self.problems: list[Problem] = []
 
     @property
@@ -101,6 +104,7 @@ class DatasetReport:
             self.modes[pair.mode] += 1
         if pair.size is not None:
             self.sizes[pair.size] += 1
+        self.dark += pair.dark
         if pair.counts is not None:
             counts = pair.counts[: len(self.classes)]
             self.pixels += counts
@@ -119,6 +123,7 @@ class DatasetReport:
             "label_maps_without_image": self.labels_alone,
             "modes": dict(self.modes),
             "sizes": {f"{width}x{height}": n for (width, height), n in self.sizes.most_common()},
+            "images_nearly_black": self.dark,
             "classes": [
                 {"name": name, "pixels": pixels, "images": images} for name, pixels, images in rows
             ],
@@ -166,7 +171,26 @@ class DatasetReport:
             )
         if self.unlabelled:
             lines.append(f"Note: {pluralize(self.unlabelled, 'image')} without a labelled pixel.")
-        return lines
+        return lines + dark_lines(self.dark, self.examined)
+
+
+def dark_lines(dark: int, examined: int) -> list[str]:
+    """What to say about images that are nearly black, where there are any but not all are.
+
+    Args:
+        dark: their number.
+        examined: images that have been looked at.
+    """
+    return [f"Note: {dark_words(dark, examined)}"] if 0 < dark < examined else []
+
+
+def dark_words(dark: int, examined: int) -> str:
+    """How many images are nearly black, and what that can come from."""
+    return (
+        f"{dark} of {pluralize(examined, 'image')} are nearly black. Are their values 0..1, or of "
+        "10 to 14 bits in files of 16 bits, of which the upper eight are read? Then save them "
+        "with the full range."
+    )
 
 
 def image_lines(modes: Counter[str], sizes: Counter[tuple[int, int]]) -> list[str]:

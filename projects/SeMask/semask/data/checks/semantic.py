@@ -14,13 +14,18 @@ from typing import Any, Protocol
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 
-from semask.data.checks.report import DatasetReport, PairReport, Problem
+from semask.data.checks.report import DatasetReport, PairReport, Problem, dark_words
 from semask.data.datasets.catalog import datasets_root
 from semask.data.datasets.pairs import PairingError
-from semask.data.reading import check_label_values, check_same_size, read_image, read_label
+from semask.data.image_files import opened_image, unused_channels
+from semask.data.reading import (
+    check_label_values,
+    check_same_size,
+    is_nearly_black,
+    read_image,
+    read_label,
+)
 from semask.errors import ConfigError, DataError, UnreadableError
 from semask.utils.text import pluralize
 
@@ -29,7 +34,7 @@ logger = logging.getLogger(__name__)
 # The kinds of problems.
 UNLISTED, UNPAIRED, UNREADABLE = "cannot be listed", "without counterpart", "unreadable"
 BAD_IMAGE, BAD_LABEL, BAD_SIZE = "unusable image", "unusable label map", "sizes differ"
-NO_LABELS = "nothing labelled"
+NO_LABELS, ONE_CLASS, DARK = "nothing labelled", "one class alone", "nearly black"
 
 Record = dict[str, Any]
 Progress = Callable[..., Iterable[PairReport]]
@@ -99,35 +104,77 @@ def check_dataset(
             report.add(pair)
     finally:  # also where somebody has lost patience
         pool.shutdown(cancel_futures=True)
-    if report.examined and not report.pixels.any():
-        message = f"No image of dataset '{name}' has a labelled pixel."
-        report.problems.append(Problem(NO_LABELS, message))
+    sound = not report.problems
+    report.problems += [p for p in _meaningless(report) if sound or p.kind == NO_LABELS]
+    if report.examined and report.dark == report.examined:
+        report.problems.append(Problem(DARK, dark_words(report.dark, report.examined)))
     return report
 
 
+def _meaningless(report: DatasetReport) -> list[Problem]:
+    """What makes the results on a dataset meaningless although each of its files is sound."""
+    name, ignore = report.name, report.ignore
+    present = np.flatnonzero(report.images)
+    if not report.examined:
+        return []
+    if not present.size:
+        message = f"No image of dataset '{name}' has a labelled pixel."
+        return [Problem(NO_LABELS, message)]
+    if present.size > 1:
+        return []
+    others = (
+        f"the others are ignored ({ignore})" if report.ignored_pixels else "there are no others"
+    )
+    binary = report.ignored_pixels and present[0] == 0
+    mapped = f"{{0: 0, {ignore}: 1}}"
+    advice = (
+        f"If {ignore} stands for an object: LABEL_MAP: {mapped} in the entry of DATASETS.FOLDERS, "
+        f"or register_folder(..., label_map={mapped})."
+        if binary
+        else "Are they the right label maps?"
+    )
+    message = (
+        f"All labelled pixels of dataset '{name}' are of the class {present[0]} "
+        f"('{report.classes[present[0]]}'), {others}: there is nothing to tell apart. {advice}"
+    )
+    return [Problem(ONE_CLASS, message)]
+
+
 def quick_check(
-    name: str, num_classes: int, ignore: int, sample: int = 16, *, max_unreadable: int = 0
+    name: str,
+    num_classes: int,
+    ignore: int,
+    sample: int = 16,
+    *,
+    is_train: bool = True,
+    max_unreadable: int = 0,
 ) -> list[Record]:
     """Refuse a dataset that cannot be used, as far as a sample of it tells.
+
+    Where the sample has fewer than two classes, the other label maps are read until one has a
+    second class.
 
     Args:
         name: a registered dataset.
         num_classes: K; labels are 0..K-1,
         ignore: or this.
         sample: number of images to look at, evenly spaced; 0 = only list the dataset.
+        is_train: it is trained on; otherwise a single class is only warned of.
         max_unreadable: so many missing or damaged files give a warning only.
 
     Returns:
         The dicts of the dataset.
 
     Raises:
-        DataError: the dataset cannot be listed or is empty, or images of the sample or their label
-            maps cannot be used.
+        DataError: the dataset cannot be listed or is empty, images of the sample or their label
+            maps cannot be used, or nothing is labelled.
     """
     records = list_dataset(name)
     chosen = evenly_spaced(records, sample) if sample > 0 else []
     reports = [examine_pair(record, num_classes, ignore) for record in chosen]
     problems = [problem for report in reports for problem in report.problems]
+    if not problems and chosen:
+        _check_meaning(name, records, reports, is_train=is_train)
     if all(problem.kind == UNREADABLE for problem in problems) and len(problems) <= max_unreadable:
         for problem in problems:
             logger.warning("Dataset '%s': %s", name, problem.message)
@@ -140,6 +187,33 @@ def quick_check(
         f"{pluralize(len(reports), 'image')} looked at cannot be used; "
         "`semask check` looks at all."
     )
+
+
+def _check_meaning(
+    name: str, records: Sequence[Record], reports: Sequence[PairReport], *, is_train: bool
+) -> None:
+    """Look at a sample as a whole, and at further label maps where it has one class alone.
+
+    Raises:
+        DataError: nothing is labelled, or in training data all of it the same.
+    """
+    report = DatasetReport(name, *_classes_and_ignore(name))
+    for pair in reports:
+        report.add(pair)
+    if report.dark:
+        logger.warning("Dataset '%s': %s", name, dark_words(report.dark, report.examined))
+    if not (problems := _meaningless(report)):
+        return
+    for record in records:
+        with contextlib.suppress(DataError):
+            label = read_label(record["sem_seg_file_name"], record.get("label_map"))
+            report.add(PairReport(counts=np.bincount(label.ravel(), minlength=256)))
+        if not (problems := _meaningless(report)):
+            return
+    if is_train or problems[0].kind == NO_LABELS:
+        hint = "" if is_train else " Images alone can be segmented with `semask predict`."
+        raise DataError(problems[0].message + hint)
+    logger.warning("%s", problems[0].message)
 
 
 def examine_pair(record: Record, num_classes: int, ignore: int) -> PairReport:
@@ -156,9 +230,13 @@ def examine_pair(record: Record, num_classes: int, ignore: int) -> PairReport:
     with noted(report, BAD_IMAGE):
         image = read_image(image_path)
         report.size, report.mode = (image.shape[1], image.shape[0]), image_mode(image_path)
+        report.dark = is_nearly_black(image, report.mode)
     with noted(report, BAD_LABEL):
         if label_path is None:
-            raise DataError(f"Image '{image_path}' has no label map ('sem_seg_file_name').")
+            raise DataError(
+                f"Image '{image_path}' has no label map ('sem_seg_file_name').",
+                "Images alone can be segmented with `semask predict`.",
+            )
         label = read_label(label_path, record.get("label_map"))
         report.counts = np.bincount(label.ravel(), minlength=256)
         check_label_values(label, num_classes, ignore, label_path)
@@ -188,9 +266,14 @@ def noted(report: HasProblems, kind: str) -> Iterator[None]:
 
 
 def image_mode(path: str) -> str:
-    """How an image file stores pixels, as Pillow calls it."""
-    with PathManager.open(path, "rb") as file, Image.open(file) as image:
-        return image.mode
+    """How an image file stores pixels, as Pillow calls it, and what of it is not used.
+
+    Raises:
+        DataError: as of ``read_image``.
+    """
+    with opened_image(path, "image") as image:
+        unused = unused_channels(image)
+        return f"{image.mode} with {pluralize(unused, 'unused channel')}" if unused else image.mode
 
 
 def registered_metadata(name: str) -> Any:
