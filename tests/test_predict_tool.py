@@ -1,5 +1,6 @@
 """The command line for images, folders and videos."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 from semask import Predictor
 from semask.cli import main
+from semask.cli.predict import find_inputs
 from semask.inference.video import VideoReader, writing_video
 from tiny_model import checkpoint, photograph
 
@@ -43,7 +45,9 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+    """The files of the inputs, without those that describe the classes."""
+    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
+    return [name for name in found if name not in ("classes.json", "legend.png")]
 
 
 def save_video(path: Path, frames: int, height: int = 20, width: int = 30) -> None:
@@ -87,6 +91,45 @@ def test_folders_and_patterns_keep_their_paths(tmp_path: Path, command: Callable
 
     assert command("photos/s*/*.jpg", "other/[[]x]/*", "other/[x]", output="mixed") == 0
     assert written(tmp_path / "mixed/labels") == ["other/[x]/c.png", "photos/sub/b.png"]
+
+
+def test_no_result_takes_anothers_place(tmp_path: Path) -> None:
+    """Among them names that only meet once another has got its whole name."""
+    given = ["a.jpg", "a.png", "a.jpg.png", "clip.mp4", "clip/000000.jpg", "drive.mp4", "b.tif"]
+    for name in given:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = find_inputs([str(tmp_path)], tmp_path / "out")
+    found = {str(file.relative_to(tmp_path)): name for file, name in names.items()}
+    assert found == {
+        "a.jpg": "a.jpg",
+        "a.png": "a.png",
+        "a.jpg.png": "a.jpg.png",
+        "clip.mp4": "clip.mp4",
+        "clip/000000.jpg": "clip/000000",
+        "drive.mp4": "drive",
+        "b.tif": "b",
+    }
+
+
+def test_the_classes_are_described(tmp_path: Path, command: Callable[..., int]) -> None:
+    save(tmp_path / "a.png")
+    assert command("a.png") == 0
+    classes = json.loads((tmp_path / "out/classes.json").read_text())["classes"]
+    predictor = Predictor("config.yaml", str(next(tmp_path.glob("*.pth"))))
+    assert [entry["name"] for entry in classes] == list(predictor.class_names)
+    assert [entry["color"] for entry in classes] == predictor.colors.tolist()
+    legend = pixels(tmp_path / "out/legend.png").reshape(-1, 3).tolist()
+    assert all(color in legend for color in predictor.colors.tolist())
+
+
+def test_nearly_black_images_are_told(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "a.png")
+    Image.fromarray(np.ones((20, 30), np.uint8)).save(tmp_path / "b.png")
+    assert command("a.png", "b.png") == 0
+    assert "1 of 2 images are nearly black" in capsys.readouterr().err
 
 
 def test_config_overrides_reach_the_model(tmp_path: Path, command: Callable[..., int]) -> None:

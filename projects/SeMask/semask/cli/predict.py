@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from semask.data.checks.report import dark_words
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
+from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
 from semask.inference.instance_prediction import InstancePrediction, panoptic_picture
 from semask.inference.prediction import Prediction
@@ -28,6 +30,7 @@ from semask.inference.video import (
 from semask.report.panels import save_picture
 from semask.tasks import build_task
 from semask.utils.files import replacing
+from semask.visualize.drawing import draw_legend
 
 
 def find_inputs(inputs: Sequence[str], output: Path) -> dict[Path, str]:
@@ -38,8 +41,8 @@ def find_inputs(inputs: Sequence[str], output: Path) -> dict[Path, str]:
         output: a folder that is left out where it lies in one of the others.
 
     Returns:
-        {file: path without suffix below the common folder of all inputs}; of files that would
-        have the same, the whole name ("a.jpg", "a.png").
+        {file: path without suffix below the common folder of all inputs}, each different; files
+        that would have the same, or that of another's frames, keep the whole name ("a.jpg").
 
     Raises:
         DataError: an input is not there, or a folder or a pattern has nothing to segment.
@@ -52,12 +55,24 @@ def find_inputs(inputs: Sequence[str], output: Path) -> dict[Path, str]:
         files.update(dict.fromkeys(found))
         folders += [_absolute(given)] if os.path.isdir(given) else [file.parent for file in found]
     common = os.path.commonpath(folders)
-    names = {file: file.relative_to(common) for file in files}
-    count = Counter(name.with_suffix("") for name in names.values())
-    return {
-        file: str(name if count[name.with_suffix("")] > 1 else name.with_suffix(""))
-        for file, name in names.items()
-    }
+    whole = {file: file.relative_to(common) for file in files}
+    names = {file: name.with_suffix("") for file, name in whole.items()}
+    while True:  # A whole name may be another's without suffix: "a.jpg" and "a.jpg.png".
+        count = Counter(names.values())
+        folders_used = {parent for name in names.values() for parent in name.parents}
+        meeting = [
+            file
+            for file, name in names.items()
+            if name != whole[file]
+            and (count[name] > 1 or (_is_video(file) and name in folders_used))
+        ]
+        if not meeting:
+            return {file: str(name) for file, name in names.items()}
+        names |= {file: whole[file] for file in meeting}
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_EXTENSIONS
 
 
 def _absolute(path: str | Path) -> Path:
@@ -91,16 +106,21 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--alpha is {args.alpha}; it has to lie in 0..1.")
     inputs = find_inputs(args.inputs, Path(args.output))
     predictor = load_predictor(args)
-    problems = 0
+    problems = dark = 0
+    described = False
     for file, name in tqdm(inputs.items(), unit="file", disable=None):
         try:
-            if file.suffix.lower() in VIDEO_EXTENSIONS:
-                segment_video(predictor, file, name, args)
+            if _is_video(file):
+                last = segment_video(predictor, file, name, args)
             else:
-                segment_image(predictor, file, name, args)
+                last = segment_image(predictor, file, name, args)
+                dark += is_nearly_black(last.image)
+            described = described or describe_classes(last, args.output)
         except DataError as error:
             tqdm.write(f"Left out: {error}", file=sys.stderr)
             problems += 1
+    if dark:
+        print(f"Note: {dark_words(dark, len(inputs) - problems)}", file=sys.stderr)
     print(f"{len(inputs) - problems} of {len(inputs)} inputs segmented.")
     print(args.output)
     return 2 if problems else 0
@@ -114,18 +134,20 @@ def load_predictor(args: argparse.Namespace) -> ImagePredictor:
 
 def segment_image(
     predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
-) -> None:
-    """Write the pictures and labels, or instances, of one image."""
+) -> Prediction | InstancePrediction:
+    """Write the pictures and labels, or instances, of one image, and return them."""
     prediction = predictor(file, priors=args.priors)
     for kind, picture in pictures(prediction, args).items():
         save_picture(picture, str(Path(args.output) / kind / f"{name}.png"))
     save_answer(prediction, args.output, name)
+    return prediction
 
 
 def segment_video(
     predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
-) -> None:
-    """Write the videos of one video, a frame at a time."""
+) -> Prediction | InstancePrediction | None:
+    """Write the videos of one video, a frame at a time; returns the last one's prediction."""
+    prediction = None
     output = Path(args.output)
     writers: dict[str, VideoWriter] = {}
     with VideoReader(file) as frames, ExitStack() as stack:
@@ -140,6 +162,34 @@ def segment_video(
                 writers[kind].write(picture)
             if args.video_labels:
                 save_answer(prediction, args.output, os.path.join(name, f"{index:06}"))
+    return prediction
+
+
+def describe_classes(prediction: Prediction | InstancePrediction | None, output: str) -> bool:
+    """Write ``classes.json``, and ``legend.png`` where classes have colours; whether it is done."""
+    if prediction is None:
+        return False
+    names: tuple[str, ...]
+    colors: np.ndarray | None
+    if isinstance(prediction, Prediction):
+        names, colors = prediction.class_names, prediction.colors
+        content = _with_colors(names, prediction.colors)
+    else:
+        ids = zip(prediction.class_names, prediction.category_ids, strict=True)
+        content = [{"index": n, "name": name, "id": given} for n, (name, given) in enumerate(ids)]
+        names, colors = prediction.stuff_names, prediction.stuff_colors
+    description = {"classes": content}
+    if isinstance(prediction, InstancePrediction) and colors is not None:
+        description["stuff"] = _with_colors(names, colors)
+    _save_json(description, os.path.join(output, "classes.json"))
+    if colors is not None:
+        save_picture(draw_legend(names, colors), os.path.join(output, "legend.png"))
+    return True
+
+
+def _with_colors(names: Sequence[str], colors: np.ndarray) -> list[dict[str, Any]]:
+    pairs = zip(names, colors.tolist(), strict=True)
+    return [{"index": index, "name": n, "color": color} for index, (n, color) in enumerate(pairs)]
 
 
 def pictures(
@@ -165,6 +215,6 @@ def save_answer(prediction: Prediction | InstancePrediction, output: str, name: 
         _save_json(list(prediction.segments), f"{path}.json")
 
 
-def _save_json(content: list[dict[str, Any]], path: str) -> None:
+def _save_json(content: Any, path: str) -> None:
     with replacing(path) as file:
         file.write(json.dumps(content).encode())

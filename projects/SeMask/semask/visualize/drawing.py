@@ -168,6 +168,32 @@ def _legend(
     ]
     if any((panel.label == ignore_label).any() for panel in panels):
         entries.append(("ignored", hatching(swatch)))
+    return _swatches(entries, width)
+
+
+def draw_legend(class_names: Sequence[str], colors: np.ndarray, width: int = 640) -> np.ndarray:
+    """Colour squares with the names of classes.
+
+    Args:
+        class_names: K names.
+        colors: (K, 3) uint8, RGB.
+        width: of the picture, in pixels.
+
+    Returns:
+        (H, width, 3) uint8, RGB.
+    """
+    entries = [
+        (name, Image.new("RGB", (SWATCH, SWATCH), tuple(int(part) for part in color)))
+        for name, color in zip(class_names, colors, strict=True)
+    ]
+    legend = _swatches(entries, width - 2 * MARGIN)
+    canvas = Image.new("RGB", (width, legend.height + 2 * MARGIN), _PAPER)
+    canvas.paste(legend, (MARGIN, MARGIN))
+    return np.array(canvas)
+
+
+def _swatches(entries: Sequence[tuple[str, Image.Image]], width: int) -> Image.Image:
+    """Squares with the text beside each, in as many columns as fit."""
     pitch = SWATCH + 6 + max(text_width(name, TEXT_SIZE) for name, _ in entries) + 2 * GAP
     per_line = max(1, (width + 2 * GAP) // pitch)
     line_height = SWATCH + GAP
