@@ -37,11 +37,22 @@ def report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "inference/tiny_val/sem_seg_evaluation.json").read_text())
 
 
+def page(folder: Path) -> str:
+    return (folder / "inference/tiny_val/report.html").read_text()
+
+
 def test_training_then_evaluation_alone(
-    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/semask", "train", "a config.yaml"])
     cpu = ("MODEL.DEVICE", "cpu")
     assert command(*cpu) == 0
+    assert "of this training, which began with random ones" in page(tmp_path / "out")
+    assert "3 of 3" in page(tmp_path / "out")
+    assert "semask train &#39;a config.yaml&#39;" in page(tmp_path / "out")
     printed = capsys.readouterr().out
     out = tmp_path / "out"
     assert printed.splitlines()[-1] == str(out / "panels.png")
@@ -67,6 +78,8 @@ def test_training_then_evaluation_alone(
     assert command("--eval-only", "--resume", *cpu, "TEST.NUM_PANELS", "0") == 0
     assert "panels.png" not in capsys.readouterr().out
     assert report(out) == report(other)
+    assert f"<dd>{weights}</dd>" in page(out)  # not MODEL.WEIGHTS, which is empty
+    assert "<dd>3</dd>" in page(out)
 
     # An evaluation leaves the training's config, and output for no terminal has no colours.
     assert (out / "config.yaml").read_text() == given

@@ -36,6 +36,9 @@ class SeMaskCheckpointer(DetectionCheckpointer):
     :mod:`semask.checkpoint.convert`), from ``.pth`` files that hold tensors and plain values only,
     ``.pkl`` files that hold NumPy arrays only, or ``.safetensors``. It saves atomically: whatever
     interrupts a save, the file before it and ``last_checkpoint`` stay as they were.
+
+    Attributes:
+        loaded: the file that the model's weights are from; "" = none has been loaded.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         self.allow_pickle = allow_pickle
         self.complete = complete
         self.partial = partial and not complete
+        self.loaded = ""
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False
@@ -113,6 +117,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                     "in another OUTPUT_DIR, or use the config it was made with."
                 ) from error
         self.model.load_state_dict(state_dict, strict=False)  # what is missing is allowed to be
+        self.loaded = path
         for name, value in checkpoint.items():
             if checkpointables is None and isinstance(value, Mapping):
                 logger.warning("The state '%s' in '%s' is not used by this run", name, path)

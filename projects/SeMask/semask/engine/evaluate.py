@@ -9,7 +9,7 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.engine.ema import WeightAverage
 from semask.engine.launch.distributed import watched_peers
 from semask.engine.trainer import Trainer
-from semask.tasks import build_task
+from semask.tasks import build_task, evaluated_weights
 from semask.utils.precision import evaluation_autocast
 
 
@@ -31,10 +31,12 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> None:
         model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.ALLOW_PICKLE, complete=True, **averaged
     )
     if resume and checkpointer.has_checkpoint():
-        checkpointer.resume_or_load("")
+        rest = checkpointer.resume_or_load("")
     else:
-        checkpointer.load(cfg.MODEL.WEIGHTS)
-    with watched_peers():
+        rest = checkpointer.load(cfg.MODEL.WEIGHTS)
+    last = rest.get("iteration")  # the last step, from 0 on
+    steps = last + 1 if isinstance(last, int) else None
+    with watched_peers(), evaluated_weights(checkpointer.loaded, steps):
         Trainer.test_with_average(cfg, model, ema)
         if comm.is_main_process():
             with evaluation_autocast(cfg):

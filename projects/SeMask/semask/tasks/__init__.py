@@ -3,7 +3,14 @@
 from detectron2.config import CfgNode
 
 from semask.config import register_resolver
-from semask.tasks.base import TASK_REGISTRY, Task, build_task, inference_folder, write_reports
+from semask.tasks.base import (
+    TASK_REGISTRY,
+    Task,
+    build_task,
+    evaluated_weights,
+    inference_folder,
+    write_reports,
+)
 from semask.tasks.instance import InstanceTask
 from semask.tasks.panoptic import PanopticTask
 from semask.tasks.semantic import SemanticTask
@@ -15,6 +22,7 @@ __all__ = [
     "SemanticTask",
     "Task",
     "build_task",
+    "evaluated_weights",
     "inference_folder",
     "write_reports",
 ]

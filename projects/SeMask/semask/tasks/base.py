@@ -11,9 +11,13 @@ ask the entry, and nobody else asks what kind of run this is. An own task is a c
 ``train_net.py --import my_module`` (every command has this option) imports it.
 """
 
+import contextlib
 import os
+import shlex
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -186,9 +190,44 @@ class Task(ABC):
         return cfg
 
     def _facts(self, model: nn.Module, name: str) -> list[tuple[str, str]]:
-        """What a report says about the model."""
+        """What a report says about the model, its weights and the command."""
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        return [("Model", name), ("Parameters", f"{parameters:,}")]
+        facts = [("Model", name), ("Parameters", f"{parameters:,}"), *_origin.get()]
+        return [*facts, ("Command", command)] if (command := _command()) else facts
+
+
+# Where the evaluated weights are from, for reports: short names and values.
+_origin: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("origin", default=())
+
+
+@contextlib.contextmanager
+def evaluated_weights(name: str, iteration: int | None, of: int | None = None) -> Iterator[None]:
+    """Reports that are written within it say which weights were evaluated.
+
+    Args:
+        name: the file, or what they are.
+        iteration: number of steps that they have been trained for; None = not known.
+        of: number of steps of the whole run.
+    """
+    facts = [("Weights", name)]
+    if iteration is not None:
+        facts.append(("Iteration", f"{iteration:,}" + (f" of {of:,}" if of else "")))
+    token = _origin.set(tuple(facts))
+    try:
+        yield
+    finally:
+        _origin.reset(token)
+
+
+def _command() -> str:
+    """The command of this process, where it is one of this project's; "" in a notebook."""
+    program, arguments = sys.argv[0], sys.argv[1:]
+    name = os.path.basename(program)
+    if name == "__main__.py" and os.path.basename(os.path.dirname(program)) == "semask":
+        name = "semask"
+    if name not in ("semask", "train_net.py"):
+        return ""
+    return shlex.join([*(["python"] if name.endswith(".py") else []), name, *arguments])
 
 
 AnyTask = TypeVar("AnyTask", bound=type[Task])
