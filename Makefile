@@ -8,7 +8,7 @@ LOCKS := requirements.lock requirements-detectron2.lock requirements-tools.lock
 LINK_MODE := cache=$$($(BIN)/uv cache dir) && mkdir -p "$$cache" && \
   ln -f Makefile "$$cache/link" 2>/dev/null && rm "$$cache/link" && echo hardlink || echo copy
 INSTALL := UV_LINK_MODE=$${UV_LINK_MODE:-$$($(LINK_MODE))} \
-  $(BIN)/uv pip install --python $(BIN)/python --no-build-isolation
+  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation
 COMPILE := --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
   --generate-hashes --no-annotate --custom-compile-command "make lock"
 CONFIG ?= configs/scenes/semask_scenes.yaml
@@ -23,6 +23,7 @@ help: ## list the commands
 	  while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## make the environment in .venv, with Detectron2, as the lock files say
+	@echo "Ready. Next: make train; or . $(VENV)/bin/activate, then semask --help"
 
 train: $(READY) ## train and evaluate a small SeMask-FPN (CONFIG=..., ARGS="KEY VALUE ...")
 	$(BIN)/python train_net.py --config-file $(CONFIG) $(ARGS)
@@ -73,7 +74,8 @@ $(READY): $(LOCKS) setup.cfg
 	  echo "'$(PYTHON)' is missing or older than Python 3.11. Name another: make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "'$(PYTHON)' cannot make environments (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
-	@echo "Making the environment in $(VENV) (about 3 GB to download the first time, 6 GB on disk)"
+	@echo "Making the environment in $(VENV) (about 3 GB to download the first time, 6 GB on disk):"
+	@echo "some minutes, in which nothing is printed."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-tools.lock
 	@$(INSTALL) --require-hashes -r requirements.lock

@@ -1,6 +1,8 @@
 """What happens during training beside Detectron2's own hooks."""
 
+import datetime
 import logging
+import time
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -52,6 +54,9 @@ class PanelsHook(HookBase):
 
 
 logger = logging.getLogger(__name__)
+
+# A run that takes longer than this on a CPU is hardly what somebody wants there.
+_LONG_ON_CPU = 2 * 3600
 
 
 class PriorLossWatch(HookBase):
@@ -107,3 +112,42 @@ class UnreadableFilesHook(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._unreadable.reasons = {**state_dict["reasons"], **self._unreadable.reasons}
+
+
+class FirstStepHook(HookBase):
+    """Log the first loss and the time that the run will take; on a CPU, warn of many hours.
+
+    Detectron2's own line comes after 20 steps. For the main process, which knows the losses.
+    """
+
+    def __init__(self, device: str) -> None:
+        """
+        Args:
+            device: ``MODEL.DEVICE``.
+        """
+        self._on_cpu = device == "cpu"
+        self._began: float | None = None
+        self._is_first = True
+
+    def before_step(self) -> None:
+        if self._is_first:
+            self._began = time.perf_counter()
+
+    def after_step(self) -> None:
+        if not self._is_first or self._began is None:
+            return
+        self._is_first = False
+        seconds = time.perf_counter() - self._began
+        left = seconds * (self.trainer.max_iter - self.trainer.iter - 1)
+        loss, _ = self.trainer.storage.latest().get("total_loss", (float("nan"), 0))
+        logger.info(
+            "First step: loss %.4g in %.2f s; at this rate the training ends in %s",
+            *(loss, seconds, datetime.timedelta(seconds=round(left))),
+        )
+        if self._on_cpu and left > _LONG_ON_CPU:
+            logger.warning(
+                "On this CPU the training takes about %.0f hours. For a CPU there are "
+                "own_dataset/semask_small_example and own_dataset/semask_coco_small_example; "
+                "smaller images (INPUT) and a smaller SOLVER.MAX_ITER shorten any run.",
+                left / 3600,
+            )

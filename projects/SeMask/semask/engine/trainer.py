@@ -27,7 +27,13 @@ from semask.data.loading.workers import loading_processes
 from semask.engine.best_checkpoint import best_checkpoints
 from semask.engine.compilation import compile_for_training
 from semask.engine.ema import WeightAverage
-from semask.engine.hooks import EvaluationHook, PanelsHook, PriorLossWatch, UnreadableFilesHook
+from semask.engine.hooks import (
+    EvaluationHook,
+    FirstStepHook,
+    PanelsHook,
+    PriorLossWatch,
+    UnreadableFilesHook,
+)
 from semask.engine.launch.distributed import watched_peers
 from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoints
 from semask.engine.launch.preemption import Preempted, StopHook, StopRequest
@@ -41,7 +47,7 @@ from semask.inference.predicting import for_evaluators
 from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
-from semask.tasks import build_task, inference_folder, write_reports
+from semask.tasks import build_task, evaluated_weights, inference_folder, write_reports
 from semask.utils.precision import evaluation_autocast
 from semask.utils.randomness import shared_seed
 
@@ -134,7 +140,7 @@ class Trainer(DefaultTrainer):
                 hooks.append(hook)
                 continue
             is_main = comm.is_main_process()
-            hooks += [PriorLossWatch()] if is_main else []
+            hooks += [FirstStepHook(self.cfg.MODEL.DEVICE), PriorLossWatch()] if is_main else []
             hooks += [StopHook(), EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)]
             hooks += [PanelsHook(self.cfg)] if is_main else []
             hooks += [UnreadableFilesHook(self.data_loader.unreadable)]
@@ -246,17 +252,22 @@ class Trainer(DefaultTrainer):
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the weights, and the averaged ones beside them; keep the best of each."""
-        with self._stop_request.at_once():
+        steps = min(self.iter + 1, self.max_iter)
+        weights = f"of this training, which began with {self.cfg.MODEL.WEIGHTS or 'random ones'}"
+        with (
+            self._stop_request.at_once(),
+            evaluated_weights(weights, steps, self.max_iter),
+        ):
             results = self.test_with_average(self.cfg, self.model, self.ema)
         self._last_eval_results = results
         if comm.is_main_process():
             step = min(self.iter, self.max_iter - 1)
             scores = flatten_results_dict(results)
             for name, best in self._best.items():
-                weights = self.checkpointer.model.state_dict()
+                state = self.checkpointer.model.state_dict()
                 if self.ema is not None and name.endswith("_ema"):
-                    weights = self.ema.weights()
-                best.update(scores, weights, step)
+                    state = self.ema.weights()
+                best.update(scores, state, step)
         return results
 
     @classmethod

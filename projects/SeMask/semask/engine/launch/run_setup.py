@@ -26,10 +26,10 @@ CONFIG_FILE = "config.yaml"
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start the log; for an evaluation also what ``Trainer`` does for a training.
 
-    Detectron2's ``default_setup``, except that colours are for terminals alone, that environment
-    and config go to the log file but not to the console, that the console shows no traceback of
-    what ``exit_statuses`` says in a sentence, and that an evaluation leaves the config of the
-    training in its folder as it is.
+    Detectron2's ``default_setup``, except that colours are for terminals alone, that arguments,
+    environment and config go to the log file but not to the console, that the console shows no
+    traceback of what ``exit_statuses`` says in a sentence, and that an evaluation leaves the config
+    of the training in its folder as it is.
 
     Args:
         cfg: of the run; its OUTPUT_DIR is there.
@@ -41,9 +41,10 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         for handler in logging.getLogger(name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
-                handler.addFilter(_without_expected_errors)
-    logger.info("Process %d of %d", rank, comm.get_world_size())
-    logger.info("Command line arguments: %s", args)
+                handler.addFilter(_is_for_console)
+    level = logging.INFO if comm.get_world_size() > 1 else logging.DEBUG
+    logger.log(level, "Process %d of %d", rank, comm.get_world_size())
+    logger.debug("Command line arguments: %s", args)
     logger.debug("Environment:\n%s", collect_env_info())
     logger.debug("Config:\n%s", cfg.dump())
     if cfg.SEED < 0:  # otherwise the same weights in every process that PyTorch starts in
@@ -81,8 +82,13 @@ def log_to_console() -> None:
             setup_logger(distributed_rank=comm.get_rank(), name=name, color=sys.stdout.isatty())
 
 
-def _without_expected_errors(record: logging.LogRecord) -> bool:
-    """Whether a log record is shown on the console."""
+def _is_for_console(record: logging.LogRecord) -> bool:
+    """Whether a log record is shown on the console.
+
+    Not the errors that ``exit_statuses`` tells, nor Detectron2's lines to copy into a spreadsheet.
+    """
+    if str(record.msg).startswith("copypaste"):
+        return False
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not is_expected(error)
 
