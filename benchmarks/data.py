@@ -30,12 +30,14 @@ def write_samples(folder: Path, images: Sequence[Path] = ()) -> list[dict[str, s
     import numpy as np
     from PIL import Image
 
+    from semask.data.image_files import opened_image
+
     records = []
     for index in range(len(images) or COUNT):
         rng = np.random.default_rng(index)
         if images:
             path = images[index]
-            with Image.open(path) as image:
+            with opened_image(path, "image") as image:
                 size = image.size
         else:
             path, size = folder / f"{index}.jpg", (WIDTH, HEIGHT)

@@ -1,5 +1,6 @@
 """Which image files are opened, and what is said about those that are not."""
 
+import re
 import struct
 import threading
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, ImageFile
 
+from semask.data import image_files
 from semask.data.checks.semantic import image_mode
 from semask.data.image_files import MAX_PIXELS, opened_image
 from semask.data.reading import read_image
 from semask.errors import ConfigError, DataError, UnreadableError
+from semask.evaluation.instance_evaluators import StuffEvaluator
 
 
 def write_tiff(
@@ -177,3 +182,22 @@ def test_threads_leave_pillows_flag_as_it_was(
         thread.join(10)
         assert ImageFile.LOAD_TRUNCATED_IMAGES is False
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_the_stuff_map_of_a_panoptic_evaluation_is_an_image(tmp_path: Path, catalogs: None) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    record = {"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "a.png")}
+    DatasetCatalog.register("stuff", lambda: [record])
+    MetadataCatalog.get("stuff").set(stuff_classes=["a", "b"], ignore_label=255)
+    evaluator = StuffEvaluator("stuff", distributed=False)
+    evaluator.reset()
+    with pytest.raises(UnreadableError, match="PostScript"):
+        evaluator.process([record], [{"sem_seg": torch.zeros(2, 8, 8)}])
+
+
+def test_files_are_opened_in_one_place() -> None:
+    """``Image.open`` with all of Pillow's formats is nowhere in the package."""
+    package = Path(image_files.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        for call in re.findall(r"Image\.open\([^)]*\)", path.read_text()):
+            assert "formats=" in call, path

@@ -16,6 +16,7 @@ from detectron2.evaluation import (
 from pycocotools.coco import COCO
 
 from semask.data.annotations import inspect
+from semask.data.image_files import opened_image
 from semask.errors import ConfigError
 from semask.evaluation.instance_scores import RecordedEvaluation
 from semask.evaluation.panoptic import PanopticEvaluator
@@ -53,12 +54,27 @@ def build_instance_evaluator(
     fix_ground_truth(instances._coco_api, masks=masks)
     evaluator: DatasetEvaluator = instances
     if panoptic:
-        stuff = SemSegEvaluator(dataset_name, output_dir=folder)
+        stuff = StuffEvaluator(dataset_name, output_dir=folder)
         segments = PanopticEvaluator(dataset_name, folder)
         evaluator = DatasetEvaluators([stuff, instances, segments])
     return RecordedEvaluation(
         evaluator, instances, dataset_name=dataset_name, folder=folder, masks=masks
     )
+
+
+class StuffEvaluator(SemSegEvaluator):
+    """Detectron2's evaluator, for label maps in the formats that this project reads."""
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """See ``SemSegEvaluator``.
+
+        Raises:
+            DataError: a label map is missing, damaged or no image.
+        """
+        for entry in inputs:
+            with opened_image(self.input_file_to_gt_file[entry["file_name"]], "label map"):
+                pass
+        super().process(inputs, outputs)
 
 
 def check_evaluator_type(dataset_name: str) -> bool:
