@@ -306,6 +306,13 @@ def test_bad_config_values_name_their_key(key: str, value: Any, message: str) ->
         SemSegMapper(config(**{key: value}), is_train=True)
 
 
+def test_training_has_255_classes_at_most() -> None:
+    options: dict[str, Any] = {"augmentations": [], "num_classes": 256}
+    with pytest.raises(ConfigError, match=r"NUM_CLASSES is 256.* 255 at most"):
+        SemSegMapper(is_train=True, **options)
+    SemSegMapper(is_train=False, **options)  # to predict, no label maps are needed
+
+
 def test_ignore_value_has_to_fit_into_a_label_map() -> None:
     cfg = config()
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = -1

@@ -158,7 +158,7 @@ class SemSegMapper:
         Args:
             is_train: read, check and augment the label map too.
             augmentations: applied in order, to RGB images.
-            num_classes: at most 255; labels are 0..num_classes-1,
+            num_classes: in training at most 255; labels are 0..num_classes-1,
             ignore_value: or this, 0..255.
             image_format: channel order of the result, "RGB" or "BGR".
             test_scales: sizes that the multi-scale protocol wants.
@@ -170,7 +170,7 @@ class SemSegMapper:
         """
         if image_format not in ("RGB", "BGR"):
             raise ConfigError(f"INPUT.FORMAT is '{image_format}'; use 'RGB' or 'BGR'.")
-        if num_classes > MAX_CLASSES:
+        if is_train and num_classes > MAX_CLASSES:
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; label maps are used with 8 bits "
                 f"and one value is for ignored pixels, so there can be {MAX_CLASSES} at most."
