@@ -147,3 +147,17 @@ def test_what_passes_the_check_of_a_config_is_not_refused_by_training(
     assert main.run("check", ["own"]) == main.run("check", ["other"]) == 0
     assert main.run("check", ["--config", config]) == 1
     assert "'other' has 5" in capsys.readouterr().out
+
+
+def test_classes_in_another_order_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (folder / "images", folder / "annotations")
+    register_folder("other", *own, ["sky", "tree", "grass", "snow"])
+    config = tiny.write_config(
+        tmp_path / "config.yaml",
+        DATASETS={"TRAIN": ["own"], "TEST": ["other"]},
+        MODEL={"SEM_SEG_HEAD": {"NUM_CLASSES": 4}},
+    )
+    assert main.run("check", ["--config", config]) == 1
+    assert "number 1 is 'grass' in dataset 'own' and 'tree' in 'other'" in capsys.readouterr().out

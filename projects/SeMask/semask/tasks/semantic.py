@@ -1,6 +1,8 @@
 """Semantic segmentation: a class for each pixel, evaluated by mIoU."""
 
+import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from semask.report.semantic import report_metrics, write_report
 from semask.tasks.base import TASK_REGISTRY, Task
 from semask.utils.palette import class_colors
 
+logger = logging.getLogger(__name__)
+
 
 @TASK_REGISTRY.register()
 class SemanticTask(Task):
@@ -40,6 +44,25 @@ class SemanticTask(Task):
     def build_mapper(self, is_train: bool) -> SemSegMapper:
         """The one that ``INPUT.DATASET_MAPPER_NAME`` names."""
         return build_semantic_mapper(self.cfg, is_train)
+
+    def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
+        """As :meth:`Task.check_datasets`; an index has to mean the same class in all datasets."""
+        super().check_datasets(names, eval_only=eval_only)
+        first = registered_metadata(names[0]).stuff_classes
+        for name in names[1:]:
+            classes = registered_metadata(name).stuff_classes
+            pairs = enumerate(zip(first, classes, strict=True))
+            differing = [(index, *pair) for index, pair in pairs if pair[0] != pair[1]]
+            if not differing:
+                continue
+            index, known, other = differing[0]
+            words = (
+                f"The classes disagree: number {index} is '{known}' in dataset '{names[0]}' and "
+                f"'{other}' in '{name}'."
+            )
+            if sorted(first) == sorted(classes):
+                raise ConfigError(f"{words} All datasets of a run need the same order.")
+            logger.warning("%s Do they mean the same?", words)
 
     def check_metadata(self, name: str) -> None:
         """See :meth:`Task.check_metadata`."""
