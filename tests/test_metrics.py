@@ -190,6 +190,14 @@ def test_predictions_of_very_many_classes_have_16_bits(
         assert np.array(picture).tolist() == [[299] * 5] + [[0] * 5] * 3
 
 
+def test_predictions_do_not_take_each_others_place(tmp_path: Path, catalogs: None) -> None:
+    names = ["a.jpg", "a.png", "b/a.jpg"]
+    tiny.register("meeting", [{"file_name": str(tmp_path / name)} for name in names])
+    part = PredictionFiles("meeting", str(tmp_path / "out"), np.zeros((2, 3), dtype=np.uint8))
+    found = [part.file_name({"file_name": str(tmp_path / name)}) for name in names]
+    assert found == ["a.jpg.png", "a.png.png", "b/a.png"]
+
+
 def test_prediction_of_a_foreign_image_is_refused(
     tmp_path: Path, records: list[dict[str, Any]]
 ) -> None:

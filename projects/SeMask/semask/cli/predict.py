@@ -5,7 +5,6 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,7 +28,7 @@ from semask.inference.video import (
 )
 from semask.report.panels import save_picture
 from semask.tasks import build_task
-from semask.utils.files import replacing
+from semask.utils.files import replacing, without_suffixes
 from semask.visualize.drawing import draw_legend
 
 
@@ -56,19 +55,9 @@ def find_inputs(inputs: Sequence[str], output: Path) -> dict[Path, str]:
         folders += [_absolute(given)] if os.path.isdir(given) else [file.parent for file in found]
     common = os.path.commonpath(folders)
     whole = {file: file.relative_to(common) for file in files}
-    names = {file: name.with_suffix("") for file, name in whole.items()}
-    while True:  # A whole name may be another's without suffix: "a.jpg" and "a.jpg.png".
-        count = Counter(names.values())
-        folders_used = {parent for name in names.values() for parent in name.parents}
-        meeting = [
-            file
-            for file, name in names.items()
-            if name != whole[file]
-            and (count[name] > 1 or (_is_video(file) and name in folders_used))
-        ]
-        if not meeting:
-            return {file: str(name) for file, name in names.items()}
-        names |= {file: whole[file] for file in meeting}
+    videos = [name for file, name in whole.items() if _is_video(file)]
+    short = without_suffixes(whole.values(), folders=videos)
+    return {file: str(short[name]) for file, name in whole.items()}
 
 
 def _is_video(file: Path) -> bool:

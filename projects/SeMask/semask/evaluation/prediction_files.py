@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ from PIL import Image
 
 from semask.errors import DataError
 from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
-from semask.utils.files import replacing
+from semask.utils.files import replacing, without_suffixes
 
 
 class PredictionFiles(Metric):
     """One PNG per image with the class of each pixel; nothing stays in memory.
 
-    The files lie in a folder as the images do in theirs, with the suffix ".png". Up to 256
+    The files lie in a folder as the images do in theirs, with the suffix ".png" in place of the
+    image's, or after it where two would have the same name. Up to 256
     classes they have a palette, so that they look like the classes' colours and read as the
     classes' indices; beyond, they have 16 bits. The indices are those that the model was trained
     on, also where the dataset's own label maps are raw.
@@ -33,6 +35,7 @@ class PredictionFiles(Metric):
         self._folder = folder
         self._colors = colors
         self._root: str | None = None
+        self._names: dict[Path, Path] = {}
 
     def reset(self) -> None:
         """See ``Metric``."""
@@ -55,19 +58,20 @@ class PredictionFiles(Metric):
             DataError: the image does not lie where the dataset's images lie.
         """
         if self._root is None:
-            folders = {
-                os.path.dirname(os.path.abspath(known["file_name"]))
+            images = [
+                os.path.abspath(known["file_name"])
                 for known in DatasetCatalog.get(self._dataset_name)
-            }
-            self._root = os.path.commonpath(folders)
-        path = os.path.abspath(record["file_name"])
-        name = os.path.splitext(os.path.relpath(path, self._root))[0] + ".png"
-        if name.startswith(os.pardir):
+            ]
+            self._root = os.path.commonpath({os.path.dirname(image) for image in images})
+            names = {Path(os.path.relpath(image, self._root)) for image in images}
+            self._names = without_suffixes(names)
+        name = Path(os.path.relpath(os.path.abspath(record["file_name"]), self._root))
+        if name not in self._names:
             raise DataError(
                 f"'{record['file_name']}' is no image of the dataset '{self._dataset_name}', whose "
                 f"images lie in '{self._root}': its prediction has no place to be saved."
             )
-        return name
+        return f"{self._names[name]}.png"
 
     def share(self) -> None:
         """Nothing: all is on disk."""

@@ -4,7 +4,9 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 
@@ -44,3 +46,28 @@ def remove_temporaries(folder: str) -> None:
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
+
+
+def without_suffixes(names: Collection[Path], folders: Collection[Path] = ()) -> dict[Path, Path]:
+    """Names of files without their suffixes, as far as they stay different.
+
+    Args:
+        names: relative paths, each different.
+        folders: those of them in whose place there will be a folder of that name.
+
+    Returns:
+        {name: name without suffix}; of those that would meet, or be a folder that another name
+        lies in, the whole name.
+    """
+    short = {name: name.with_suffix("") for name in names}
+    while True:  # A whole name may be another's without suffix: "a.jpg" and "a.jpg.png".
+        count = Counter(short.values())
+        parents = {parent for value in short.values() for parent in value.parents}
+        meeting = [
+            name
+            for name, value in short.items()
+            if value != name and (count[value] > 1 or (name in folders and value in parents))
+        ]
+        if not meeting:
+            return short
+        short |= {name: name for name in meeting}
