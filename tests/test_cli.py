@@ -53,6 +53,17 @@ def test_help_does_not_wait_for_pytorch(tmp_path: Path, command: str) -> None:
     assert not imported & {"torch", "numpy", "detectron2", "matplotlib"}
 
 
+@pytest.mark.parametrize("script", [ROOT / "train_net.py", TOOLS / "predict.py"])
+def test_help_of_a_script_does_not_wait_for_pytorch(tmp_path: Path, script: Path) -> None:
+    done = start(tmp_path, "-X", "importtime", str(script), "--help")
+    assert done.returncode == 0, done.stderr
+    assert not any(line.endswith(" torch") for line in done.stderr.splitlines())
+    # Another program of that name, which may need all that is registered.
+    (tmp_path / "train_net.py").write_text("import semask, sys; print('torch' in sys.modules)")
+    if script.name == "train_net.py":
+        assert start(tmp_path, "train_net.py").stdout == "True\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_exit_statuses_are_documented(command: str) -> None:
     description = build_parser(command).description or ""

@@ -11,14 +11,18 @@ __version__ = "0.1.0"
 def _is_command() -> bool:
     """Whether this process is the ``semask`` command, and not one that it has started.
 
+    So are the scripts of this repository, but no other program of such a name.
+
     The command reads its arguments before it loads PyTorch; any other program gets all of the
     package at once, because Detectron2 has to know the registered classes.
     """
     if sys.argv[:1] == ["-m"]:  # while the package of `python -m semask` is imported
         return ("-m", "semask") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
-    return (
-        sys.argv[:1] != [] and Path(sys.argv[0]).stem == "semask" and sys.argv[0] in sys.orig_argv
-    )
+    if not sys.argv[:1] or sys.argv[0] not in sys.orig_argv:
+        return False
+    script, project = Path(sys.argv[0]), Path(__file__).resolve().parents[1]
+    scripts = (project.parents[1] / "train_net.py", *(project / "tools").glob("*.py"))
+    return script.stem == "semask" or script.resolve() in scripts
 
 
 if TYPE_CHECKING or not _is_command():
