@@ -25,6 +25,8 @@ from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.tasks import Task, build_task
 
 WHOLE = "(whole model)"
+# Forms that reach the same result with other products: the definition's are counted.
+OTHER_PRODUCTS = {"winograd", "folded"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,10 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
     for name, module in reversed(list(model.named_modules())):
         # Containers such as nn.ModuleList have no forward pass: they cost what their members do.
         children = (f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
-        flops[name] = max(counted.get(name, 0), sum(flops.get(child, 0) for child in children))
+        members = sum(flops.get(child, 0) for child in children)
+        # What has no parameters does its work by others (the test protocol calls the backbone).
+        own = counted.get(name, 0) if next(module.parameters(), None) is not None else 0
+        flops[name] = max(own, members)
     return flops
 
 
@@ -277,7 +282,7 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
         cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same cost; the other trains on GPUs alone
     try:
         with torch.device(device):
-            return apply_fast_paths(build_model(cfg), select_fast_paths(cfg))
+            return apply_fast_paths(build_model(cfg), select_fast_paths(cfg) - OTHER_PRODUCTS)
     except (RuntimeError, AssertionError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built on '{device}': {reason}.") from error

@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -221,6 +220,8 @@ def _listed_classes(panels: Sequence[Panel], num_classes: int) -> list[int]:
 @functools.lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """matplotlib's DejaVu Sans: Pillow's own font has no umlauts and accents."""
+    import matplotlib  # 30 MiB, which processes that draw nothing do not need
+
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(path, size)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from semask.modeling.losses.point_sampling import random_points, sample_points
@@ -108,6 +107,8 @@ class MaskMatcher(nn.Module):
         device, cost = cost.device, cost.cpu()
         finite = bool(cost.isfinite().all())
         cost = cost.nan_to_num(nan=0.0).clamp(-LARGEST_COST, LARGEST_COST)
+        from scipy.optimize import linear_sum_assignment  # slow to import; only training needs it
+
         queries, targets = linear_sum_assignment(cost.numpy())
         return Match(
             torch.as_tensor(queries, dtype=torch.int64, device=device),
