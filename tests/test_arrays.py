@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from semask.data.transforms.arrays import contiguous, planes
+from semask.data.transforms.geometry import contiguous, planes
 
 VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "whole": lambda image: image,

@@ -8,12 +8,12 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
-from semask.data.transforms.arrays import planes
 from semask.data.transforms.geometry import (
     OpenCVResizeTransform,
     PadToSize,
     RandomCropWithCategoryLimit,
     ResizeByScale,
+    planes,
     scaled_size,
 )
 from semask.data.transforms.photometric import PhotometricDistortion

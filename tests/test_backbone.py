@@ -23,7 +23,7 @@ from semask.modeling import (
     SeMaskSwin,
     semantic_scores,
 )
-from semask.modeling.backbone.swin import WindowAttention
+from semask.modeling.backbone.windows import WindowAttention
 
 CLASSES = 5
 PIXELS: dict[str, Any] = {"pixel_mean": [120.0, 110.0, 100.0], "pixel_std": [60.0, 61.0, 62.0]}

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from semask.checkpoint import SeMaskCheckpointer
 from semask.config.loading import load_config
 from semask.engine.compilation import compile_for_training
-from semask.engine.precision import Precision
 from semask.errors import ConfigError
 from semask.modeling import PriorSupervisedDetector, SeMaskFPN
 from semask.modeling.backbone.base import SemSegBackbone
@@ -24,6 +23,7 @@ from semask.modeling.heads import SemanticPriorHead
 from semask.modeling.meta_arch.detectors import outputs_of
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.ops.striped_loss import StripedSegmentationLoss
+from semask.utils.precision import Precision
 from tiny_instances import SMALL_MODEL, flat
 
 CONFIGS = Path(__file__).parents[1] / "configs"

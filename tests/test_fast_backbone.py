@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from largest import Largest
 from semask.modeling import SemanticAttention, SemanticLayer, SeMaskSwin
-from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock, WindowAttention
+from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock
+from semask.modeling.backbone.windows import WindowAttention
 from semask.ops import semantic_layer, window
 from semask.ops.apply import FAST_PATHS, apply_fast_paths
 

@@ -17,7 +17,7 @@ from semask.data.mappers.mask_semantic import (
 )
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.transforms.photometric import PhotometricDistortion
-from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
+from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
 from semask.errors import ConfigError
 from semask.modeling.meta_arch.mask_classification import class_masks
 

@@ -21,7 +21,7 @@ from semask.data.mappers.mask_semantic import (
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.transforms.geometry import RandomCropWithCategoryLimit
 from semask.data.transforms.photometric import PhotometricDistortion
-from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
+from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
 from semask.solver import build_lr_scheduler, build_optimizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -22,9 +22,9 @@ from semask.config import load_config
 from semask.data.loading.unreadable import UnreadableFiles
 from semask.engine import Trainer, wrap_ddp
 from semask.engine.compilation import compile_parts
-from semask.engine.precision import Precision
 from semask.engine.train_step import TrainStep
 from semask.solver import build_optimizer
+from semask.utils.precision import Precision
 from tiny_masks import CLASSES, DECODERS, batch, build, config
 from tiny_runs import assert_same_state
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from semask import load_config
 from semask.engine import Trainer
-from semask.evaluation.panoptic import PanopticEvaluator, segment_colors
+from semask.evaluation.instance_evaluators import PanopticEvaluator, segment_colors
 from tiny_instances import CATEGORIES, SIDE, SMALL_MODEL, flat, two_boxes, write_dataset
 
 CONFIG = Path(__file__).parents[1] / "configs/coco/semask_swin_tiny_panoptic_fpn_1x.yaml"

@@ -16,7 +16,7 @@ import tiny
 from semask import Prediction, Predictor
 from semask.engine import Trainer
 from semask.errors import CheckpointError, ConfigError, DataError
-from semask.inference.predicting import for_evaluators
+from semask.inference.model_outputs import for_evaluators
 from semask.utils.palette import class_colors
 from tiny_model import build_tiny_model, checkpoint, config, photograph
 

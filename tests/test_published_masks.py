@@ -20,7 +20,7 @@ from semask.checkpoint import (
 )
 from semask.config import add_semask_config
 from semask.errors import CheckpointError, ConfigError
-from semask.modeling.backbone.swin import relative_position_index
+from semask.modeling.backbone.windows import relative_position_index
 from toy_model import Toy, same, saved, values
 
 MASKFORMER, MASK2FORMER, FAPN, MSFAPN = CASES

@@ -13,7 +13,7 @@ from semask.modeling.backbone.swin import SwinBlock
 from semask.ops import window
 from semask.ops.apply import apply_fast_paths
 from semask.ops.semantic_layer import RecomputedSemanticLayer
-from semask.ops.swin_block import RecomputedSwinBlock
+from semask.ops.swin import RecomputedSwinBlock
 
 DIM = 12
 

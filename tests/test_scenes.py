@@ -24,7 +24,7 @@ import semask  # also makes Detectron2 importable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.data.datasets.scenes import dataset as scenes
-from semask.data.datasets.scenes.classes import CLASSES, CLASSES_OF_MATERIAL
+from semask.data.datasets.scenes.painting import CLASSES, CLASSES_OF_MATERIAL
 from semask.data.datasets.scenes.render import render_scene
 from semask.data.reading import read_image, read_label
 from semask.errors import DataError

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from largest import Largest
 from semask.data import SemSegMapper
-from semask.inference.predicting import for_evaluators
+from semask.inference.model_outputs import for_evaluators
 from semask.modeling import semantic_scores
 from semask.ops import stripes
 from semask.ops.apply import apply_fast_paths

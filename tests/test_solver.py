@@ -12,9 +12,9 @@ from torch import nn
 from reference import CASES, FIXTURES, Model
 from semask.checkpoint import convert_state_dict
 from semask.config.loading import load_config
-from semask.engine.precision import Precision
 from semask.errors import ConfigError
 from semask.solver import WarmupPoly, build_lr_scheduler, build_optimizer, parameter_groups
+from semask.utils.precision import Precision
 
 
 def recipe(case: str) -> dict[str, Any]:

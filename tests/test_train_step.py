@@ -22,10 +22,10 @@ from semask.engine import NonFiniteLossError, WeightAverage
 from semask.engine.best_checkpoint import BestCheckpoint, best_checkpoints
 from semask.engine.compilation import CompiledParts, compile_parts
 from semask.engine.hooks import PriorLossWatch
-from semask.engine.precision import Precision, check_precision
 from semask.engine.train_step import TrainStep
 from semask.errors import ConfigError
 from semask.tasks import build_task
+from semask.utils.precision import Precision, check_precision
 
 State = dict[str, Tensor]
 

@@ -18,7 +18,7 @@ from reference import weights
 from semask.checkpoint import SeMaskCheckpointer
 from semask.errors import CheckpointError
 from semask.modeling import SeMaskSwin
-from semask.modeling.backbone.swin import relative_position_index
+from semask.modeling.backbone.windows import relative_position_index
 from semask.modeling.mask_decoder.mask2former import Mask2FormerDecoder
 from semask.modeling.mask_decoder.maskformer import MaskFormerDecoder
 from semask.modeling.pixel_decoder import DeformablePixelDecoder, FPNPixelDecoder

@@ -9,8 +9,8 @@ from detectron2.utils import comm
 
 import tiny
 from semask.config.loading import load_config
-from semask.data.loading import workers
-from semask.data.loading.workers import loading_processes
+from semask.data.loading import training_loader
+from semask.data.loading.training_loader import loading_processes
 from semask.engine import Trainer
 
 
@@ -21,7 +21,7 @@ from semask.engine import Trainer
 def test_no_more_than_there_are_cores_for(
     monkeypatch: pytest.MonkeyPatch, wanted: int, cores: int, processes: int, number: int
 ) -> None:
-    monkeypatch.setattr(workers, "usable_cores", lambda: cores)
+    monkeypatch.setattr(training_loader, "usable_cores", lambda: cores)
     monkeypatch.setattr(comm, "get_local_size", lambda: processes)
     assert loading_processes(wanted) == number
 
@@ -30,7 +30,7 @@ def test_where_nobody_knows_who_shares_the_machine(monkeypatch: pytest.MonkeyPat
     def unknown() -> int:
         raise AssertionError
 
-    monkeypatch.setattr(workers, "usable_cores", lambda: 6)
+    monkeypatch.setattr(training_loader, "usable_cores", lambda: 6)
     monkeypatch.setattr(comm, "get_local_size", unknown)
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     assert loading_processes(4) == 2
@@ -44,7 +44,7 @@ def test_one_line_and_no_warning(
         warnings.simplefilter("error")
         options = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "67"]
         cfg = load_config(tiny.write_config(tmp_path / "config.yaml"), options)
-        monkeypatch.setattr(workers, "usable_cores", lambda: 1)
+        monkeypatch.setattr(training_loader, "usable_cores", lambda: 1)
         for _ in range(2):
             batches = iter(Trainer.build_train_loader(cfg))
             assert len(next(batches)) == 2

@@ -12,9 +12,8 @@ from semask.config import (  # noqa: E402
     load_config,
 )
 from semask.errors import ConfigError  # noqa: E402
-from semask.inference.instance_prediction import InstancePrediction  # noqa: E402
 from semask.inference.instance_predictor import InstancePredictor  # noqa: E402
-from semask.inference.prediction import Prediction  # noqa: E402
+from semask.inference.prediction import InstancePrediction, Prediction  # noqa: E402
 from semask.inference.predictor import Predictor  # noqa: E402
 
 __all__ = [

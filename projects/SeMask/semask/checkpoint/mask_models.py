@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semask.checkpoint.swin_names import own_backbone_name
 from semask.errors import CheckpointError
-from semask.modeling.backbone.swin import relative_position_index
+from semask.modeling.backbone.windows import relative_position_index
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from semask.data.checks.report import dark_words
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
-from semask.inference.instance_prediction import InstancePrediction, panoptic_picture
-from semask.inference.prediction import Prediction
+from semask.inference.prediction import InstancePrediction, Prediction, panoptic_picture
 from semask.inference.predictor import ImagePredictor, read_config
 from semask.inference.video import (
     VIDEO_EXTENSIONS,

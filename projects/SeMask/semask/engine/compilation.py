@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from semask.engine.precision import Precision
 from semask.tasks import build_task
+from semask.utils.precision import Precision
 
 logger = logging.getLogger(__name__)
 

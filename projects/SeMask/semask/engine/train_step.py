@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 from semask.data.loading.training_loader import TrainingLoader
 from semask.engine.compilation import CompiledParts
-from semask.engine.precision import Precision
 from semask.utils.files import replacing
+from semask.utils.precision import Precision
 from semask.utils.randomness import seed_step
 
 

@@ -21,9 +21,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
-from semask.data.loading.training_loader import TrainingLoader
+from semask.data.loading.training_loader import TrainingLoader, loading_processes
 from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
-from semask.data.loading.workers import loading_processes
 from semask.engine.best_checkpoint import best_checkpoints
 from semask.engine.compilation import compile_for_training
 from semask.engine.ema import WeightAverage
@@ -39,16 +38,15 @@ from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoi
 from semask.engine.launch.preemption import Preempted, StopHook, StopRequest
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
-from semask.engine.precision import Precision
 from semask.engine.restored import check_optimizer_state, find_restored
 from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
-from semask.inference.predicting import for_evaluators
+from semask.inference.model_outputs import for_evaluators
 from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task, evaluated_weights, inference_folder, write_reports
-from semask.utils.precision import evaluation_autocast
+from semask.utils.precision import Precision, evaluation_autocast
 from semask.utils.randomness import shared_seed
 
 logger = logging.getLogger(__name__)

@@ -3,23 +3,28 @@
 import contextlib
 import io
 import math
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
+    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from hotcoco.panoptic import pq_compute
 from pycocotools.coco import COCO
 
 from semask.data.annotations import inspect
 from semask.data.image_files import opened_image
 from semask.errors import ConfigError
 from semask.evaluation.instance_scores import RecordedEvaluation
-from semask.evaluation.panoptic import PanopticEvaluator
 
 # Values of "evaluator_type" in a dataset's metadata.
 INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
@@ -130,3 +135,47 @@ def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class PanopticEvaluator(COCOPanopticEvaluator):
+    """PQ, SQ and RQ in percent, also of things and stuff alone.
+
+    Detectron2's evaluator computes them with the package panopticapi, which no package index has;
+    hotcoco follows the same protocol. Arguments and results are those of Detectron2's.
+    """
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Keep the "panoptic_seg" of some images."""
+        with _hotcoco_as_panopticapi():
+            super().process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """{"panoptic_seg": {"PQ": ..., ...}}; None where this is not the main process."""
+        with _hotcoco_as_panopticapi():
+            return super().evaluate()
+
+
+def segment_colors(ids: np.ndarray) -> np.ndarray:
+    """(H, W) segment ids to (H, W, 3) uint8, R + 256 G + 65536 B, as COCO stores them."""
+    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _hotcoco_as_panopticapi() -> Iterator[None]:
+    """Within it, Detectron2's imports from panopticapi find these functions."""
+    utils, evaluation = ModuleType("panopticapi.utils"), ModuleType("panopticapi.evaluation")
+    vars(utils)["id2rgb"] = segment_colors
+    vars(evaluation)["pq_compute"] = pq_compute
+    modules = {
+        "panopticapi": ModuleType("panopticapi"),
+        "panopticapi.utils": utils,
+        "panopticapi.evaluation": evaluation,
+    }
+    installed = {name: sys.modules[name] for name in modules if name in sys.modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(installed)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from semask.errors import ConfigError, UserError
-from semask.inference.predicting import evaluating
+from semask.inference.model_outputs import evaluating
 from semask.modeling import SeMaskSegmentor
 from semask.modeling.heads.base import semantic_scores
 from semask.utils.files import replacing

@@ -12,16 +12,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from semask.data.datasets.coco_folder import category_ids
 from semask.data.mappers.instance import InstanceMapper
 from semask.errors import ConfigError, DataError
-from semask.inference.instance_predicting import (
+from semask.inference.model_outputs import (
     FoundInstances,
+    class_map,
     predict_instances,
     prior_classes_of,
     stuff_classes_of,
 )
-from semask.inference.instance_prediction import InstancePrediction
-from semask.inference.predicting import class_map
+from semask.inference.prediction import InstancePrediction
 from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels
-from semask.modeling.meta_arch.detector_config import detector_classes
+from semask.modeling.meta_arch.detectors import detector_classes
 from semask.modeling.meta_arch.prior_maps import gives_priors
 from semask.utils.precision import evaluation_autocast
 

@@ -1,10 +1,14 @@
-"""What a model says about one image, and the pictures of it."""
+"""What a predictor returns for one image, and the pictures of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
+
+from semask.visualize.instances import detection_texts, draw_instances, draw_stuff
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,3 +92,135 @@ def enlarged_priors(
         name: cv2.resize(colors[logits.argmax(0)], (width, height), interpolation=cv2.INTER_NEAREST)
         for name, logits in priors.items()
     }
+
+
+@dataclass(frozen=True, eq=False)
+class InstancePrediction:
+    """N instances in an image of height H and width W, the most certain first.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB, upright.
+        boxes: (N, 4) float32: x0, y0, x1, y1 in pixels.
+        scores: (N,) float32, 0..1.
+        classes: (N,) int64, indices into ``class_names``.
+        masks: (N, H, W) bool; None for a detector of boxes alone.
+        class_names: of the categories.
+        category_ids: their ids in the dataset's own annotation file.
+        panoptic: (H, W) int32 of a panoptic model: the segment of each pixel, 0 = none; else None.
+        segments: what Detectron2 says of each segment: "id", "isthing", "category_id" and others.
+        stuff_names: of the classes of a panoptic model's semantic map.
+        stuff_colors: their colours, (K, 3) uint8 RGB; None as for ``panoptic``.
+        prior: (H, W) class of each pixel by the decoded semantic prior, an index into
+            ``prior_names``; None where it was not asked for, or the model's prior is not
+            supervised.
+        priors: the semantic-prior logits of the stages, {"prior2": (K, h, w) float32, ...}; None
+            where they were not asked for.
+        prior_names: names of the K classes of the priors.
+        prior_colors: (K, 3) uint8, their colours, RGB.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: np.ndarray | None
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    panoptic: np.ndarray | None = None
+    segments: tuple[dict[str, Any], ...] = ()
+    stuff_names: tuple[str, ...] = ()
+    stuff_colors: np.ndarray | None = None
+    prior: np.ndarray | None = None
+    priors: dict[str, np.ndarray] | None = None
+    prior_names: tuple[str, ...] = ()
+    prior_colors: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def overlay(self, alpha: float = 0.5, min_score: float = 0.5) -> np.ndarray:
+        """The image with masks, boxes, scores and, of several categories, their names.
+
+        Of a panoptic model also with the stuff around them.
+
+        Args:
+            alpha: opacity of the masks and the stuff, 0 to 1.
+            min_score: instances with a lower score are left out.
+
+        Returns:
+            (H, W, 3) uint8, RGB.
+
+        Raises:
+            ValueError: ``alpha`` is outside 0..1.
+        """
+        check_opacity(alpha)
+        shown = self.scores >= min_score
+        picture = self.image
+        if self.panoptic is not None and self.stuff_colors is not None:
+            picture = draw_stuff(
+                *(picture, self.panoptic, self.segments, self.stuff_names, self.stuff_colors),
+                alpha=alpha,
+            )
+        return draw_instances(
+            picture,
+            self.boxes[shown],
+            None if self.masks is None else self.masks[shown],
+            texts=detection_texts(self.classes[shown], self.scores[shown], self.class_names),
+            alpha=alpha,
+        )
+
+    def prior_pictures(self) -> dict[str, np.ndarray]:
+        """For each stage, the classes that its semantic prior names, in their colours.
+
+        Returns:
+            {"prior2": (H, W, 3) uint8 RGB, ...}: enlarged in plain squares, one for each token;
+            empty where the priors were not asked for.
+        """
+        if self.prior_colors is None:
+            return {}
+        return enlarged_priors(self.priors or {}, self.prior_colors, self.image.shape[:2])
+
+    def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
+        """All instances in COCO's result format, in plain types, for JSON.
+
+        Args:
+            image_id: what the results are to call the image.
+
+        Returns:
+            For each instance "image_id", "category_id" (the dataset's own), "bbox" (x, y, width,
+            height), "score", and where there are masks "segmentation" (compressed RLE).
+        """
+        results: list[dict[str, Any]] = [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[index],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+            }
+            for (x0, y0, x1, y1), score, index in zip(
+                self.boxes.tolist(), self.scores.tolist(), self.classes.tolist(), strict=True
+            )
+        ]
+        if self.masks is not None:
+            for result, mask in zip(results, self.masks, strict=True):
+                result["segmentation"] = rle(mask)
+        return results
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    """An (H, W) mask as COCO's compressed run lengths, in plain types."""
+    encoded = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+def panoptic_picture(panoptic: np.ndarray) -> np.ndarray:
+    """A map of segments as COCO stores it.
+
+    Args:
+        panoptic: (H, W) segment ids, 0 = none.
+
+    Returns:
+        (H, W, 3) uint8, RGB; an id is R + 256 G + 65536 B.
+    """
+    shifts: Sequence[int] = (0, 8, 16)
+    return np.stack([(panoptic >> shift) & 255 for shift in shifts], axis=-1).astype(np.uint8)

@@ -22,7 +22,7 @@ from semask.data.image_files import explained
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import read_image, rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
-from semask.inference.predicting import class_map, gives_scores, predict
+from semask.inference.model_outputs import class_map, gives_scores, predict
 from semask.inference.prediction import Prediction
 from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors

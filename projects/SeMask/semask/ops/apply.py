@@ -21,14 +21,14 @@ from torch import nn
 from semask.errors import ConfigError
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
 from semask.modeling.backbone.semask import SeMaskBackbone
-from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock, WindowAttention
+from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock
+from semask.modeling.backbone.windows import WindowAttention
 from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention
 from semask.modeling.losses.cross_entropy import SegmentationLoss
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
-from semask.ops.bands import ChunkedPatchEmbed, ChunkedPatchMerging
 from semask.ops.conv3x3 import WinogradConv2d
 from semask.ops.deformable_attention import BaggedDeformableAttention
 from semask.ops.malloc import can_keep_memory
@@ -48,8 +48,14 @@ from semask.ops.streamed import (
     StreamedWholeImage,
 )
 from semask.ops.striped_loss import StripedSegmentationLoss
-from semask.ops.swin_block import ChunkedSwinBlock, RecomputedSwinBlock
-from semask.ops.window_attention import GatheredWindowAttention, SdpaWindowAttention
+from semask.ops.swin import (
+    ChunkedPatchEmbed,
+    ChunkedPatchMerging,
+    ChunkedSwinBlock,
+    GatheredWindowAttention,
+    RecomputedSwinBlock,
+    SdpaWindowAttention,
+)
 
 logger = logging.getLogger(__name__)
 

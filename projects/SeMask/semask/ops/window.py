@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semask.modeling.backbone.swin import MASKED_LOGIT
+from semask.modeling.backbone.windows import MASKED_LOGIT
 
 # Tokens that are taken at a time, so that what is made of them stays in a CPU's cache.
 CHUNK_TOKENS = 4096

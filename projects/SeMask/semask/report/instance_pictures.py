@@ -17,12 +17,13 @@ from semask.data.annotations import inspect
 from semask.data.mappers.prior_target import PriorTarget, Region, annotation_region
 from semask.data.reading import read_image
 from semask.evaluation.instance_scores import FALSE, SCORE, match_instances
-from semask.inference.instance_predicting import (
+from semask.inference.model_outputs import (
     FoundInstances,
+    Mapper,
+    class_map,
     predict_instances,
     prior_classes_of,
 )
-from semask.inference.predicting import Mapper, class_map
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.report.pictures import (
     WRONG,

@@ -16,7 +16,7 @@ from torch import nn
 
 from semask.errors import DataError
 from semask.evaluation.instance_scores import RESULT_FILE
-from semask.inference.predicting import Mapper, evaluating
+from semask.inference.model_outputs import Mapper, evaluating
 from semask.report.charts import spread_chart
 from semask.report.instance_pictures import show_instances
 from semask.report.page import modification_date, render

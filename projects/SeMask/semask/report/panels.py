@@ -13,7 +13,7 @@ from torch import nn
 
 from semask.data.reading import read_image, read_label
 from semask.errors import ConfigError, DataError, UnreadableError
-from semask.inference.predicting import Mapper, class_map, evaluating, predict
+from semask.inference.model_outputs import Mapper, class_map, evaluating, predict
 from semask.utils.files import replacing
 from semask.utils.palette import class_colors
 from semask.visualize.drawing import Panel, compose_panels

@@ -14,7 +14,7 @@ from torch import nn
 
 from semask.data.reading import read_image, read_label
 from semask.errors import DataError
-from semask.inference.predicting import Mapper, class_map, predict
+from semask.inference.model_outputs import Mapper, class_map, predict
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.visualize.drawing import hatching, painted, resized
 

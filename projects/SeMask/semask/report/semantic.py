@@ -21,7 +21,7 @@ from semask.evaluation.confusion import ClassCounts, mean_iou_of_labelled_classe
 from semask.evaluation.image_scores import ImageScores, ranked, spread
 from semask.evaluation.metric import Metric
 from semask.evaluation.sem_seg_evaluator import RESULT_FILE
-from semask.inference.predicting import Mapper, evaluating
+from semask.inference.model_outputs import Mapper, evaluating
 from semask.report.charts import (
     NAMED_CLASSES,
     SHADES,

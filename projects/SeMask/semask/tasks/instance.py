@@ -22,14 +22,14 @@ from semask.data.reading import is_nearly_black, read_image
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import build_instance_evaluator, check_evaluator_type
 from semask.inference.instance_predictor import InstancePredictor
-from semask.modeling.meta_arch.detector_config import (
+from semask.modeling.meta_arch.detectors import (
+    PRIOR_TARGET,
     classes_section,
     detector_classes,
     has_semantic_head,
     predicts_masks,
     prior_is_supervised,
 )
-from semask.modeling.meta_arch.detectors import PRIOR_TARGET
 from semask.report.instances import write_instance_report
 from semask.tasks.base import TASK_REGISTRY, Task
 from semask.tasks.semantic import check_ignore_value, resolve_semantic_classes

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from semask.errors import ConfigError
 from semask.evaluation.instance_evaluators import check_evaluator_type
-from semask.modeling.meta_arch.detector_config import has_semantic_head
+from semask.modeling.meta_arch.detectors import has_semantic_head
 from semask.tasks.base import TASK_REGISTRY
 from semask.tasks.instance import InstanceTask
 

@@ -1,10 +1,12 @@
-"""Mixed precision on a device: ``SOLVER.AMP`` of training and ``TEST.AMP`` of evaluation."""
+"""Mixed precision: ``SOLVER.AMP`` of training and ``TEST.AMP`` of evaluation."""
 
 import contextlib
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from torch import Tensor
+from torch.optim import Optimizer
 
 from semask.errors import ConfigError
 
@@ -53,3 +55,68 @@ def evaluation_autocast(cfg: CfgNode) -> contextlib.AbstractContextManager[Any]:
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=dtype)
+
+
+class Precision:
+    """Mixed precision, or float32 throughout.
+
+    float16 has few exponents: its loss is scaled up before the backward pass, and a step whose
+    gradients overflow is left out (Mixed Precision Training, arXiv 1710.03740). bfloat16 needs
+    neither. The losses are computed in float32 in both.
+    """
+
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """
+        Args:
+            device: type of the device that the model is on, "cuda" or "cpu".
+            dtype: of the matrix products and convolutions; None = as the parameters.
+        """
+        self._device = device
+        self._dtype = dtype
+        self._scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "Precision":
+        """That of ``SOLVER.AMP`` on ``MODEL.DEVICE``.
+
+        Raises:
+            ConfigError: the device cannot compute in it.
+        """
+        return cls(torch.device(cfg.MODEL.DEVICE).type, amp_dtype(cfg, "SOLVER"))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device, dtype=self._dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Update the parameters."""
+        if self._scaler.is_enabled():
+            # A fused optimizer would unscale by itself, behind the clipping of the gradients.
+            self._scaler.unscale_(optimizer)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale; empty where there is none."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave, unless one of the two has no scale."""
+        if state_dict and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state_dict)
+
+
+def check_precision(cfg: CfgNode) -> None:
+    """Refuse what ``SOLVER.AMP`` or ``TEST.AMP`` asks for and the device cannot do.
+
+    Raises:
+        ConfigError: it names key and device.
+    """
+    for section in ("SOLVER", "TEST"):
+        amp_dtype(cfg, section)

@@ -4,6 +4,7 @@ Image number p of a run is the same, with the same augmentation, however many pr
 loading processes and accumulation steps share the work, and wherever the run was resumed.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from semask.data.loading.unreadable import ReadableBatches, UnreadableFiles
@@ -150,3 +153,40 @@ def _prepare_worker(_number: int) -> None:
         timer.start()
 
     signal.signal(signal.SIGTERM, end_later)
+
+
+def loading_processes(wanted: int) -> int:
+    """``DATALOADER.NUM_WORKERS``, but no more than this process has cores for; at least 1 of them.
+
+    The cores are shared equally by the processes of this machine that train. Where that changes
+    the number, the log says so once.
+
+    Args:
+        wanted: number of data loading processes; 0 = none.
+    """
+    cores, processes = usable_cores(), _local_processes()
+    number = min(wanted, max(1, cores // processes))
+    if number < wanted:
+        log_first_n(
+            logging.INFO,
+            f"Images are loaded by {number} process(es) in place of {wanted} "
+            f"(DATALOADER.NUM_WORKERS): {processes} of this run share {cores} core(s)",
+            name=__name__,
+            key="message",
+        )
+    return number
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use, at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _local_processes() -> int:
+    """Number of processes of the run on this machine."""
+    try:
+        return comm.get_local_size()
+    except AssertionError:  # Detectron2's main branch, where it has not been told
+        return comm.get_world_size()

@@ -15,16 +15,16 @@ from detectron2.structures import BoxMode, Instances
 from semask.data.annotations import NO_MASK, Segmentation, check_stated_size, describe, inspect
 from semask.data.mappers.prior_target import PriorTarget, annotation_region, panoptic_to_semantic
 from semask.data.reading import check_label_values, check_same_size, read_image, read_label
-from semask.data.transforms.large_scale_jitter import build_large_scale_jitter
 from semask.data.transforms.photometric import PhotometricDistortion
+from semask.data.transforms.resizing import build_large_scale_jitter
 from semask.errors import ConfigError, DataError
-from semask.modeling.meta_arch.detector_config import (
+from semask.modeling.meta_arch.detectors import (
+    PRIOR_TARGET,
     detector_classes,
     has_semantic_head,
     predicts_masks,
     prior_is_supervised,
 )
-from semask.modeling.meta_arch.detectors import PRIOR_TARGET
 
 logger = logging.getLogger(__name__)
 

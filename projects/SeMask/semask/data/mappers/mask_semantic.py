@@ -18,7 +18,7 @@ from semask.data.mappers.semantic import (
     register_semantic_mapper,
 )
 from semask.data.transforms.photometric import PhotometricDistortion
-from semask.data.transforms.short_edge import PadToSquare, ResizeShortEdge
+from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
 from semask.modeling.meta_arch.mask_classification import class_masks
 
 

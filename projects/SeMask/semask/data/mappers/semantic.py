@@ -18,8 +18,13 @@ from semask.data.reading import (
     read_image,
     read_label,
 )
-from semask.data.transforms.arrays import contiguous, planes
-from semask.data.transforms.geometry import PadToSize, RandomCropWithCategoryLimit, ResizeByScale
+from semask.data.transforms.geometry import (
+    PadToSize,
+    RandomCropWithCategoryLimit,
+    ResizeByScale,
+    contiguous,
+    planes,
+)
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.errors import ConfigError, DataError
 

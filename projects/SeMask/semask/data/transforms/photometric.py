@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.data.transforms import Augmentation
 from fvcore.transforms.transform import Transform
 
-from semask.data.transforms.arrays import contiguous
+from semask.data.transforms.geometry import contiguous
 
 _LEVELS = np.arange(256)
 _HUE, _SATURATION = 0, 1

@@ -14,11 +14,11 @@ from detectron2.modeling import build_model
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
 from semask.engine.launch.overwriting import refuse_overwriting
-from semask.engine.precision import check_precision
 from semask.errors import ConfigError, DamagedCheckpointError
 from semask.modeling import check_protocol
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task
+from semask.utils.precision import check_precision
 
 
 def check_run(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.backbone.semask_swin import SeMaskSwin
-from semask.modeling.meta_arch.detector_config import prior_classes
+from semask.modeling.meta_arch.detectors import prior_classes
 
 
 class PyramidSwin(SeMaskSwin):

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from semask.data.datasets.catalog import datasets_root, register_sem_seg
-from semask.data.datasets.scenes.classes import CLASSES, COLORS
+from semask.data.datasets.scenes.painting import CLASSES, COLORS
 from semask.data.datasets.scenes.render import GENERATOR_VERSION, render_scene
 from semask.errors import DataError
 from semask.utils.files import remove_temporaries, replacing

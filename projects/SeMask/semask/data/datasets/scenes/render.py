@@ -8,19 +8,21 @@ small patch of one looks exactly like a small patch of the other; only the surro
 
 import numpy as np
 
-from semask.data.datasets.scenes.classes import (
+from semask.data.datasets.scenes.painting import (
     CLOUD,
     GRASS,
     HAY,
     LAKE,
     MOUNTAIN,
+    RIM,
     ROAD,
+    SCALE,
     SKY,
     SNOW,
     SUN,
     TREE,
+    Painting,
 )
-from semask.data.datasets.scenes.painting import RIM, SCALE, Painting
 from semask.data.datasets.scenes.texture import Dice, fractal_noise, value_noise
 
 # Raised whenever a change here, or in what is imported above, changes a pixel.

@@ -1,7 +1,9 @@
-"""The resizing and padding of the mask-classification recipes, for Detectron2.
+"""Other resizing recipes, for Detectron2: mask classification's, and large-scale jitter.
 
 MaskFormer (arXiv 2107.06278, section 4) and Mask2Former (arXiv 2112.01527, section 4) train on
-images whose shorter side is drawn from a list, cropped, and padded to a square.
+images whose shorter side is drawn from a list, cropped, and padded to a square. Large-scale jitter
+makes images much smaller and much larger than they are, in crops of one size (arXiv 2012.07177,
+section 4.1, without the pasting).
 """
 
 import sys
@@ -10,8 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform
+
+from semask.errors import ConfigError
 
 # Which pixel of a label map a resized one copies, in PyTorch's names: "nearest" is
 # floor(i * old / new), as the published models were trained; "nearest-exact", Pillow's rule, is
@@ -127,3 +132,26 @@ class PadToSquare(T.Augmentation):
         if (height, width) == (self.side, self.side):
             return NoOpTransform()
         return FixedPadTransform(height, width, self.side, self.side, self.pixel, self.ignore_value)
+
+
+def build_large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
+    """Resizing by a random factor, and a random crop, in place of the usual resizing.
+
+    The image is made to fit into ``INPUT.LSJ.SIZE`` times a factor drawn uniformly from
+    ``INPUT.LSJ.SCALE``; of what is larger than SIZE then, a window of SIZE is kept. Smaller
+    images stay smaller: the batch is padded as always, and the padding counts in no loss.
+
+    Args:
+        cfg: with ``INPUT.LSJ``.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    scale, size = list(cfg.INPUT.LSJ.SCALE), list(cfg.INPUT.LSJ.SIZE)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise ConfigError(
+            f"INPUT.LSJ.SCALE is {scale}; it needs two factors greater than 0, the smaller first."
+        )
+    if len(size) != 2 or min(size) < 1:
+        raise ConfigError(f"INPUT.LSJ.SIZE is {size}; it needs a height and a width in pixels.")
+    return [T.ResizeScale(*scale, *size), T.FixedSizeCrop(tuple(size), pad=False)]

@@ -1,0 +1,259 @@
+"""A model's answers for single images: for evaluators, predictors and pictures.
+
+Scores are computed on demand; detectors answer with their prior maps where they have them.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.heads.base import ScoreKind
+from semask.modeling.heads.prior import PriorSupervision
+from semask.modeling.meta_arch.prior_maps import gives_priors, prior_maps_of, without_padding
+from semask.ops.lazy_scores import LazyScores, lazy
+from semask.ops.stripes import MapRows, resized
+from semask.utils.palette import class_colors
+
+# From a dataset dict, which it may change, to a model's input.
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def gives_scores(model: nn.Module) -> bool:
+    """Whether a model predicts single images and says what its scores are, as ``SeMaskSegmentor``.
+
+    Its ``predict(inputs, return_priors)`` returns "sem_seg", of the model's ``score_kind``, and
+    perhaps "prior", logits, each as a tensor (K, H, W) or as :class:`LazyScores`, and "priors",
+    tensors {"prior2": (K, h, w), ...}.
+    """
+    return callable(getattr(model, "predict", None)) and hasattr(model, "score_kind")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without gradients; afterwards every module is in its own mode again.
+
+    Args:
+        model: possibly wrapped in ``DistributedDataParallel``.
+
+    Yields:
+        The model, unwrapped.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    modes = [(module, module.training) for module in model.modules()]  # frozen parts differ
+    model.eval()
+    try:
+        # Not inference_mode: tensors that a model caches have to stay fit for training.
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> dict[str, Any]:
+    """A model's answer for one image, with its semantic-prior maps if it offers them.
+
+    Args:
+        model: called as ``model.predict(inputs, return_priors=...)`` if it ``gives_scores``; else
+            as ``model.inference([inputs], return_priors=True)`` where that exists, and as a stock
+            Detectron2 model, ``model([inputs])``, where it does not.
+        inputs: what the mapper made of a dataset dict.
+        priors: False = the maps are not needed.
+
+    Returns:
+        "sem_seg", :class:`LazyScores`, and perhaps "prior", :class:`LazyScores`, and "priors",
+        tensors {"prior2": (K, h, w), ...}.
+    """
+    answer: Any = model
+    kind: ScoreKind = "logits"  # of Detectron2's SemanticSegmentor and PanopticFPN
+    if gives_scores(model):
+        output = answer.predict(inputs, return_priors=priors)
+        kind = answer.score_kind
+    else:
+        inference = getattr(model, "inference", None)
+        # Stock models may have an ``inference`` of other arguments.
+        if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
+            output = inference([inputs], return_priors=priors)[0]
+        else:
+            output = model([inputs])[0]
+    kinds: dict[str, ScoreKind] = {"sem_seg": kind, "prior": "logits"}
+    return {**output, **{key: lazy(output[key], kinds[key]) for key in kinds if key in output}}
+
+
+def class_map(scores: LazyScores | torch.Tensor) -> np.ndarray:
+    """Scores of K classes, as such or as (K, H, W), to (H, W) classes."""
+    labels = scores.labels() if isinstance(scores, LazyScores) else scores.argmax(dim=0)
+    return labels.cpu().numpy()
+
+
+class ForEvaluators(nn.Module):
+    """A model whose answers are computed as far as an evaluator asks for them.
+
+    In place of "sem_seg" they have "scores", :class:`LazyScores`, for evaluators that can use them;
+    "sem_seg", all scores in one tensor, is only made when it is read.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """
+        Args:
+            model: one that ``gives_scores``.
+        """
+        super().__init__()
+        self.model: Any = model
+        self.training = model.training
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_Answer"]:
+        """An answer for each image."""
+        return [self._answer(inputs) for inputs in batched_inputs]
+
+    def _answer(self, inputs: dict[str, Any]) -> "_Answer":
+        output = predict(self.model, inputs, priors=False)
+        if "sem_seg" in output:
+            output["scores"] = output.pop("sem_seg")
+        return _Answer(output)
+
+
+class _Answer(dict[str, Any]):
+    """What a model predicts, with "scores", :class:`LazyScores`, and "sem_seg" on demand."""
+
+    def __missing__(self, key: str) -> torch.Tensor:
+        if key != "sem_seg" or "scores" not in self:
+            raise KeyError(key)
+        return self["scores"].full()
+
+
+def for_evaluators(model: nn.Module) -> nn.Module:
+    """The form of a model that ``inference_on_dataset`` takes, without scores that nobody reads.
+
+    Args:
+        model: of any kind, possibly wrapped in ``DistributedDataParallel``.
+
+    Returns:
+        The model itself where it gives no scores.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return ForEvaluators(inner) if gives_scores(inner) else model
+
+
+BACKGROUND_COLOR = (225, 225, 225)
+
+
+def predict_instances(
+    model: nn.Module, inputs: dict[str, Any], *, priors: bool = False
+) -> dict[str, Any]:
+    """A detector's answer for one image.
+
+    Args:
+        model: in evaluation mode, not wrapped.
+        inputs: what the mapper made of an image.
+        priors: with the semantic priors, where the model has them.
+
+    Returns:
+        Detectron2's output: "instances", and of a panoptic model "sem_seg" and "panoptic_seg";
+        with ``priors`` also "priors", {"prior2": (K, h, w), ...}, without the batch's padding,
+        and, of a model whose prior is supervised, "prior", the decoded logits as
+        :class:`LazyScores` of the original image's size.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not (priors and gives_priors(model) and isinstance(backbone, SemSegBackbone)):
+        return model([inputs])[0]
+    with prior_maps_of(backbone) as maps:
+        output = dict(model([inputs])[0])
+    size = (inputs["image"].shape[-2], inputs["image"].shape[-1])
+    output["priors"] = without_padding(maps, backbone.prior_strides, size)
+    supervision: PriorSupervision | None = getattr(model, "prior_supervision", None)
+    if supervision is not None:
+        cut = {name: value[None] for name, value in output["priors"].items()}
+        decoded = MapRows(supervision.decode(cut, size)[0])
+        original = (inputs.get("height", size[0]), inputs.get("width", size[1]))
+        output["prior"] = LazyScores(resized(decoded, size, original), "logits")
+    return output
+
+
+def prior_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np.ndarray]:
+    """Names and colours of the classes of a detector's prior maps.
+
+    Args:
+        dataset_name: a registered dataset.
+        num_classes: K of the maps.
+
+    Returns:
+        K names, and (K, 3) uint8 RGB: those of the dataset's categories and the background, or of
+        its semantic classes, if there are as many; else "class 0", ...
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    things = list(metadata.get("thing_classes", ()))
+    if len(things) + 1 == num_classes:
+        colors = category_colors(metadata, len(things))
+        return [*things, "background"], np.concatenate([colors, [BACKGROUND_COLOR]]).astype(
+            np.uint8
+        )
+    return stuff_classes_of(dataset_name, num_classes)
+
+
+def stuff_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np.ndarray]:
+    """Names and colours of the classes of a dataset's semantic maps.
+
+    Args:
+        dataset_name: a registered dataset.
+        num_classes: K of the model.
+
+    Returns:
+        K names, and (K, 3) uint8 RGB: the dataset's, if it has as many; else "class 0", ...
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    names = list(metadata.get("stuff_classes", ()))
+    if len(names) == num_classes:
+        return names, class_colors(num_classes, metadata.get("stuff_colors"))
+    return [f"class {index}" for index in range(num_classes)], class_colors(num_classes)
+
+
+def category_colors(metadata: Any, number: int) -> np.ndarray:
+    """(N, 3) uint8, RGB: the dataset's thing_colors, or a fixed series where it has none."""
+    colors = metadata.get("thing_colors")
+    return class_colors(number, colors if colors and len(colors) == number else None)
+
+
+class FoundInstances(NamedTuple):
+    """Predicted instances of an image of height H and width W, the most certain first.
+
+    Attributes:
+        boxes: (N, 4) float32, x0, y0, x1, y1 in pixels.
+        scores: (N,) float32.
+        classes: (N,) int64.
+        masks: (N, H, W) bool, or None where there are none.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: np.ndarray | None
+
+    @classmethod
+    def of(cls, instances: Instances) -> "FoundInstances":
+        """Detectron2's predictions as arrays."""
+        instances = instances.to(torch.device("cpu"))
+        instances = instances[instances.scores.argsort(descending=True, stable=True)]
+        masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
+        return cls(
+            boxes=instances.pred_boxes.tensor.numpy().astype(np.float32),
+            scores=instances.scores.numpy().astype(np.float32),
+            classes=instances.pred_classes.numpy().astype(np.int64),
+            masks=masks,
+        )
+
+    def above(self, score: float) -> "FoundInstances":
+        """Those with at least this score."""
+        kept = self.scores >= score
+        masks = None if self.masks is None else self.masks[kept]
+        return FoundInstances(self.boxes[kept], self.scores[kept], self.classes[kept], masks)
