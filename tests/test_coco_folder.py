@@ -326,6 +326,20 @@ def test_boxes_alone_do_not_train_a_detector_of_masks(tmp_path: Path, masks: Any
     check_run(load_config(EXAMPLE, options(tmp_path, **boxes)))
 
 
+def test_an_evaluation_without_annotations_points_to_predict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_both(tmp_path)
+    path = tmp_path / "annotations/instances_val.json"
+    rewrite(path, lambda content: content["annotations"].clear())
+    check_run(load_config(EXAMPLE, options(tmp_path)))
+    assert "'own_instances_val' has no annotations" in caplog.text
+    assert "semask predict" in caplog.text
+    path.unlink()
+    with pytest.raises(DataError, match=r"instances_val\.json.*semask predict"):
+        check_run(load_config(EXAMPLE, options(tmp_path)))
+
+
 def test_more_instances_than_detections_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -326,6 +326,7 @@ def test_example_config_trains_on_any_folder(
     assert out.splitlines()[-1] == str(tmp_path / "out" / "panels.png")
     assert "First step: loss" in out
     assert "copypaste" not in out
+    assert "csv" not in out
     assert "Namespace(" not in out
     assert "Namespace(" in (tmp_path / "out" / "log.txt").read_text()
     report = json.loads((tmp_path / "out/inference/own_val/sem_seg_evaluation.json").read_text())

@@ -164,6 +164,12 @@ class InstanceTask(Task):
                 "cannot be used, and in the evaluation it counts neither way.",
                 *(name, kind, number, sum(numbers), examples[kind]),
             )
+        if name in self.cfg.DATASETS.TEST and not sum(numbers):
+            logger.warning(
+                "Dataset '%s' has no annotations: there is nothing to evaluate. Predictions on "
+                "images alone can be looked at with `semask predict`.",
+                name,
+            )
         limit = self.cfg.TEST.DETECTIONS_PER_IMAGE
         if name in self.cfg.DATASETS.TEST and max(numbers) > limit >= 0:
             logger.warning(

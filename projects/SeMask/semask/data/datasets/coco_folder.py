@@ -142,7 +142,8 @@ def _read(json_file: str, hint: str, *, allow_outside: bool) -> dict[str, list[d
         with PathManager.open(json_file, "r", encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError as error:
-        raise DataError(f"There is no annotation file '{json_file}'. {hint}".strip()) from error
+        alone = "Images alone can be looked at with `semask predict`."
+        raise DataError(f"There is no annotation file '{json_file}'. {hint or alone}") from error
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error

@@ -87,7 +87,7 @@ def _is_for_console(record: logging.LogRecord) -> bool:
 
     Not the errors that ``exit_statuses`` tells, nor Detectron2's lines to copy into a spreadsheet.
     """
-    if str(record.msg).startswith("copypaste"):
+    if str(record.msg).startswith("copypaste") or str(record.msg).endswith("in csv format:"):
         return False
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not is_expected(error)
