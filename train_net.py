@@ -22,8 +22,8 @@ Any key of the config can be set at the end as KEY VALUE. Datasets are looked fo
 that the environment variable DETECTRON2_DATASETS names. The last line printed is the path of the
 picture with predictions. Exit status: 0; 2 for a mistake in config, data or checkpoint, before
 anything is written where possible, and for a full disk; 1 after a loss that is not finite, or when
-another process of the run is gone; 130 after Ctrl-C; 143 after a SIGTERM, with a checkpoint to go
-on from.
+another process of the run is gone; 130 after Ctrl-C and 143 after a SIGTERM, with a checkpoint to
+go on from.
 """
 
 import sys

@@ -134,7 +134,10 @@ def test_a_file_that_contradicts_itself_is_refused(
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read"), ("[]", "not in COCO's")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "cannot be read"), ("[" * 100_000, "nested too deeply"), ("[]", "not in COCO's")],
+)
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=words):

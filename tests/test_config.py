@@ -27,6 +27,7 @@ def write(folder: Path, text: str) -> str:
         ("SOLVER: [1, 2]\n", "gives .* for 'SOLVER', which is a section"),
         ("MODEL: [\n", "is not valid YAML"),
         ("_BASE_: config.yaml\n", "is its own _BASE_"),
+        ("MODEL: " + "[" * 100_000, "is nested too deeply"),
         ("_BASE_: missing.yaml\n", "missing.yaml"),
         (
             "MODEL:\n  SEMSAK:\n    DROPOUT: 0.1\n",

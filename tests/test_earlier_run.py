@@ -1,5 +1,6 @@
 """What an earlier run has left: nothing is overwritten or mixed unless the user says so."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_a_lost_or_damaged_last_checkpoint(
     assert resume(tmp_path).start_iter == 3
     assert "last_checkpoint" in caplog.text
     assert "model_0000002.pth" in caplog.text
+
+
+def test_one_flipped_bit_in_the_newest_checkpoint(
+    tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one before is taken, by iteration: the times of the files say nothing."""
+    newest = out / "model_0000002.pth"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    (out / "model_final.pth").unlink()
+    (out / "last_checkpoint").write_text(newest.name)
+    for name, seconds in (("model_0000001.pth", 2**31), ("model_0000000.pth", 2**31 + 9)):
+        os.utime(out / name, (seconds, seconds))
+    assert resume(tmp_path).start_iter == 2
+    assert "model_0000002.pth' cannot be read" in caplog.text
+    assert "checksum" in caplog.text
 
 
 def test_a_damaged_last_checkpoint_alone(tmp_path: Path, out: Path) -> None:

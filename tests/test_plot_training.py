@@ -131,6 +131,7 @@ def test_not_finite_losses_are_gaps(tmp_path: Path) -> None:
         ("\n\n", "no measurement yet"),
         ('{"iteration": 3', "no measurement yet"),
         ('nonsense\n{"iteration": 3, "lr": 1}\n', r"Line 1 of .* is no measurement: 'nonsense'"),
+        ("[" * 100_000 + '\n{"iteration": 3, "lr": 1}\n', "Line 1 of"),
         ('[1]\n{"iteration": 3, "lr": 1}\n', "Line 1 of"),
         ('{"lr": 1}\n{"iteration": 3, "lr": 1}\n', "Line 1 of"),
     ],

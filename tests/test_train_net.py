@@ -2,7 +2,9 @@
 
 import functools
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ import tiny
 import train_command
 from semask.data.datasets.camvid import CLASSES_AND_COLORS as CAMVID
 from semask.engine import Trainer
+from semask.engine.launch import preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,6 +146,66 @@ def test_from_another_folder_as_a_program_of_its_own(tmp_path: Path) -> None:
     path = done.stdout.splitlines()[-1]
     assert path == os.path.join("out", "panels.png")
     assert (work / path).exists()
+
+
+def send_at(number: int, iteration: int, times: int = 1) -> Callable[[Trainer], None]:
+    """``Trainer.run_step``, in which this process gets a signal."""
+    run_step = Trainer.run_step
+
+    def run(self: Trainer) -> None:
+        for _ in range(times if self.iter == iteration else 0):
+            os.kill(os.getpid(), number)
+        run_step(self)
+
+    return run
+
+
+def test_ctrl_c_writes_a_checkpoint(
+    tmp_path: Path,
+    command: Callable[..., int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", send_at(signal.SIGINT, 1, times=2))  # as one
+        assert command("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 1) == 130
+    out, err = capfd.readouterr()
+    assert "Ctrl-C again ends at once" in err
+    assert "Traceback" not in out + err
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert command("--resume", "MODEL.DEVICE", "cpu", "TEST.NUM_PANELS", 0) == 0
+    assert "Starting training from iteration 2" in capfd.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preemption, "SAME_CTRL_C", -1.0)
+    monkeypatch.setattr(Trainer, "run_step", send_at(signal.SIGINT, 1, times=2))
+    assert command("MODEL.DEVICE", "cpu") == 130
+    assert not (tmp_path / "out" / "last_checkpoint").exists()
+
+
+def test_a_killed_data_loading_process_takes_one_message(
+    command: Callable[..., int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_step = Trainer.run_step
+
+    def run(self: Trainer) -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run)
+    steps = ("SOLVER.MAX_ITER", 50)
+    assert command("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 1, *steps) == 1
+    out, err = capfd.readouterr()
+    assert err.strip().splitlines()[-1].startswith("A data loading process has been killed")
+    assert "DATALOADER.NUM_WORKERS" in err
+    assert "Traceback" not in out + err
 
 
 def test_ctrl_c(

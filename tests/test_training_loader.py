@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import signal
+import time
 from multiprocessing import active_children
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from semask.data.loading import training_loader
 from semask.data.loading.training_loader import TrainingLoader
 from semask.data.loading.unreadable import SKIPPED, ReadableDataset
 from semask.errors import UnreadableError
@@ -157,15 +159,20 @@ def test_unreadable_images_are_replaced_and_noted() -> None:
     assert all(SKIPPED not in sample for sample in batch)
 
 
-def test_data_loading_processes_outlive_a_signal_to_all() -> None:
-    """The main process ends them, after it has written its checkpoint."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_data_loading_processes_outlive_a_signal_to_all(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The main process ends them, after it has written its checkpoint, however long that takes."""
+    monkeypatch.setattr(training_loader, "_FAREWELL", 0.0)
     loader = TrainingLoader(Draws(), images_per_step=2, num_workers=2)
     stream = iter(loader)
     workers = {sample["process"] for _ in range(4) for sample in next(stream)}
     assert os.getpid() not in workers
     assert len(workers) == 2
     for worker in workers:
-        os.kill(worker, signal.SIGTERM)
+        os.kill(worker, number)
+    time.sleep(1.5)  # a slow step
     for _ in range(20):  # more than they had prepared
         next(stream)
     stream.close()  # type: ignore[attr-defined]

@@ -6,6 +6,8 @@ Pickles of NumPy arrays are read so that nothing else can come out of them.
 import contextlib
 import os
 import pickle
+import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
@@ -18,6 +20,9 @@ from torch import Tensor
 
 from semask.errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError
 from semask.utils.text import one_line
+
+# How the sentences of torch's safe reader begin when it meets what it is not to read.
+_REFUSAL = re.compile(r"Unsupported|Trying to|Can only|it asks for|it is a pickle")
 
 
 def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -94,28 +99,56 @@ def _local_path(filename: str) -> str:
 
 def _read_torch(path: str, filename: str) -> Any:
     try:
+        if _is_archive(path):
+            _verify(path)
         with _numpy_numbers_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise _damaged(filename, error) from error
+        raise _damaged(filename, _reason(error)) from error
     except (
         *(pickle.UnpicklingError, RuntimeError, EOFError),
-        *(ValueError, LookupError, TypeError),
+        *(ValueError, LookupError, TypeError, zipfile.BadZipFile, NotImplementedError),
     ) as error:
         if not _begins_like_torch(path):
             raise DamagedCheckpointError(
                 f"Checkpoint '{filename}' is a file of another kind, or damaged from its first "
                 "byte on: it has to be what PyTorch has saved, or a .safetensors file."
             ) from error
-        refused = "Unsupported" in str(error) or "Trying to" in str(error)
-        if not (isinstance(error, pickle.UnpicklingError) and refused):
-            raise _damaged(filename, error) from error
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split(" was not an ")[0]
-        reason = reason.split("Check the documentation")[0]
+        reason = _reason(error)
+        if not (isinstance(error, pickle.UnpicklingError) and _REFUSAL.match(reason)):
+            raise _damaged(filename, reason) from error
         raise CheckpointError(
             f"Checkpoint '{filename}' is refused: it holds more than tensors and plain values, "
-            f"and reading that could run code ({' '.join(reason.split())[:200]})."
+            f"and reading that could run code ({reason}). Save the weights alone, with "
+            "torch.save(model.state_dict(), FILE), where the model is."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why torch's reader has stopped, without its advice to read the file unsafely."""
+    text = " ".join(str(error).split())
+    text = text.rsplit("WeightsUnpickler error:", 1)[-1].split("Check the documentation")[0].strip()
+    asked = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text)
+    if asked:
+        return f"it asks for '{asked.group(1)}'"
+    if re.match(r"Unsupported operand \d+", text):  # it knows the instructions of protocol 2
+        return "it is a pickle of a newer protocol than torch.save writes"
+    return text.rstrip(".")[:200]
+
+
+def _verify(path: str) -> None:
+    """Compare the entries of an archive with their checksums, which ``torch.load`` does not.
+
+    Raises:
+        zipfile.BadZipFile: one differs, or the archive is incomplete.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.file_size]
+        if not any(entry.CRC for entry in entries):
+            return  # written without (torch.serialization.set_crc32_options)
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of its part '{damaged}' is wrong")
 
 
 def _is_archive(path: str) -> bool:
@@ -138,7 +171,7 @@ def _read_safetensors(path: str, filename: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(filename, error) from error
+        raise _damaged(filename, _reason(error)) from error
 
 
 def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
@@ -149,7 +182,7 @@ def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
             data["model"] = {name: _as_tensor(value) for name, value in data["model"].items()}
     except (pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         if "Unsupported" not in str(error):
-            raise _damaged(filename, error) from error
+            raise _damaged(filename, _reason(error)) from error
         raise CheckpointError(
             f"Checkpoint '{filename}' is a pickle of more than arrays ({one_line(error)[:200]}), "
             "and reading that can run any code. If you trust its author, convert_checkpoint.py "
@@ -167,10 +200,10 @@ def _as_tensor(value: Any) -> Any:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _damaged(filename: str, error: Exception) -> CheckpointError:
+def _damaged(filename: str, reason: str) -> CheckpointError:
     return DamagedCheckpointError(
         f"Checkpoint '{filename}' cannot be read; it is damaged or incomplete "
-        f"({one_line(error)[:200]}). Fetch or write it again."
+        f"({reason}). Fetch or write it again."
     )
 
 
@@ -180,6 +213,7 @@ def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
     allowed = [
         _number_from("numpy.core.multiarray"),  # NumPy 1
         _number_from("numpy._core.multiarray"),  # NumPy 2
+        _named(_encode, "_codecs", "encode"),  # torch allows it from 2.5 on
         np.dtype,
         *{type(number_type) for number_type in number_types},
     ]
@@ -190,7 +224,7 @@ def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def _safe_globals(allowed: list[Any]) -> Iterator[None]:
     """What ``torch.serialization.safe_globals`` does, which torch 2.4 does not have yet."""
-    before = torch.serialization.get_safe_globals()
+    before = list(torch.serialization.get_safe_globals())  # there, the list itself is given
     torch.serialization.add_safe_globals(allowed)
     try:
         yield
@@ -205,9 +239,18 @@ def _number_from(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
     def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
         return np.frombuffer(data, dtype, count=1)[0]
 
-    scalar.__module__ = module
-    scalar.__qualname__ = scalar.__name__
-    return scalar
+    return _named(scalar, module, "scalar")
+
+
+def _named(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
+    """``function`` under the name by which torch's reader finds what a pickle asks for."""
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    call.__module__ = module
+    call.__name__ = call.__qualname__ = name
+    return call
 
 
 def load_arrays(file: IO[bytes]) -> Any:

@@ -28,7 +28,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     DETECTRON2_DATASETS names. The last line printed is the path of the picture with predictions.
     Exit status: 0; 2 for a mistake in config, data or checkpoint, before anything is written where
     possible, and for a full disk; 1 after a loss that is not finite, or when another process of
-    the run is gone; 130 after Ctrl-C; 143 after a SIGTERM, with a checkpoint to go on from.
+    the run is gone; 130 after Ctrl-C and 143 after a SIGTERM, with a checkpoint to go on from.
     """
     _add_run(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate, without training")

@@ -83,7 +83,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         config_file = config_path(config_file)
     try:
         with PathManager.open(config_file, "r") as file:
-            content = yaml.safe_load(file)
+            content = _parse(file.read(), config_file)
         if not isinstance(content, Mapping):
             raise ConfigError(
                 f"Config file '{config_file}' has to be a mapping of keys to values; it holds "
@@ -111,6 +111,13 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if refusal:
         raise ConfigError(f"Config file '{config_file}' {refusal}")
     cfg.SEMASK_VERSION = KEYS_VERSION
+
+
+def _parse(text: str, config_file: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ConfigError(f"Config file '{config_file}' is nested too deeply.") from error
 
 
 def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:

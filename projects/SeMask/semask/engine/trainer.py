@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import traceback
 import weakref
 from typing import Any
 
@@ -21,7 +22,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
-from semask.data.loading.training_loader import TrainingLoader, loading_processes
+from semask.data.loading.training_loader import (
+    TrainingLoader,
+    is_lost_loader,
+    loading_processes,
+)
 from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
 from semask.engine.best_checkpoint import best_checkpoints
 from semask.engine.compilation import compile_for_training
@@ -35,7 +40,7 @@ from semask.engine.hooks import (
 )
 from semask.engine.launch.distributed import watched_peers
 from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoints
-from semask.engine.launch.preemption import Preempted, StopHook, StopRequest
+from semask.engine.launch.preemption import Interrupted, Preempted, StopHook, StopRequest
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
 from semask.engine.restored import check_optimizer_state, find_restored
@@ -139,7 +144,10 @@ class Trainer(DefaultTrainer):
                 continue
             is_main = comm.is_main_process()
             hooks += [FirstStepHook(self.cfg.MODEL.DEVICE), PriorLossWatch()] if is_main else []
-            hooks += [StopHook(), EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)]
+            hooks += [
+                StopHook(self._stop_request),
+                EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate),
+            ]
             hooks += [PanelsHook(self.cfg)] if is_main else []
             hooks += [UnreadableFilesHook(self.data_loader.unreadable)]
         return hooks
@@ -193,13 +201,14 @@ class Trainer(DefaultTrainer):
             )
 
     def train(self) -> Any:
-        """Train to the end, or until a SIGTERM.
+        """Train to the end, or until a SIGTERM or Ctrl-C.
 
         Returns:
             As ``DefaultTrainer.train``.
 
         Raises:
             Preempted: after a SIGTERM, with a checkpoint written.
+            Interrupted: after a Ctrl-C, the same; a second one raises KeyboardInterrupt at once.
             NonFiniteLossError: a loss is infinite or NaN.
             DataError: the data cannot be used.
             ConfigError: another run is writing to OUTPUT_DIR, or it has checkpoints that this one
@@ -210,7 +219,7 @@ class Trainer(DefaultTrainer):
             with watched_peers() as left, self._stop_request.listening():
                 try:
                     results = super().train()
-                except Preempted:
+                except (Preempted, Interrupted):
                     left.set()  # the others may be gone before the checkpoint is written
                     self._save_before_leaving()
                     raise
@@ -233,7 +242,14 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         """One optimizer step."""
         self._trainer.iter = self.iter
-        self.stop_agreed = self._trainer.run_step(stop=self._stop_request.received)
+        try:
+            self.stop_agreed = self._trainer.run_step(stop=self._stop_request.received)
+        except RuntimeError as error:
+            if is_lost_loader(error):
+                # As long as the iterator is there, PyTorch raises the same again at any moment.
+                traceback.clear_frames(error.__traceback__)
+                self._trainer.close()
+            raise
         if self.ema is not None:
             self.ema.update()
 

@@ -15,7 +15,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 
-from semask.utils.files import replacing
+from semask.utils.files import read_json, replacing
 
 RESULT_FILE = "instance_evaluation.json"
 # What Detectron2's COCOEvaluator writes.
@@ -142,8 +142,7 @@ class RecordedEvaluation(DatasetEvaluator):
 
     def _detections(self) -> dict[Any, list[dict[str, Any]]]:
         """The predictions of each image."""
-        with open(os.path.join(self._folder, DETECTIONS_FILE), encoding="utf-8") as file:
-            detections = json.load(file)
+        detections = read_json(os.path.join(self._folder, DETECTIONS_FILE))
         by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for detection in detections:
             by_image[detection["image_id"]].append(detection)

@@ -4,7 +4,6 @@ It is made of the file that ``RecordedEvaluation`` writes. Only the few images i
 predicted again.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from semask.inference.model_outputs import Mapper, evaluating
 from semask.report.charts import spread_chart
 from semask.report.instance_pictures import show_instances
 from semask.report.page import modification_date, render
-from semask.utils.files import replacing
+from semask.utils.files import read_json, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +116,7 @@ def write_instance_report(
 def _read(source: str, dataset_name: str) -> dict[str, Any]:
     """The evaluation's result file."""
     try:
-        with open(source, encoding="utf-8") as file:
-            document = json.load(file)
+        document = read_json(source)
     except FileNotFoundError as error:
         raise DataError(f"There is no evaluation '{source}' to report on.") from error
     except ValueError as error:

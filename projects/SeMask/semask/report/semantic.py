@@ -5,7 +5,6 @@ It is made of the result file that ``SemSegConfusionEvaluator`` writes with the 
 costs no memory and little time: the confidences of each image, and a score of it.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from semask.report.charts import (
 )
 from semask.report.page import modification_date, render
 from semask.report.pictures import ShownImage, show_image
-from semask.utils.files import replacing
+from semask.utils.files import read_json, replacing
 from semask.utils.palette import class_colors
 
 logger = logging.getLogger(__name__)
@@ -133,8 +132,7 @@ def _read(source: str, dataset_name: str) -> dict[str, Any]:
     """The evaluation's result file, with everything that a report needs."""
     hint = "Evaluate with TEST.REPORT True."
     try:
-        with open(source, encoding="utf-8") as file:
-            document = json.load(file)
+        document = read_json(source)
     except FileNotFoundError as error:
         raise DataError(f"There is no evaluation '{source}' to report on. {hint}") from error
     except ValueError as error:

@@ -1,13 +1,16 @@
 """Files that are either complete or not there."""
 
 import contextlib
+import json
 import os
 import re
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from detectron2.utils.file_io import PathManager
 
 
 @contextlib.contextmanager
@@ -34,6 +37,32 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: a file, or a URL that Detectron2's ``PathManager`` fetches.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    with PathManager.open(path, "r", encoding="utf-8") as file:
+        return parse_json(file.read())
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def remove_temporaries(folder: str) -> None:

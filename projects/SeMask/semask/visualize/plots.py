@@ -1,6 +1,5 @@
 """The curves of training runs, read from their metrics.json."""
 
-import json
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from semask.errors import UserError
-from semask.utils.files import replacing
+from semask.utils.files import parse_json, replacing
 
 FILE_NAME = "metrics.json"
 # Okabe and Ito's colours, which can be told apart without full colour vision.
@@ -150,7 +149,7 @@ def _parsed(line: str, file_name: str, number: int, *, is_last: bool) -> dict[st
 def _json(text: str) -> dict[str, Any] | None:
     """An object with an iteration and numbers, or None."""
     try:
-        entry = json.loads(text)
+        entry = parse_json(text)
     except ValueError:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):

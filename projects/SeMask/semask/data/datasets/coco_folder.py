@@ -1,6 +1,5 @@
 """Own datasets in COCO's format: a folder of images and a file of annotations."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +8,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
 from semask.data.datasets.catalog import is_registered
 from semask.errors import DataError
+from semask.utils.files import read_json
 from semask.utils.text import pluralize
 
 _ANNOTATION_KEYS = ("id", "iscrowd", "bbox", "keypoints", "segmentation")
@@ -139,12 +138,11 @@ def load_coco_folder(
 def _read(json_file: str, hint: str, *, allow_outside: bool) -> dict[str, list[dict[str, Any]]]:
     """The file's content, whose parts have been found to belong together."""
     try:
-        with PathManager.open(json_file, "r", encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(json_file)
     except FileNotFoundError as error:
         alone = "Images alone can be looked at with `semask predict`."
         raise DataError(f"There is no annotation file '{json_file}'. {hint or alone}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
     found = list(_wrong_form(content)) or [*_contradictions(content), *_wrong_values(content)]

@@ -4,12 +4,17 @@ Image number p of a run is the same, with the same augmentation, however many pr
 loading processes and accumulation steps share the work, and wherever the run was resumed.
 """
 
+import functools
 import logging
+import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -20,8 +25,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from semask.data.loading.unreadable import ReadableBatches, UnreadableFiles
 from semask.utils.randomness import image_randomness, shuffled
 
-# Seconds after which a data loading process ends by itself once it has been told to.
+# Seconds that a data loading process has for its last image, once it is not needed any more.
 _FAREWELL = 30
+
+
+class LostLoaderError(RuntimeError):
+    """A data loading process has ended, which nobody has told it to."""
 
 
 class TrainingLoader:
@@ -73,18 +82,31 @@ class TrainingLoader:
 
         Raises:
             DataError: an image or a label map cannot be used.
+            RuntimeError: a data loading process is gone; see ``is_lost_loader``.
         """
+        unneeded = multiprocessing.RawValue("b", 0)  # shared with the data loading processes
+        # Also where this process ends with the iterator in use.
+        finish = Finalize(None, _set, args=(unneeded,), exitpriority=10)
         loader = DataLoader(
             _ReproducibleDataset(self._dataset, self.seed),
             batch_sampler=_Places(self),
             num_workers=self._num_workers,
             collate_fn=list,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=functools.partial(_prepare_worker, unneeded),
         )
-        for number, batch in enumerate(ReadableBatches(loader, self.unreadable), start=1):
-            if number % self._accumulate_steps == 0:
-                self.position += self._images_per_step
-            yield batch
+        stream = iter(loader)
+        try:
+            for number, batch in enumerate(ReadableBatches(stream, self.unreadable), start=1):
+                if number % self._accumulate_steps == 0:
+                    self.position += self._images_per_step
+                yield batch
+        except (RuntimeError, OSError, EOFError) as error:
+            if is_lost_loader(error) or not _is_gone(getattr(stream, "_workers", [])):
+                raise
+            # Whatever was being received from the process fails, each time with another error.
+            raise LostLoaderError(f"{type(error).__name__}: {error}") from error
+        finally:
+            finish()
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is, between two steps."""
@@ -137,22 +159,45 @@ class _ReproducibleDataset(Dataset[dict[str, Any]]):
             return self._dataset[index]
 
 
-def _prepare_worker(_number: int) -> None:
-    """Let a data loading process outlive a SIGTERM to the whole process group.
+def is_lost_loader(error: BaseException) -> bool:
+    """Whether an error says that a data loading process is gone; PyTorch has no class for it."""
+    return isinstance(error, LostLoaderError) or (
+        isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    )
 
-    The main process has to finish its step and to write a checkpoint then, for which it needs
-    the batch; it ends its data loading processes itself.
+
+def _is_gone(processes: Sequence[BaseProcess]) -> bool:
+    """Whether any of them has ended, or does so within a second."""
+    return bool(wait([process.sentinel for process in processes], timeout=1))
+
+
+def _set(flag: Any) -> None:
+    flag.value = 1
+
+
+def _prepare_worker(unneeded: Any, _number: int) -> None:
+    """Let a data loading process outlive a SIGTERM or SIGINT to the whole process group.
+
+    The main process has to finish its step, however long that takes, and to write a checkpoint
+    then, for which it needs the batch; it ends its data loading processes itself.
+
+    Args:
+        unneeded: shared flag that the main process sets when it needs no more batches.
     """
     parent = os.getppid()
 
-    def end_later(_signal: int, _frame: FrameType | None) -> None:
-        if os.getppid() != parent:
-            sys.exit(0)
-        timer = threading.Timer(_FAREWELL, os._exit, args=(0,))
-        timer.daemon = True
-        timer.start()
+    def leave() -> None:
+        while os.getppid() == parent and not unneeded.value:
+            time.sleep(1)
+        if os.getppid() == parent:
+            time.sleep(_FAREWELL)
+        os._exit(0)
 
-    signal.signal(signal.SIGTERM, end_later)
+    def begin_to_leave(_signal: int, _frame: FrameType | None) -> None:
+        threading.Thread(target=leave, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, begin_to_leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def loading_processes(wanted: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from semask.data.loading.training_loader import is_lost_loader
 from semask.engine.launch.distributed import LOST_PEER, is_lost_peer
 from semask.engine.train_step import NonFiniteLossError
 from semask.errors import (
@@ -22,6 +23,11 @@ from semask.utils.text import one_line
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
 
 MAKE_ROOM = "Make room for OUTPUT_DIR; --resume goes on from the last checkpoint, if there is one."
+LOST_LOADER = (
+    "A data loading process has been killed, most often because the machine has too little "
+    "memory: lower DATALOADER.NUM_WORKERS or SOLVER.IMS_PER_BATCH. --resume goes on from the last "
+    "checkpoint."
+)
 # What to do where the message of an error, which other programs give too, does not say it.
 ADVICE: dict[type[Exception], str] = {
     MissingCheckpointError: (
@@ -37,8 +43,8 @@ def exit_statuses() -> Iterator[None]:
 
     Raises:
         SystemExit: with 2 for a mistake in config, data or checkpoint and for a full disk, 1 for a
-            loss that is not finite or another process that is gone, 130 after Ctrl-C. Other errors
-            stay as they are.
+            loss that is not finite or another process that is gone (of the run, or one that loads
+            data), 130 after Ctrl-C. Other errors stay as they are.
     """
     try:
         yield
@@ -55,6 +61,9 @@ def exit_statuses() -> Iterator[None]:
         if _is_full_disk(error):
             print(f"The disk is full: {one_line(error)}. {MAKE_ROOM}", file=sys.stderr)
             raise SystemExit(2) from None
+        if is_lost_loader(error):
+            print(f"{LOST_LOADER} ({one_line(error)})", file=sys.stderr)
+            raise SystemExit(1) from None
         if not is_lost_peer(error):
             raise
         print(f"{LOST_PEER} ({one_line(error)})", file=sys.stderr)
@@ -70,7 +79,12 @@ def exit_statuses() -> Iterator[None]:
 def is_expected(error: BaseException) -> bool:
     """Whether ``exit_statuses`` has a message for an error, so that nobody needs its traceback."""
     known = (*USER_ERRORS, NonFiniteLossError, ProcessExitedException)
-    return isinstance(error, known) or _is_full_disk(error) or is_lost_peer(error)
+    return (
+        isinstance(error, known)
+        or _is_full_disk(error)
+        or is_lost_peer(error)
+        or is_lost_loader(error)
+    )
 
 
 def _is_full_disk(error: BaseException) -> bool:

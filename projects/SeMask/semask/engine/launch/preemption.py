@@ -1,4 +1,4 @@
-"""A run that is told to end (SIGTERM) writes a checkpoint and leaves with status 143."""
+"""A run that is told to end (SIGTERM, Ctrl-C) writes a checkpoint first (status 143, 130)."""
 
 import contextlib
 import logging
@@ -6,15 +6,22 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
 # What a shell gives for a process that SIGTERM has ended.
 EXIT_STATUS = 128 + signal.SIGTERM
+# Seconds in which a second SIGINT is the same Ctrl-C: a terminal sends it to all processes, and
+# those that have started others pass it on.
+SAME_CTRL_C = 1.0
+FAREWELL = b"\nInterrupted: a checkpoint is written first. Ctrl-C again ends at once.\n"
 
 
 class Preempted(SystemExit):
@@ -24,57 +31,84 @@ class Preempted(SystemExit):
         super().__init__(EXIT_STATUS)
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run ends after a Ctrl-C, with a checkpoint; nothing is lost."""
+
+
 class StopRequest:
-    """Whether this process has got a SIGTERM.
+    """Whether this process has got a SIGTERM or a SIGINT (Ctrl-C).
 
     In the middle of a training step it is only noted, so that all processes of a run can end
-    after the same step; where nothing is half done, as in an evaluation, it acts at once.
+    after the same step; where nothing is half done, as in an evaluation, it acts at once. A second
+    Ctrl-C always does, without a checkpoint.
     """
 
     def __init__(self) -> None:
         self.received = False
         self._at_once = False
         self._process = os.getpid()
+        self._number = signal.SIGTERM
+        self._time = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, a SIGTERM is noted instead of ending the process."""
+        """Within it, a signal is noted instead of ending the process."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python gives signals to the main thread alone
             return
-        before = signal.signal(signal.SIGTERM, self._receive)
+        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._receive)}
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as behind nohup
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, self._receive)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it, a SIGTERM raises ``Preempted`` at whatever is being done.
+        """Within it, a signal raises what ``leave`` does at whatever is being done.
 
         Raises:
-            Preempted: also where one has come before.
+            Preempted, Interrupted: also where one has come before.
         """
         self._at_once = True
         try:
             if self.received:
-                raise Preempted
+                self.leave()
             yield
         finally:
             self._at_once = False
 
-    def _receive(self, _signal: int, _frame: FrameType | None) -> None:
+    def leave(self) -> NoReturn:
+        """
+        Raises:
+            Interrupted: after a Ctrl-C to this process.
+            Preempted: after a SIGTERM, or what another process of the run has got.
+        """
+        raise Interrupted if self._number == signal.SIGINT else Preempted
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a data loading process of an evaluation
             os._exit(0)
+        first, now = not self.received, time.monotonic()
+        if number == signal.SIGINT and not first:
+            if now - self._time < SAME_CTRL_C:
+                return
+            raise KeyboardInterrupt
         self.received = True
+        if first:
+            self._number, self._time = signal.Signals(number), now
+            if number == signal.SIGINT and comm.is_main_process():
+                os.write(2, FAREWELL)  # a handler must not use Python's buffered streams
         if self._at_once:
             self._at_once = False  # a second one must not disturb the way out
-            raise Preempted
+            self.leave()
 
 
 @contextlib.contextmanager
 def passed_on(*, enabled: bool = True) -> Iterator[None]:
-    """Within it, a SIGTERM goes to the processes that this one has started, and they decide.
+    """Within it, a signal goes to the processes that this one has started, and they decide.
 
     Args:
         enabled: False does nothing.
@@ -83,24 +117,35 @@ def passed_on(*, enabled: bool = True) -> Iterator[None]:
         yield
         return
 
-    def pass_on(_signal: int, _frame: FrameType | None) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         processes = multiprocessing.active_children()
         if not processes:
-            raise Preempted
+            raise KeyboardInterrupt if number == signal.SIGINT else Preempted
         for process in processes:
-            process.terminate()
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopHook(HookBase):
     """End the training after a step in which a process of the run was told to."""
 
+    def __init__(self, request: StopRequest) -> None:
+        """
+        Args:
+            request: of this process.
+        """
+        self._request = request
+
     def after_step(self) -> None:
         if self.trainer.stop_agreed:
-            logger.warning("Told to end (SIGTERM) after iteration %d", self.trainer.iter)
-            raise Preempted
+            logger.warning("Told to end after iteration %d", self.trainer.iter)
+            self._request.leave()

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
 from semask.errors import ConfigError
-from semask.utils.files import remove_temporaries
+from semask.utils.files import read_json, remove_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,7 @@ def _write_holder(descriptor: int) -> None:
 def _holder(path: str) -> str:
     """Who has the lock, as far as its file tells."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        values = read_json(path)
         return f" (process {values['process']} on {values['host']}, since {values['since']})"
     except (OSError, ValueError, LookupError, TypeError):
         return ""

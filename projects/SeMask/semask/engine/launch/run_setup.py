@@ -16,7 +16,7 @@ from semask.engine.launch.exit_status import is_expected
 from semask.ops.apply import select_fast_paths
 from semask.ops.malloc import keep_freed_memory
 from semask.utils.device import Torchrun
-from semask.utils.files import replacing
+from semask.utils.files import read_json, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,6 @@ def _last(output_dir: str) -> list[int] | None:
 
 def _mark(output_dir: str) -> list[int] | None:
     try:
-        with open(os.path.join(output_dir, MARK), encoding="utf-8") as file:
-            return json.load(file)
+        return read_json(os.path.join(output_dir, MARK))
     except (OSError, ValueError):
         return None

@@ -24,7 +24,7 @@ from semask.data.datasets.catalog import datasets_root, register_sem_seg
 from semask.data.datasets.scenes.painting import CLASSES, COLORS
 from semask.data.datasets.scenes.render import GENERATOR_VERSION, render_scene
 from semask.errors import DataError
-from semask.utils.files import remove_temporaries, replacing
+from semask.utils.files import read_json, remove_temporaries, replacing
 
 # Windows has no such module, and the dataset can do without.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -124,8 +124,7 @@ def _mark(kind: str, split: str, index: int) -> str:
 def _finished(folder: str, splits: Mapping[str, int]) -> _Records | None:
     """What the manifest lists, if it is this dataset's and all the files are there, whole."""
     try:
-        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
-            manifest = json.load(file)
+        manifest = read_json(os.path.join(folder, _MANIFEST))
         records: _Records = manifest["files"]
         same = manifest["dataset"] == _identity(splits) and all(
             os.path.getsize(_path(folder, kind, split, index)) == records[split][index][kind]
