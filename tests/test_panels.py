@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from semask.errors import ConfigError, DataError
-from semask.report.panels import render_panels, save_picture
+from semask.report.panels import render_panels
 from semask.utils.palette import class_colors
 from semask.visualize import drawing
-from semask.visualize.drawing import Panel, compose_panels
+from semask.visualize.drawing import Panel, compose_panels, save_picture
 
 Inputs = list[dict[str, Any]]
 Outputs = list[dict[str, torch.Tensor]]

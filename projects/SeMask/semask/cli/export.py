@@ -7,6 +7,7 @@ import os
 from semask.errors import ConfigError
 from semask.inference.export import largest_difference, save_onnx, save_program
 from semask.inference.predictor import Predictor
+from semask.tasks import build_task
 
 WRITERS = {".onnx": save_onnx, ".pt2": save_program}
 
@@ -17,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     if suffix not in WRITERS:
         raise ConfigError(f"--output '{args.output}' has to end in {' or '.join(WRITERS)}.")
     predictor = Predictor(args.config, args.weights, device="cpu", overrides=args.opts)
-    height, width = args.size or predictor.cfg.INPUT.CROP.SIZE
+    height, width = args.size or build_task(predictor.cfg).training_size()
     size = (int(height), int(width))
     WRITERS[suffix](predictor.model, size, args.output)
     print(f"Input: image (1, 3, {size[0]}, {size[1]}), {predictor.cfg.INPUT.FORMAT}, 0..255")

@@ -2,13 +2,11 @@
 
 import argparse
 import glob
-import json
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +15,7 @@ from semask.data.checks.report import dark_words
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
-from semask.inference.prediction import InstancePrediction, Prediction, panoptic_picture
+from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor, read_config
 from semask.inference.video import (
     VIDEO_EXTENSIONS,
@@ -25,10 +23,9 @@ from semask.inference.video import (
     VideoWriter,
     writing_video,
 )
-from semask.report.panels import save_picture
 from semask.tasks import build_task
-from semask.utils.files import replacing, without_suffixes
-from semask.visualize.drawing import draw_legend
+from semask.utils.files import without_suffixes
+from semask.visualize.drawing import save_picture
 
 
 def find_inputs(inputs: Sequence[str], output: Path) -> dict[Path, str]:
@@ -103,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
             else:
                 last = segment_image(predictor, file, name, args)
                 dark += is_nearly_black(last.image)
-            described = described or describe_classes(last, args.output)
+            if last is not None and not described:
+                last.save_classes(args.output)
+                described = True
         except DataError as error:
             tqdm.write(f"Left out: {error}", file=sys.stderr)
             problems += 1
@@ -122,18 +121,18 @@ def load_predictor(args: argparse.Namespace) -> ImagePredictor:
 
 def segment_image(
     predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
-) -> Prediction | InstancePrediction:
+) -> ImagePrediction:
     """Write the pictures and labels, or instances, of one image, and return them."""
     prediction = predictor(file, priors=args.priors)
-    for kind, picture in pictures(prediction, args).items():
+    for kind, picture in _pictures(prediction, args).items():
         save_picture(picture, str(Path(args.output) / kind / f"{name}.png"))
-    save_answer(prediction, args.output, name)
+    prediction.save(args.output, name)
     return prediction
 
 
 def segment_video(
     predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
-) -> Prediction | InstancePrediction | None:
+) -> ImagePrediction | None:
     """Write the videos of one video, a frame at a time; returns the last one's prediction."""
     prediction = None
     output = Path(args.output)
@@ -143,66 +142,15 @@ def segment_video(
         progress = tqdm(frames, total=total, unit="frame", leave=False, disable=None)
         for index, frame in enumerate(progress):
             prediction = predictor(frame, priors=args.priors)
-            for kind, picture in pictures(prediction, args).items():
+            for kind, picture in _pictures(prediction, args).items():
                 if kind not in writers:
                     path = output / kind / f"{name}.{args.video_format}"
                     writers[kind] = stack.enter_context(writing_video(path, frames.frame_rate))
                 writers[kind].write(picture)
             if args.video_labels:
-                save_answer(prediction, args.output, os.path.join(name, f"{index:06}"))
+                prediction.save(args.output, os.path.join(name, f"{index:06}"))
     return prediction
 
 
-def describe_classes(prediction: Prediction | InstancePrediction | None, output: str) -> bool:
-    """Write ``classes.json``, and ``legend.png`` where classes have colours; whether it is done."""
-    if prediction is None:
-        return False
-    names: tuple[str, ...]
-    colors: np.ndarray | None
-    if isinstance(prediction, Prediction):
-        names, colors = prediction.class_names, prediction.colors
-        content = _with_colors(names, prediction.colors)
-    else:
-        ids = zip(prediction.class_names, prediction.category_ids, strict=True)
-        content = [{"index": n, "name": name, "id": given} for n, (name, given) in enumerate(ids)]
-        names, colors = prediction.stuff_names, prediction.stuff_colors
-    description = {"classes": content}
-    if isinstance(prediction, InstancePrediction) and colors is not None:
-        description["stuff"] = _with_colors(names, colors)
-    _save_json(description, os.path.join(output, "classes.json"))
-    if colors is not None:
-        save_picture(draw_legend(names, colors), os.path.join(output, "legend.png"))
-    return True
-
-
-def _with_colors(names: Sequence[str], colors: np.ndarray) -> list[dict[str, Any]]:
-    pairs = zip(names, colors.tolist(), strict=True)
-    return [{"index": index, "name": n, "color": color} for index, (n, color) in enumerate(pairs)]
-
-
-def pictures(
-    prediction: Prediction | InstancePrediction, args: argparse.Namespace
-) -> dict[str, np.ndarray]:
-    """What is drawn, by the name of its folder; (H, W, 3) uint8, RGB."""
-    if isinstance(prediction, InstancePrediction):
-        overlay = prediction.overlay(args.alpha, args.min_score)
-    else:
-        overlay = prediction.overlay(args.alpha)
-    return {"overlay": overlay, **prediction.prior_pictures()}
-
-
-def save_answer(prediction: Prediction | InstancePrediction, output: str, name: str) -> None:
-    """Write labels, or instances and segments, of one image."""
-    if isinstance(prediction, Prediction):
-        save_picture(prediction.labels, os.path.join(output, "labels", f"{name}.png"))
-        return
-    _save_json(prediction.coco_results(name), os.path.join(output, "instances", f"{name}.json"))
-    if prediction.panoptic is not None:
-        path = os.path.join(output, "panoptic", name)
-        save_picture(panoptic_picture(prediction.panoptic), f"{path}.png")
-        _save_json(list(prediction.segments), f"{path}.json")
-
-
-def _save_json(content: Any, path: str) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(content).encode())
+def _pictures(prediction: ImagePrediction, args: argparse.Namespace) -> dict[str, np.ndarray]:
+    return prediction.pictures(alpha=args.alpha, min_score=args.min_score)

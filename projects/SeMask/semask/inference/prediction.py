@@ -1,5 +1,8 @@
 """What a predictor returns for one image, and the pictures of it."""
 
+import json
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +11,48 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from semask.utils.files import replacing
+from semask.visualize.drawing import draw_legend, save_picture
 from semask.visualize.instances import detection_texts, draw_instances, draw_stuff
 
 
+class ImagePrediction(ABC):
+    """What ``semask predict`` asks of a prediction; every task's predictor returns one.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB, upright.
+    """
+
+    image: np.ndarray
+
+    @abstractmethod
+    def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
+        """What is drawn: "overlay", and the priors where they were asked for.
+
+        Args:
+            alpha: opacity of what is laid over the image, 0 to 1.
+            min_score: instances with a lower score are left out.
+
+        Returns:
+            {name: (H, W, 3) uint8, RGB}.
+        """
+
+    @abstractmethod
+    def save(self, folder: str, name: str) -> None:
+        """Write the prediction as data, such as a label map; older files are replaced.
+
+        Args:
+            folder: the output folder; files go into folders in it, by their kind.
+            name: of the image, without suffix; may have folders in it.
+        """
+
+    @abstractmethod
+    def save_classes(self, folder: str) -> None:
+        """Write ``classes.json``, and ``legend.png`` where classes have colours."""
+
+
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class Prediction(ImagePrediction):
     """The segmentation of one image of height H and width W into K classes.
 
     Attributes:
@@ -64,6 +104,22 @@ class Prediction:
         """
         return enlarged_priors(self.priors or {}, self.colors, self.labels.shape)
 
+    def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
+        """See :class:`ImagePrediction`; no pixel is left out for its score."""
+        return {"overlay": self.overlay(alpha), **self.prior_pictures()}
+
+    def save(self, folder: str, name: str) -> None:
+        """Write ``labels/NAME.png``."""
+        save_picture(self.labels, os.path.join(folder, "labels", f"{name}.png"))
+
+    def save_classes(self, folder: str) -> None:
+        """See :class:`ImagePrediction`."""
+        _save_json(
+            {"classes": _with_colors(self.class_names, self.colors)},
+            os.path.join(folder, "classes.json"),
+        )
+        save_picture(draw_legend(self.class_names, self.colors), os.path.join(folder, "legend.png"))
+
 
 def check_opacity(alpha: float) -> None:
     """
@@ -95,7 +151,7 @@ def enlarged_priors(
 
 
 @dataclass(frozen=True, eq=False)
-class InstancePrediction:
+class InstancePrediction(ImagePrediction):
     """N instances in an image of height H and width W, the most certain first.
 
     Attributes:
@@ -206,6 +262,29 @@ class InstancePrediction:
                 result["segmentation"] = rle(mask)
         return results
 
+    def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
+        """See :class:`ImagePrediction`."""
+        return {"overlay": self.overlay(alpha, min_score), **self.prior_pictures()}
+
+    def save(self, folder: str, name: str) -> None:
+        """Write ``instances/NAME.json``, and ``panoptic/NAME.png`` and ``.json`` of segments."""
+        _save_json(self.coco_results(name), os.path.join(folder, "instances", f"{name}.json"))
+        if self.panoptic is not None:
+            path = os.path.join(folder, "panoptic", name)
+            save_picture(panoptic_picture(self.panoptic), f"{path}.png")
+            _save_json(list(self.segments), f"{path}.json")
+
+    def save_classes(self, folder: str) -> None:
+        """See :class:`ImagePrediction`; "stuff" and the legend are those of the semantic map."""
+        ids = zip(self.class_names, self.category_ids, strict=True)
+        classes = [{"index": n, "name": name, "id": given} for n, (name, given) in enumerate(ids)]
+        description = {"classes": classes}
+        if self.stuff_colors is not None:
+            description["stuff"] = _with_colors(self.stuff_names, self.stuff_colors)
+            legend = draw_legend(self.stuff_names, self.stuff_colors)
+            save_picture(legend, os.path.join(folder, "legend.png"))
+        _save_json(description, os.path.join(folder, "classes.json"))
+
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
     """An (H, W) mask as COCO's compressed run lengths, in plain types."""
@@ -224,3 +303,13 @@ def panoptic_picture(panoptic: np.ndarray) -> np.ndarray:
     """
     shifts: Sequence[int] = (0, 8, 16)
     return np.stack([(panoptic >> shift) & 255 for shift in shifts], axis=-1).astype(np.uint8)
+
+
+def _with_colors(names: Sequence[str], colors: np.ndarray) -> list[dict[str, Any]]:
+    pairs = zip(names, colors.tolist(), strict=True)
+    return [{"index": index, "name": n, "color": color} for index, (n, color) in enumerate(pairs)]
+
+
+def _save_json(content: Any, path: str) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(content).encode())

@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import read_image, rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
 from semask.inference.model_outputs import class_map, gives_scores, predict
-from semask.inference.prediction import Prediction
+from semask.inference.prediction import ImagePrediction, Prediction
 from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors
 from semask.ops.apply import apply_fast_paths, select_fast_paths
@@ -84,7 +84,7 @@ class ImagePredictor(ABC):
         """Whether the model has semantic layers, and so prior maps to show."""
 
     @abstractmethod
-    def __call__(self, image: AnyImage, *, priors: bool = False) -> Any:
+    def __call__(self, image: AnyImage, *, priors: bool = False) -> ImagePrediction:
         """The prediction for one image.
 
         Args:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 from torch import nn
 
 from semask.data.reading import read_image, read_label
 from semask.errors import ConfigError, DataError, UnreadableError
 from semask.inference.model_outputs import Mapper, class_map, evaluating, predict
-from semask.utils.files import replacing
 from semask.utils.palette import class_colors
 from semask.visualize.drawing import Panel, compose_panels
 
@@ -58,17 +56,6 @@ def render_panels(
     with evaluating(model) as model:
         panels = list(_readable_panels(model, records, mapper, ignore_label))
     return compose_panels(panels, colors=colors, ignore_label=ignore_label, class_names=names)
-
-
-def save_picture(picture: np.ndarray, path: str) -> None:
-    """Write an RGB picture as PNG; an older file stays as it was until the new one is complete.
-
-    Args:
-        picture: (H, W, 3) uint8.
-        path: the file to write; missing folders are made.
-    """
-    with replacing(path) as file:
-        Image.fromarray(picture).save(file, format="PNG")
 
 
 def _evenly_spaced(

@@ -22,10 +22,11 @@ from semask.evaluation.metric import Metric
 from semask.evaluation.prediction_files import PredictionFiles
 from semask.evaluation.sem_seg_evaluator import SemSegConfusionEvaluator
 from semask.inference.predictor import Predictor
-from semask.report.panels import render_panels, save_picture
+from semask.report.panels import render_panels
 from semask.report.semantic import report_metrics, write_report
 from semask.tasks.base import TASK_REGISTRY, Task
 from semask.utils.palette import class_colors
+from semask.visualize.drawing import save_picture
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from semask.utils.files import replacing
+
 TITLES = ("Image", "Ground truth", "Prediction", "Semantic prior")
 # Every image is shrunk to fit into this (width, height), or enlarged by a whole number.
 MAP_BOX = (400, 360)
@@ -240,3 +242,14 @@ def write_text(
 ) -> None:
     """One line of text, its upper left corner at ``position`` (x, y)."""
     draw.text(position, text, font=_font(size), fill=color)
+
+
+def save_picture(picture: np.ndarray, path: str) -> None:
+    """Write an RGB picture as PNG; an older file stays as it was until the new one is complete.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        path: the file to write; missing folders are made.
+    """
+    with replacing(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")
