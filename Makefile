@@ -54,7 +54,7 @@ format: $(READY) ## format the code and repair what can be
 	$(BIN)/ruff check --fix .
 
 lock: $(READY) ## choose the newest versions again, for the lock files
-	$(BIN)/uv pip compile $(COMPILE) --extra dev --extra onnx setup.cfg requirements.in -o requirements.lock
+	$(BIN)/uv pip compile $(COMPILE) --extra dev --extra onnx --extra timm setup.cfg requirements.in -o requirements.lock
 	printf 'setuptools\nuv\nwheel\n' | \
 	  $(BIN)/uv pip compile $(COMPILE) -c requirements.lock - -o requirements-tools.lock
 	printf 'pb1-detectron2==0.6\n' | \

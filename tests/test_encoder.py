@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
-from semask.modeling import HierarchicalEncoder, SemanticLayer, SeMaskBackbone
+from semask.modeling import HierarchicalEncoder, SemanticLayer, SeMaskBackbone, SeMaskSwin
 from semask.ops.apply import FAST_PATHS, apply_fast_paths
 
 CLASSES = 4
@@ -109,9 +109,34 @@ def test_frozen_stages() -> None:
     assert not backbone.semantic_layers["res2"].training
 
 
+def test_with_gamma_0_the_encoder_is_unchanged() -> None:
+    """Where the normalisation stands on the branch, not where it stands in the residual stream."""
+    image = torch.randn(1, 3, 37, 50)
+    plain = build(semantic_attention=("none",) * 3).eval()(image)
+    for norm in ("branch", "stream"):
+        backbone = build(semantic_norm=norm).eval()
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("gamma"):
+                nn.init.zeros_(parameter)
+        outputs = backbone(image)
+        assert all(torch.equal(outputs[name], plain[name]) for name in plain) == (norm == "branch")
+
+
+def test_swin_has_the_norm_in_the_residual_stream_as_published() -> None:
+    image = torch.randn(1, 3, 32, 32)
+    settings: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    backbone = SeMaskSwin(**settings, semantic_classes=CLASSES).eval()
+    x = backbone.encoder.stem(image)
+    for name, stage in zip(backbone.names, backbone.encoder.stages, strict=True):
+        x = backbone.semantic_layers[name].norm(stage(x))  # all that a gamma of 0 leaves
+    expected = backbone.output_norms["res5"](x).permute(0, 3, 1, 2)
+    torch.testing.assert_close(backbone(image)["res5"], expected)
+
+
+@pytest.mark.parametrize("norm", ["branch", "stream"])
 @pytest.mark.parametrize("name", sorted(FAST_PATHS))
-def test_fast_forms_suit_its_semantic_layers(name: str) -> None:
-    plain, fast = build(), build()
+def test_fast_forms_suit_its_semantic_layers(name: str, norm: str) -> None:
+    plain, fast = build(semantic_norm=norm), build(semantic_norm=norm)
     apply_fast_paths(fast, {name})
     image = torch.randn(2, 3, 37, 50)
     with torch.inference_mode():

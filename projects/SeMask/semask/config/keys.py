@@ -57,13 +57,27 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Recompute a stage's activations in the backward pass instead of keeping them.
     cfg.MODEL.SWIN.ACTIVATION_CHECKPOINT = [False, False, False, False]
 
+    # ---- a network of timm, with MODEL.BACKBONE.NAME "SeMaskTimm"; lists: one entry per stage ----
+    cfg.MODEL.TIMM = CfgNode()
+    # As timm knows it, such as "convnext_tiny.dinov3_lvd1689m", or "mit_b0" to "mit_b5";
+    # docs/encoders.md lists the families that work.
+    cfg.MODEL.TIMM.NAME = ""
+    # Without MODEL.WEIGHTS, a training starts from timm's weights, out of its cache or the Hub.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Rate that stochastic depth reaches in the last block; 0 = the network's own default.
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
+    # As the keys of MODEL.SWIN. BatchNorm counts the batch twice in stages that are recomputed.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.TIMM.FREEZE_AT = 0
+    cfg.MODEL.TIMM.ACTIVATION_CHECKPOINT = [False, False, False, False]
+
     # ---- SeMask's semantic layers (arXiv 2112.12782, section 3) ----
     cfg.MODEL.SEMASK = CfgNode()
     # Semantic attention of each stage: "window", "global" or "none" (none anywhere = plain Swin).
     cfg.MODEL.SEMASK.ATTENTION = ["window", "window", "global", "global"]
     # Chained semantic attention blocks of each stage; 0 is the same as "none".
     cfg.MODEL.SEMASK.NUM_BLOCKS = [1, 1, 1, 1]
-    # Side of the semantic window; 0 = as MODEL.SWIN.WINDOW_SIZE.
+    # Side of the semantic window; 0 = as MODEL.SWIN.WINDOW_SIZE, with other encoders 7.
     cfg.MODEL.SEMASK.WINDOW_SIZE = 0
     # Classes of the semantic-prior maps; 0 = as MODEL.SEM_SEG_HEAD.NUM_CLASSES, and in detectors
     # as many as the prior's target has (PRIOR_TARGET below).
@@ -72,6 +86,11 @@ def add_semask_config(cfg: CfgNode) -> None:
     # layer in front of gamma is random, so that gamma learns; "published" = it is 0 as in the
     # published mask-classification models, so that neither ever learns.
     cfg.MODEL.SEMASK.INIT = "live"
+    # Where a semantic layer's normalisation stands: "stream" = the features that go on are
+    # normalised, as published for Swin; "branch" = only what the semantic attention sees is, so
+    # that with gamma 0 a pre-trained network is exactly unchanged. "auto" = "stream" for Swin, and
+    # "branch" for others.
+    cfg.MODEL.SEMASK.NORM = "auto"
     # Dropout at the end of a semantic attention block.
     cfg.MODEL.SEMASK.DROPOUT = 0.1
     # Detectors: what supervises the priors. "instances" = a map painted from the instances, whose

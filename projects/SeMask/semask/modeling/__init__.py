@@ -7,8 +7,10 @@ from semask.modeling.backbone import (
     SeMaskBackbone,
     SeMaskFPN,
     SeMaskSwin,
+    SeMaskTimm,
     SemSegBackbone,
     SwinTransformer,
+    TimmEncoder,
 )
 from semask.modeling.heads import (
     MaskClassificationHead,
@@ -51,6 +53,7 @@ __all__ = [
     "SeMaskRetinaNet",
     "SeMaskSegmentor",
     "SeMaskSwin",
+    "SeMaskTimm",
     "SegmentationHead",
     "SegmentationLoss",
     "SemSegBackbone",
@@ -61,6 +64,7 @@ __all__ = [
     "SlidingWindow",
     "SwinTransformer",
     "TestProtocol",
+    "TimmEncoder",
     "WholeImage",
     "build_test_protocol",
     "check_protocol",

@@ -103,13 +103,13 @@ def _fold_similarity(query: Tensor, query_bias: Tensor, key: Tensor) -> tuple[Te
 class GatheredSemanticLayer(SemanticLayer):
     """A :class:`SemanticLayer` whose windows are cut by one gather."""
 
-    def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`SemanticLayer.forward`."""
+    def mask(self, x: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`SemanticLayer.mask`."""
         if self.window_size is None:
-            return super().forward(x, return_prior)
+            return super().mask(x, return_prior)
         batch, height, width, _ = x.shape
         layout = window_layout(batch, height, width, self.window_size, 0, x.device)
-        windows = gather_windows(append_zero(self.norm(x).flatten(0, 2)), layout)
+        windows = gather_windows(append_zero(x.flatten(0, 2)), layout)
         windows, prior = self.through_blocks(windows, return_prior)
         features = scatter_windows(windows, layout)
         return _as_maps(x, features, None if prior is None else scatter_windows(prior, layout))
@@ -127,12 +127,16 @@ class ChunkedSemanticLayer(SemanticLayer):
         tokens = x.flatten(0, 2)
         out = prior = None
         for part in window_parts(layout):
-            windows = gather_windows(append_zero(self.norm(part.take(tokens))), part)
-            windows, query = self.through_blocks(windows, return_prior)
+            taken = part.take(tokens)
+            normed = self.norm(taken)
+            windows, query = self.through_blocks(
+                gather_windows(append_zero(normed), part), return_prior
+            )
+            features = self.join(taken, normed, scatter_windows(windows, part))
             if out is None:  # the first ones tell the type
-                out = windows.new_empty(len(tokens), windows.shape[2])
+                out = features.new_empty(len(tokens), features.shape[1])
                 prior = None if query is None else query.new_empty(len(tokens), query.shape[2])
-            part.put(scatter_windows(windows, part), out)
+            part.put(features, out)
             if query is not None and prior is not None:
                 part.put(scatter_windows(query, part), prior)
         assert out is not None  # a map has a token

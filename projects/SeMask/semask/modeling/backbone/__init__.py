@@ -6,15 +6,19 @@ from semask.modeling.backbone.encoder import HierarchicalEncoder
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
 from semask.modeling.backbone.semask import SeMaskBackbone
 from semask.modeling.backbone.semask_swin import SeMaskSwin
+from semask.modeling.backbone.semask_timm import SeMaskTimm
 from semask.modeling.backbone.swin import SwinTransformer
+from semask.modeling.backbone.timm_encoder import TimmEncoder
 
 __all__ = [
     "HierarchicalEncoder",
     "SeMaskBackbone",
     "SeMaskFPN",
     "SeMaskSwin",
+    "SeMaskTimm",
     "SemSegBackbone",
     "SemanticAttention",
     "SemanticLayer",
     "SwinTransformer",
+    "TimmEncoder",
 ]

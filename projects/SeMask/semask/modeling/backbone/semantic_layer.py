@@ -11,6 +11,24 @@ from semask.errors import ConfigError
 from semask.modeling.backbone.windows import pad_to_multiple, window_partition, window_reverse
 
 INITS = ("live", "published")
+NORM_PLACEMENTS = ("stream", "branch")
+
+
+def norm_placement(setting: str, *, default: str) -> str:
+    """Where the normalisation of a semantic layer stands, by ``MODEL.SEMASK.NORM``.
+
+    Args:
+        setting: "stream", "branch" or "auto".
+        default: what "auto" is, for the encoder at hand.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if setting not in ("auto", *NORM_PLACEMENTS):
+        raise ConfigError(
+            f"MODEL.SEMASK.NORM is '{setting}'; it can be auto, {' or '.join(NORM_PLACEMENTS)}."
+        )
+    return default if setting == "auto" else setting
 
 
 class SemanticAttention(nn.Module):
@@ -72,6 +90,9 @@ class SemanticLayer(nn.Module):
         num_blocks: chained attention blocks, at least 1; the last one's query is the prior.
         dropout: rate at the end of each block.
         init: "live" or "published", see :meth:`init_weights`.
+        norm: "stream" = what leaves the layer is normalised, as published; "branch" = the blocks
+            see normalised features, and what they add is added to the features as they came, so
+            that with gamma 0 the layer changes nothing.
     """
 
     def __init__(
@@ -83,8 +104,10 @@ class SemanticLayer(nn.Module):
         num_blocks: int = 1,
         dropout: float = 0.1,
         init: str = "live",
+        norm: str = "stream",
     ) -> None:
         super().__init__()
+        norm = norm_placement(norm, default="stream")
         if init not in INITS:
             raise ConfigError(f"MODEL.SEMASK.INIT is '{init}'; it can be {' or '.join(INITS)}.")
         if num_blocks < 1:
@@ -92,6 +115,7 @@ class SemanticLayer(nn.Module):
         if num_classes < 1:
             raise ValueError(f"A semantic layer needs at least one class, got {num_classes}")
         self.window_size = window_size
+        self.norm_on_branch = norm == "branch"
         self.norm = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(
             SemanticAttention(dim=dim, num_classes=num_classes, dropout=dropout)
@@ -130,7 +154,22 @@ class SemanticLayer(nn.Module):
         Returns:
             Masked features (B, H, W, C), and prior logits (B, H, W, K) or None.
         """
-        x = self.norm(x)
+        normed = self.norm(x)
+        masked, prior = self.mask(normed, return_prior)
+        return self.join(x, normed, masked), prior
+
+    def join(self, x: Tensor, normed: Tensor, masked: Tensor) -> Tensor:
+        """What leaves the layer, all of one shape.
+
+        Args:
+            x: what has come.
+            normed: the same normalised.
+            masked: what the blocks have made of that.
+        """
+        return x + (masked - normed) if self.norm_on_branch else masked
+
+    def mask(self, x: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
+        """The blocks, in windows or globally, on normalised features; see :meth:`forward`."""
         if self.window_size is None:
             tokens, prior = self.through_blocks(x.flatten(1, 2), return_prior)
             return tokens.view(x.shape), None if prior is None else prior.view(*x.shape[:3], -1)

@@ -36,6 +36,8 @@ class SeMaskBackbone(SemSegBackbone):
         semantic_dropout: dropout rate of the semantic layers.
         semantic_init: start of the semantic layers, "live" or "published"; see
             :meth:`SemanticLayer.init_weights`.
+        semantic_norm: "stream" or "branch"; see :class:`SemanticLayer`. With "branch" and a gamma
+            of 0 the encoder is exactly what it is without semantic layers.
         out_features: names among "res2", "res3", ...; "res2" is what the first stage gives.
         freeze_at: 0 = everything is trained, 1 = the stem is frozen, 2 = also the first stage
             with its semantic layer, and so on.
@@ -55,6 +57,7 @@ class SeMaskBackbone(SemSegBackbone):
         semantic_window_size: int = 7,
         semantic_dropout: float = 0.1,
         semantic_init: str = "live",
+        semantic_norm: str = "branch",
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         freeze_at: int = 0,
         activation_checkpoint: Sequence[bool] = (False, False, False, False),
@@ -111,6 +114,7 @@ class SeMaskBackbone(SemSegBackbone):
                     num_blocks=semantic_blocks[stage],
                     dropout=semantic_dropout,
                     init=semantic_init,
+                    norm=semantic_norm,
                 )
                 for stage in range(num_stages)
                 if with_layer[stage]

@@ -9,6 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 
 from semask.errors import ConfigError
 from semask.modeling.backbone.base import num_stages_for
+from semask.modeling.backbone.semantic_layer import norm_placement
 from semask.modeling.backbone.semask import (
     SeMaskBackbone,
     check_stage_lists,
@@ -25,8 +26,8 @@ class SeMaskSwin(SeMaskBackbone):
         embed_dim, depths, num_heads, window_size, mlp_ratio, drop_rate, attn_drop_rate,
             drop_path_rate, absolute_pos_embed, pretrain_image_size, in_channels: see
             :class:`SwinTransformer`.
-        semantic_attention, semantic_blocks, semantic_classes, semantic_dropout, semantic_init:
-            see :class:`SeMaskBackbone`.
+        semantic_attention, semantic_blocks, semantic_classes, semantic_dropout, semantic_init,
+            semantic_norm: see :class:`SeMaskBackbone`.
         semantic_window_size: side of the semantic window; None = ``window_size``.
         out_features: names among "res2".."res5"; stages behind the last one are not built.
         freeze_at, activation_checkpoint: see :class:`SeMaskBackbone`.
@@ -55,6 +56,7 @@ class SeMaskSwin(SeMaskBackbone):
         semantic_window_size: int | None = None,
         semantic_dropout: float = 0.1,
         semantic_init: str = "live",
+        semantic_norm: str = "stream",
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         freeze_at: int = 0,
         activation_checkpoint: Sequence[bool] = (False, False, False, False),
@@ -101,6 +103,7 @@ class SeMaskSwin(SeMaskBackbone):
             ),
             semantic_dropout=semantic_dropout,
             semantic_init=semantic_init,
+            semantic_norm=semantic_norm,
             out_features=out_features,
             freeze_at=freeze_at,
             activation_checkpoint=activation_checkpoint[:num_stages],
@@ -126,6 +129,7 @@ class SeMaskSwin(SeMaskBackbone):
             "semantic_window_size": semask.WINDOW_SIZE or None,
             "semantic_dropout": semask.DROPOUT,
             "semantic_init": semask.INIT,
+            "semantic_norm": norm_placement(semask.NORM, default="stream"),
             "out_features": swin.OUT_FEATURES,
             "freeze_at": swin.FREEZE_AT,
             "activation_checkpoint": swin.ACTIVATION_CHECKPOINT,

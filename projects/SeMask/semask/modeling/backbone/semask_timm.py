@@ -1,0 +1,108 @@
+"""``MODEL.BACKBONE.NAME: SeMaskTimm``: SeMask with a network of timm as its encoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+
+from semask.errors import ConfigError
+from semask.modeling.backbone.base import num_stages_for
+from semask.modeling.backbone.semantic_layer import norm_placement
+from semask.modeling.backbone.semask import SeMaskBackbone, check_stage_lists
+from semask.modeling.backbone.timm_encoder import STRIDES, TimmEncoder
+
+
+@BACKBONE_REGISTRY.register()
+class SeMaskTimm(SeMaskBackbone):
+    """A network of timm with semantic layers; without any of them it is the plain network.
+
+    Args (a list has one entry per stage, of which there are four):
+        name, pretrained, drop_path_rate: see :class:`TimmEncoder`.
+        semantic_attention, semantic_blocks, semantic_classes, semantic_window_size,
+            semantic_dropout, semantic_init, semantic_norm: see :class:`SeMaskBackbone`.
+        out_features: names among "res2".."res5"; stages behind the last one are left out.
+        freeze_at, activation_checkpoint: see :class:`SeMaskBackbone`.
+
+    Raises:
+        ConfigError: lists of different lengths, a value out of its range, or see
+            :class:`TimmEncoder`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool = False,
+        drop_path_rate: float = 0.0,
+        semantic_attention: Sequence[str] = ("window", "window", "global", "global"),
+        semantic_blocks: Sequence[int] = (1, 1, 1, 1),
+        semantic_classes: int = 0,
+        semantic_window_size: int = 7,
+        semantic_dropout: float = 0.1,
+        semantic_init: str = "live",
+        semantic_norm: str = "branch",
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        freeze_at: int = 0,
+        activation_checkpoint: Sequence[bool] = (False, False, False, False),
+    ) -> None:
+        check_stage_lists(
+            {
+                "The network of MODEL.TIMM.NAME": STRIDES,
+                "MODEL.SEMASK.ATTENTION": semantic_attention,
+                "MODEL.SEMASK.NUM_BLOCKS": semantic_blocks,
+                "MODEL.TIMM.ACTIVATION_CHECKPOINT": activation_checkpoint,
+            }
+        )
+        if not name:
+            raise ConfigError(
+                "MODEL.TIMM.NAME is empty: give it the name of a network, such as convnext_tiny."
+            )
+        if not 0 <= drop_path_rate < 1:
+            raise ConfigError(f"MODEL.TIMM.DROP_PATH_RATE must be in [0, 1), got {drop_path_rate}")
+        num_stages = num_stages_for(out_features, len(STRIDES))
+        super().__init__(
+            encoder=TimmEncoder(
+                name,
+                pretrained=pretrained,
+                drop_path_rate=drop_path_rate,
+                num_stages=num_stages,
+            ),
+            semantic_attention=semantic_attention[:num_stages],
+            semantic_blocks=semantic_blocks[:num_stages],
+            semantic_classes=semantic_classes,
+            semantic_window_size=semantic_window_size,
+            semantic_dropout=semantic_dropout,
+            semantic_init=semantic_init,
+            semantic_norm=semantic_norm,
+            out_features=out_features,
+            freeze_at=freeze_at,
+            activation_checkpoint=activation_checkpoint[:num_stages],
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        timm, semask = cfg.MODEL.TIMM, cfg.MODEL.SEMASK
+        if input_shape.channels != 3:
+            raise ConfigError(
+                "The networks of MODEL.TIMM take images of three channels: MODEL.PIXEL_MEAN has "
+                f"{input_shape.channels} numbers."
+            )
+        return {
+            "name": timm.NAME,
+            # Weights that are given take their place.
+            "pretrained": timm.PRETRAINED and not cfg.MODEL.WEIGHTS,
+            "drop_path_rate": timm.DROP_PATH_RATE,
+            "semantic_attention": semask.ATTENTION,
+            "semantic_blocks": semask.NUM_BLOCKS,
+            "semantic_classes": semask.NUM_CLASSES or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "semantic_window_size": semask.WINDOW_SIZE or 7,
+            "semantic_dropout": semask.DROPOUT,
+            "semantic_init": semask.INIT,
+            "semantic_norm": norm_placement(semask.NORM, default="branch"),
+            "out_features": timm.OUT_FEATURES,
+            "freeze_at": timm.FREEZE_AT,
+            "activation_checkpoint": timm.ACTIVATION_CHECKPOINT,
+        }

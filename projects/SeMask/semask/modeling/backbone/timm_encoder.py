@@ -1,0 +1,286 @@
+"""Networks of the library timm as encoders, under timm's own parameter names."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semask.errors import CheckpointError, ConfigError
+from semask.modeling.backbone.encoder import HierarchicalEncoder, Layout
+
+STRIDES = (4, 8, 16, 32)
+
+# Where features are gathered in another way than by one module after the other.
+_NOT_WALKED = {
+    "FeatureGetterNet": "computes its features in one piece",
+    "FeatureHookNet": "has features inside its modules",
+}
+_WORKING = "convnext_tiny, caformer_s18, pvt_v2_b2, mit_b0, mambaout_tiny or resnet50"
+# Sides of the image that a network is tried with: no multiples of 32, nor of each other.
+_TRIED_SIZE = (72, 100)
+
+
+class TimmEncoder(HierarchicalEncoder):
+    """A network of timm with features at strides 4, 8, 16 and 32, without its classifier.
+
+    Which module belongs to which stage is what timm itself says (``features_only``). On images
+    whose sides are multiples of 32 the stages give exactly timm's features; others are padded with
+    zeros, in front of each stage that halves the map.
+
+    Args:
+        name: as timm knows it, with or without the tag of its weights, such as "convnext_tiny" or
+            "convnext_tiny.dinov3_lvd1689m"; or "mit_b0" to "mit_b5" (see
+            :mod:`semask.modeling.backbone.mix_transformer`).
+        pretrained: start from timm's weights, out of its cache or fetched from the Hub; on the
+            meta device, nothing is.
+        drop_path_rate: that stochastic depth reaches in the last block; 0 = the network's own
+            default.
+        num_stages: how many of the four stages are kept.
+
+    Attributes:
+        network: the modules, under timm's names.
+        left_out: names of the parameters and buffers of timm's network that have no place here,
+            those of its classifier.
+
+    Raises:
+        ConfigError: timm is not installed, does not know the network, or it does not fit.
+        CheckpointError: the weights cannot be fetched or loaded.
+    """
+
+    network: nn.Module
+    left_out: frozenset[str]
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        drop_path_rate: float = 0.0,
+        num_stages: int = len(STRIDES),
+    ) -> None:
+        super().__init__()
+        timm = _import_timm()
+        options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+        features = _features_net(timm, name, options)
+        pretrained = pretrained and torch.empty(0).device.type != "meta"
+        network = _create(timm, name, {**options, "pretrained": pretrained})
+        walk = [_timm_name(key, network) for key in features]
+        ends = _ends_of_stages(name, features)
+        # The stem ends in front of the module that gives the features of stride 4.
+        starts = [ends[0] - 1, *ends[:-1]]
+        channels = features.feature_info.channels()
+        self.channels = tuple(channels[index] for index in _indices(features))[:num_stages]
+        self.strides = STRIDES[:num_stages]
+        self.layout: Layout = "NHWC" if features.output_fmt.value == "NHWC" else "NCHW"
+        self.network = nn.Module()
+        for timm_name in walk[: ends[num_stages - 1]]:
+            _register(self.network, timm_name, network.get_submodule(timm_name))
+        self.left_out = frozenset(network.state_dict()) - self.network.state_dict().keys()
+        _without_in_place(self.network)
+
+        def modules(start: int, end: int) -> list[nn.Module]:
+            return [self.network.get_submodule(timm_name) for timm_name in walk[start:end]]
+
+        # Views of `network`: registered as well, each parameter would have two names.
+        stem = PaddedSequence(modules(0, starts[0]), STRIDES[0], "NCHW")
+        stages = nn.ModuleList(
+            PaddedSequence(modules(start, end), 2 if stage else 1, self.layout)
+            for stage, (start, end) in enumerate(zip(starts, ends, strict=True))
+            if stage < num_stages
+        )
+        self.__dict__.update(stem=stem, stages=stages)
+        _try_out(name, features, starts, ends, self.layout)
+
+
+class PaddedSequence(nn.Module):
+    """Modules one after the other, on a map padded with zeros to a multiple of some number.
+
+    Args:
+        modules: in order.
+        multiple: of the height and width.
+        layout: of the map.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], multiple: int, layout: Layout) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+        self.multiple = multiple
+        self.layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) or (B, C, H, W), by ``layout``, to what the modules make of it."""
+        x = _padded(x, self.multiple, self.layout)
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def _padded(x: Tensor, multiple: int, layout: Layout) -> Tensor:
+    height, width = x.shape[1:3] if layout == "NHWC" else x.shape[2:]
+    bottom, right = -height % multiple, -width % multiple
+    if not (bottom or right):
+        return x
+    channels = (0, 0) if layout == "NHWC" else ()
+    return F.pad(x, (*channels, 0, right, 0, bottom))
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            "MODEL.TIMM needs the library timm: install it with \"pip install 'semask[timm]'\", "
+            f"or 'pip install timm' ({error})."
+        ) from error
+    # It is registered with timm.
+    import semask.modeling.backbone.mix_transformer  # noqa: F401
+
+    return timm
+
+
+def _features_net(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """Timm's form of the network that gives features, without values.
+
+    Raises:
+        ConfigError: timm has no such network, or its stages cannot be walked.
+    """
+    if name.partition(".")[0].startswith("swin_"):
+        raise ConfigError(
+            f"MODEL.TIMM.NAME '{name}': Swin is this project's own, with MODEL.BACKBONE.NAME "
+            "SeMaskSwin and MODEL.SWIN. Timm's form pads, shifts and shrinks its windows in "
+            "another way than the Swin that detectors and segmentation models were trained with. "
+            "Its weights can be MODEL.WEIGHTS there."
+        )
+    plain_name = name.rpartition("/")[2]
+    if ":" not in name and not timm.is_model(name):
+        near = difflib.get_close_matches(plain_name, timm.list_models(), n=3) or [_WORKING]
+        raise ConfigError(
+            f"MODEL.TIMM.NAME '{name}': timm has no such network. Near to it are: "
+            f"{', '.join(near)}."
+        )
+    with torch.device("meta"):
+        features = _create(timm, name, {**options, "features_only": True})
+    form = type(features).__name__
+    if form != "FeatureListNet":
+        why = _NOT_WALKED.get(form, "is not a sequence of modules")
+        raise _refusal(name, f"it {why}, so that its stages cannot be run one by one")
+    return features
+
+
+def _create(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """``timm.create_model``, with sentences for what fails.
+
+    Raises:
+        ConfigError: the network does not take the options, or has no features.
+        CheckpointError: its weights cannot be fetched.
+    """
+    try:
+        return timm.create_model(name, **options)
+    except Exception as error:  # timm, the Hub and the network each have exceptions of their own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if options.get("pretrained"):
+            raise CheckpointError(
+                f"The weights of MODEL.TIMM.NAME '{name}' cannot be fetched or loaded ({reason}). "
+                "Set MODEL.TIMM.PRETRAINED to False, and give MODEL.WEIGHTS a file that timm has "
+                "published for it."
+            ) from error
+        if "drop_path_rate" in reason:
+            raise ConfigError(
+                f"MODEL.TIMM.DROP_PATH_RATE has to be 0: '{name}' has no stochastic depth."
+            ) from error
+        raise _refusal(name, f"timm cannot make its features ({reason})") from error
+
+
+def _refusal(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"MODEL.TIMM.NAME '{name}' cannot have semantic layers: {reason}. Take a network such as "
+        f"{_WORKING}; docs/encoders.md lists them."
+    )
+
+
+def _indices(features: Any) -> list[int]:
+    """Which of timm's features have the four strides; of several with one stride, the last."""
+    reductions: list[int] = list(features.feature_info.reduction())
+    return [
+        max(index for index, reduction in enumerate(reductions) if reduction == stride)
+        for stride in STRIDES
+    ]
+
+
+def _ends_of_stages(name: str, features: Any) -> list[int]:
+    """For each stage, how many of the modules there are up to its features.
+
+    Raises:
+        ConfigError: a stride is missing.
+    """
+    reductions = features.feature_info.reduction()
+    if not set(STRIDES) <= set(reductions):
+        raise _refusal(
+            name, f"its features have strides {reductions}, and {list(STRIDES)} are needed"
+        )
+    order, returned = list(features), list(features.return_layers)
+    return [order.index(returned[index]) + 1 for index in _indices(features)]
+
+
+def _timm_name(key: str, network: nn.Module) -> str:
+    """The name in timm's network of a module of its features' form, which joins two by "_"."""
+    children = dict(network.named_children())
+    names = [
+        f"{key[:place]}.{key[place + 1 :]}" for place, letter in enumerate(key) if letter == "_"
+    ]
+    nested = (
+        name
+        for name in names
+        if isinstance(children.get(name.partition(".")[0]), nn.Sequential)
+        and name.partition(".")[2] in dict(children[name.partition(".")[0]].named_children())
+    )
+    return key if key in children else next(nested)
+
+
+def _register(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Make ``module`` a submodule of ``root`` under a name with at most one dot."""
+    parent, _, child = name.rpartition(".")
+    if parent:
+        if not hasattr(root, parent):
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    root.add_module(child, module)
+
+
+def _without_in_place(network: nn.Module) -> None:
+    """A stage must not overwrite the map of the one before, which the decoder gets as well."""
+    for module in network.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+
+
+def _try_out(
+    name: str, features: Any, starts: Sequence[int], ends: Sequence[int], layout: Layout
+) -> None:
+    """See whether a network takes images of any size, by shapes alone.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    modules: list[Callable[[Tensor], Tensor]] = list(features.eval().values())
+    height, width = _TRIED_SIZE
+    sizes = []
+    try:
+        x = torch.empty(1, 3, height, width, device="meta")
+        x = _padded(x, STRIDES[0], "NCHW")
+        for module in modules[: starts[0]]:
+            x = module(x)
+        for stage, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            x = _padded(x, 2 if stage else 1, layout)
+            for module in modules[start:end]:
+                x = module(x)
+            sizes.append(tuple(x.shape[1:3] if layout == "NHWC" else x.shape[2:]))
+    except (AttributeError, TypeError) as error:  # more than one map goes on
+        raise _refusal(name, "its modules hand on more than one map") from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _refusal(name, "it does not take images of any size") from error
+    if sizes != [(-(-height // stride), -(-width // stride)) for stride in STRIDES]:
+        raise _refusal(name, "its maps are not as large as the image divided by their strides")
