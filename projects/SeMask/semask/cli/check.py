@@ -11,8 +11,11 @@ from tqdm import tqdm
 
 from semask.config import load_config
 from semask.data import register_coco_folder, register_folder
-from semask.data.checks.instance_report import InstanceDatasetReport
-from semask.data.checks.instances import check_instance_dataset, has_instances
+from semask.data.checks.instances import (
+    InstanceDatasetReport,
+    check_instance_dataset,
+    has_instances,
+)
 from semask.data.checks.report import DatasetReport
 from semask.data.checks.semantic import check_dataset, evenly_spaced, list_dataset
 from semask.data.datasets import PairingError

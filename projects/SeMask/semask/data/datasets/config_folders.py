@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -9,12 +10,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.config import register_resolver
 from semask.data.datasets.catalog import datasets_root, forget_dataset
-from semask.data.datasets.config_coco_folders import register_config_coco_folders
+from semask.data.datasets.coco_folder import register_coco_folder
 from semask.data.datasets.folder import register_folder
 from semask.data.reading import LABEL_MAPS
 from semask.errors import ConfigError
 
 REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
+# The keys of an entry of DATASETS.COCO_FOLDERS.
+COCO_REQUIRED = ("NAME", "IMAGE_DIR", "JSON_FILE")
+COCO_OPTIONAL = ("ALLOW_OUTSIDE",)
 # Further keys of an entry of DATASETS.FOLDERS, and the arguments of ``register_folder`` they give.
 OPTIONAL = {
     "CLASSES": "classes",
@@ -43,26 +47,43 @@ def register_config_folders(cfg: CfgNode) -> None:
     """
     for index, entry in enumerate(cfg.DATASETS.FOLDERS):
         where = f"DATASETS.FOLDERS[{index}]"
-        _check_keys(entry, where)
+        _check_keys(entry, where, REQUIRED, OPTIONAL)
         name = entry["NAME"]
         arguments = {OPTIONAL[key]: value for key, value in entry.items() if key in OPTIONAL}
         arguments.setdefault("classes", cfg.DATASETS.FOLDER_CLASSES)
         arguments.setdefault("ignore", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
-        root = os.path.expanduser(cfg.DATASETS.FOLDER_ROOT) or datasets_root()
-        image_dir, label_dir = (
-            os.path.join(root, os.path.expanduser(entry[key])) for key in ("IMAGE_DIR", "LABEL_DIR")
-        )
+        image_dir, label_dir = _paths(cfg, entry, REQUIRED[1:])
         _forget(name)
         try:
             register_folder(name, image_dir, label_dir, **arguments, from_config=True)
         except (ValueError, TypeError) as error:
             hint = "" if arguments["classes"] else " Name them in DATASETS.FOLDER_CLASSES."
             raise ConfigError(f"{where}: {error}{hint}") from error
-    register_config_coco_folders(cfg)
+    _register_coco_folders(cfg)
 
 
-def _check_keys(entry: Any, where: str) -> None:
-    known = [*REQUIRED, *OPTIONAL]
+def _register_coco_folders(cfg: CfgNode) -> None:
+    """The same for ``DATASETS.COCO_FOLDERS``."""
+    for index, entry in enumerate(cfg.DATASETS.COCO_FOLDERS):
+        where = f"DATASETS.COCO_FOLDERS[{index}]"
+        _check_keys(entry, where, COCO_REQUIRED, COCO_OPTIONAL)
+        name = entry["NAME"]
+        image_dir, json_file = _paths(cfg, entry, COCO_REQUIRED[1:])
+        _forget(name)
+        try:
+            register_coco_folder(
+                *(name, image_dir, json_file),
+                allow_outside=bool(entry.get("ALLOW_OUTSIDE", False)),
+                from_config=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_keys(
+    entry: Any, where: str, required: Sequence[str], optional: Collection[str] = ()
+) -> None:
+    known = [*required, *optional]
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} has to be a mapping with the keys {', '.join(known)}.")
     for key in entry:
@@ -70,9 +91,15 @@ def _check_keys(entry: Any, where: str) -> None:
             near = difflib.get_close_matches(str(key).upper(), known, n=1)
             hint = f"Did you mean '{near[0]}'?" if near else f"Known are {', '.join(known)}."
             raise ConfigError(f"{where} has the key '{key}', which does not exist. {hint}")
-    for key in REQUIRED:
+    for key in required:
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise ConfigError(f"{where} needs {key}, as a text.")
+
+
+def _paths(cfg: CfgNode, entry: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    """Values of an entry, below ``DATASETS.FOLDER_ROOT``."""
+    root = os.path.expanduser(cfg.DATASETS.FOLDER_ROOT) or datasets_root()
+    return [os.path.join(root, os.path.expanduser(entry[key])) for key in keys]
 
 
 def _forget(name: str) -> None:
