@@ -73,8 +73,10 @@ def predict(parser: argparse.ArgumentParser) -> None:
         labels/NAME.png            the class index of each pixel; of videos with --video-labels
                                    only, labels/NAME/000000.png, ...
         prior2/NAME.png, prior3/   with --priors, the classes that each stage's prior names
+        classes.json, legend.png   names and colours of the classes
 
-    and with a detector, in place of labels/:
+    NAME has no suffix, unless two inputs would have the same one then ("a.jpg", "a.png"). With a
+    detector there are in place of labels/:
 
         instances/NAME.json        boxes, scores and masks in COCO's result format; NAME is the
                                    image_id
@@ -117,9 +119,11 @@ def check(parser: argparse.ArgumentParser) -> None:
     as training reads it. The report lists files without counterpart, unreadable files, modes and
     sizes, sizes that differ between an image and its label map, label values that are no class,
     and how often each class occurs; for instances, boxes outside, polygons and masks that cannot
-    be used, ids that are unknown or there twice, and images without annotations. Exit status: 0;
-    1 where something is wrong; 2 for a mistake in the arguments, or where --picture or --json
-    cannot be written.
+    be used, ids that are unknown or there twice, and images without annotations. It tells images
+    that are nearly black, data without a labelled pixel or of one class alone, and with --config
+    what else a training would refuse, such as categories that differ. Exit status: 0; 1 where
+    something is wrong; 2 for a mistake in the arguments, or where --picture or --json cannot be
+    written.
     """
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"datasets (or {KEY_VALUE} pairs)")
     _add_config(parser)
