@@ -34,6 +34,7 @@ def test_command_on_folders(
     picture = Image.open(tmp_path / "a.png")
     assert picture.mode == "RGB"
     assert picture.height > 5 * 6
+    assert main.run("check", [*own, "--num-classes", "9"]) == 0  # the same name again
 
 
 def test_command_with_numbers_only(

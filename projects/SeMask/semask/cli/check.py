@@ -50,7 +50,7 @@ def named_datasets(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]
     if args.annotations:
         if not args.images or args.labels or args.classes or args.num_classes:
             raise ConfigError("--annotations goes with --images alone: the file has the classes.")
-        register_coco_folder(FOLDER, args.images, args.annotations)
+        register_coco_folder(FOLDER, args.images, args.annotations, replace=True)
         return [FOLDER], None
     if not all(own) or bool(args.classes) == bool(args.num_classes):
         raise ConfigError("An own dataset needs --images, --labels, --classes or --num-classes.")
@@ -60,6 +60,7 @@ def named_datasets(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]
             *(FOLDER, *own, classes, args.ignore),
             image_ext=args.image_ext or IMAGE_EXTENSIONS,
             label_ext=args.label_ext or LABEL_EXTENSIONS,
+            replace=True,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

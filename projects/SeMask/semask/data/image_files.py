@@ -94,10 +94,11 @@ def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
             f"There is no {what} '{path}'.", "Is the dataset complete?"
         ) from error
     except Image.DecompressionBombError as error:
-        pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
+        pixels = re.search(r"\d+", str(error))
+        size = f"{int(pixels[0]) / 1e6:.0f} megapixels" if pixels else "very many pixels"
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DataError(
-            f"The {what} '{path}' has {pixels / 1e6:.0f} megapixels, and at most "
-            f"{limit / 1e6:.0f} are read.",
+            f"The {what} '{path}' has {size}, and at most {limit / 1e6:.0f} megapixels are read.",
             f"If that is right, set the environment variable {MAX_PIXELS} to a larger number of "
             "pixels; or cut the image into tiles.",
         ) from error
