@@ -151,7 +151,7 @@ def find_files(
     suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
     if not os.path.isdir(root):
         alone = _ALONE if what == LABEL_MAPS else ""
-        raise DataError(f"There is no folder '{root}' for the {what}." + _appended(hint + alone))
+        raise DataError(f"There is no folder '{root}' for the {what}.{alone}" + _appended(hint))
     found: dict[str, tuple[int, str]] = {}
     others: Counter[str] = Counter()
     for folder, _, names in os.walk(root, followlinks=True):
