@@ -15,11 +15,13 @@ from semask.data.datasets.folder import register_folder
 from semask.data.reading import LABEL_MAPS
 from semask.errors import ConfigError
 
-REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
 # The keys of an entry of DATASETS.COCO_FOLDERS.
 COCO_REQUIRED = ("NAME", "IMAGE_DIR", "JSON_FILE")
 COCO_OPTIONAL = ("ALLOW_OUTSIDE",)
-# Further keys of an entry of DATASETS.FOLDERS, and the arguments of ``register_folder`` they give.
+
+# The keys of an entry of DATASETS.FOLDERS.
+REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
+# Further ones, and the arguments of ``register_folder`` they give.
 OPTIONAL = {
     "CLASSES": "classes",
     "IGNORE": "ignore",
