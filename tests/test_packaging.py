@@ -76,6 +76,23 @@ print(path, semask.load_config(path).MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     assert done.stdout.split() == [str(path), "150"]
 
 
+def test_installed_package_runs_its_command(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert "semask = semask.cli.main:main" in wheel.read(name).decode()
+    wheel.extractall(tmp_path / "installed")
+    options = ("scenes/semask_scenes", "--size", "64", "64")
+    done = subprocess.run(
+        [sys.executable, "-m", "semask", "analyze", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "semantic_layers" in done.stdout
+
+
 def test_git_ignores_no_source(repository: Path) -> None:
     if not (repository / ".git").exists() or shutil.which("git") is None:
         pytest.skip("needs git and a checkout made with it")
