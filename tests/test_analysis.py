@@ -16,6 +16,7 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 import tiny
+import tiny_masks
 from semask import config_path
 from semask.cli import main
 from semask.config.loading import load_config
@@ -306,3 +307,41 @@ def test_sizes_and_devices_of_detectors() -> None:
     assert (cost.height, cost.width) == (64, 96)
     with pytest.raises(ConfigError, match="'meta'"):
         analyze_model(cfg, device="meta")
+
+
+# ---- mask classification ----
+
+
+@pytest.mark.parametrize("decoder", tiny_masks.DECODERS)
+def test_mask_classification(decoder: str) -> None:
+    cfg = tiny_masks.config(decoder)
+    cost = analyze_model(cfg, (64, 96))
+    assert cost.device == "cpu"  # matching needs values
+    modules = cost.modules
+    parts = ("backbone", "sem_seg_head.pixel_decoder", "sem_seg_head.predictor")
+    assert all(min(modules[part].flops, modules[part].parameters) > 0 for part in parts)
+    assert modules["sem_seg_head"].flops == sum(modules[part].flops for part in parts[1:])
+    scores = 2 * 6 * tiny_masks.CLASSES * 64 * 96  # queries' classes times their masks
+    network = modules["backbone"].flops + modules["sem_seg_head"].flops
+    assert modules[""].flops == network + scores
+    assert modules[""].saved_bytes > 0
+    with pytest.raises(ConfigError, match="'meta'"):
+        analyze_model(cfg, (64, 96), device="meta")
+
+
+def test_the_sampling_of_deformable_attention_counts() -> None:
+    name = "sem_seg_head.pixel_decoder.transformer.encoder.layers.0.self_attn"
+    flops = analyze_model(tiny_masks.config(), (64, 96)).modules[name].flops
+    tokens, channels = 2 * 3 + 4 * 6 + 8 * 12, 32
+    samples = 3 * 4  # levels and points of each head
+    products = 2 * tokens * channels * (2 * channels + 8 * samples * 3)
+    assert flops == products + 8 * tokens * channels * samples
+
+
+def test_deformable_convolutions_count() -> None:
+    modules = analyze_model(tiny_masks.config("mask2former_fapn"), (64, 96)).modules
+    (last,) = [name for name in modules if name.endswith("align_1.dcpack_L2")]
+    pixels, channels, taps, groups = 16 * 24, 32, 9, 8
+    offsets = 2 * pixels * channels * taps * (3 * groups * taps)
+    sampled = 8 * pixels * channels * taps
+    assert modules[last].flops == offsets + sampled + 2 * pixels * channels * channels * taps

@@ -2,9 +2,10 @@
 
 Where shapes alone decide what is computed, nothing is: the model is built and run on PyTorch's
 "meta" device, so that the largest models take seconds and no memory. Detectors keep boxes by their
-values, and run for real.
+values, and run for real; so does the training step of mask classification, which matches masks.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semask.errors import ConfigError
 from semask.modeling.backbone import SemanticLayer
+from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.tasks import Task, build_task
 
@@ -35,8 +37,9 @@ class ModuleCost:
 
     Attributes:
         parameters: number of parameters, shared ones once.
-        flops: operations of its matrix products and convolutions in the inference of one image,
-            two for each multiply-add. Normalisation, resizing and the like do not count.
+        flops: operations of its matrix products, convolutions and deformable sampling in the
+            inference of one image, two for each multiply-add. Normalisation, resizing and the
+            like do not count.
         saved_bytes: memory that a training step's forward pass keeps for its backward pass, the
             parameters themselves left out.
     """
@@ -96,8 +99,8 @@ class ModelCost:
         lines = [
             table,
             "",
-            f"GFLOP: inference of one image of {self.width}x{self.height} pixels; matrix products "
-            "and convolutions, two operations per multiply-add.",
+            f"GFLOP: inference of one image of {self.width}x{self.height} pixels; matrix products, "
+            "convolutions and deformable sampling, two operations per multiply-add.",
             f"saved: what a training step on {self.batch_size} such image(s) keeps for the backward"
             f" pass in float32, on device '{self.device}'.",
         ]
@@ -130,7 +133,8 @@ def analyze_model(
             without one its largest training image.
         batch_size: images of the training step.
         device: where the training step runs: "meta", or a real device such as "cuda", whose
-            attention kernels decide what is kept. None = "meta", and "cpu" for detectors.
+            attention kernels decide what is kept. None = "meta"; "cpu" for detectors and mask
+            classification, whose losses depend on values.
 
     Raises:
         ConfigError: the size, the batch or the device cannot be used.
@@ -148,9 +152,16 @@ def analyze_model(
             "alone: which boxes it keeps depends on their values. Leave the device out, or name "
             "another."
         )
-    device = device or ("meta" if task.shapes_only else "cpu")
     cfg = task.analysis_config()
-    model = _build(cfg, "meta" if task.shapes_only else device)
+    model = _build(cfg, "meta" if task.shapes_only else device or "cpu")
+    matches = isinstance(model, SeMaskMaskFormer)
+    if device == "meta" and matches:
+        raise ConfigError(
+            f"A training step of {cfg.MODEL.META_ARCHITECTURE} cannot be analysed on device "
+            "'meta', which knows shapes alone: which queries learn which masks depends on their "
+            "values. Leave the device out, or name another."
+        )
+    device = device or ("meta" if task.shapes_only and not matches else "cpu")
     flops = _flops(model, _inputs(model, task, (height, width), 1))
     if device != "meta" and task.shapes_only:
         model = _build(cfg, device)
@@ -186,7 +197,13 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
     """Operations of one inference, by module name; each with those of the modules inside it."""
     model.eval()
     images = [{key: entry[key] for key in ("image", "height", "width")} for entry in inputs]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Detectors sample, too: pasting masks is no part of the network.
+    more = _deformable_operations() if isinstance(model, SeMaskMaskFormer) else {}
+    with (
+        _frozen(model),  # the counter takes any view of a parameter for a part of the graph
+        torch.no_grad(),
+        FlopCounterMode(display=False, custom_mapping=more) as counter,
+    ):
         model(images)
     counted = {  # its names begin with the class of the model
         key.partition(".")[2]: sum(operations.values())
@@ -201,6 +218,41 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
         own = counted.get(name, 0) if next(module.parameters(), None) is not None else 0
         flops[name] = max(own, members)
     return flops
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learnt:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learnt:
+            parameter.requires_grad_(True)
+
+
+def _deformable_operations() -> dict[Any, Callable[..., int]]:
+    """What PyTorch's counter does not know: a value between four others is four multiply-adds."""
+
+    def grid_sampler(*_inputs: Any, out_shape: Sequence[int], **_options: Any) -> int:
+        return 8 * math.prod(out_shape)
+
+    def deform_conv2d(
+        image: Sequence[int],
+        weight: Sequence[int],
+        *_inputs: Any,
+        out_shape: Sequence[int],
+        **_: Any,
+    ) -> int:
+        places = out_shape[0] * math.prod(out_shape[2:])
+        sampled = image[1] * math.prod(weight[2:])
+        return places * (8 * sampled + 2 * out_shape[1] * math.prod(weight[1:]))
+
+    return {
+        torch.ops.aten.grid_sampler_2d: grid_sampler,
+        torch.ops.torchvision.deform_conv2d: deform_conv2d,
+    }
 
 
 @contextmanager
