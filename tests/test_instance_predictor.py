@@ -88,7 +88,7 @@ def test_priors_are_those_of_the_backbone_without_padding(tmp_path: Path) -> Non
         "prior5": (3, 2, 3),
     }
     assert found.prior is not None
-    assert found.prior.shape == (13, 18)
+    assert found.prior.shape == (50, 70)  # the image's size, as a semantic prediction's
     assert found.prior_names == ("light", "dark", "background")
     assert {picture.shape for picture in found.prior_pictures().values()} == {(50, 70, 3)}
     plain = predictor(photograph(50, 70))
@@ -197,9 +197,14 @@ def test_command(
     arguments = ["a.png", "--config", "config.yaml", "--weights", path, "--output", "out"]
     assert main.run("predict", [*arguments, "--priors", "--min-score", "0"]) == 0
     assert capsys.readouterr().out.splitlines() == ["1 of 1 inputs segmented.", "out"]
-    expected = ["instances/a.json", "overlay/a.png", *(f"prior{n}/a.png" for n in range(2, 6))]
+    expected = [
+        "classes.json",
+        "instances/a.json",
+        "overlay/a.png",
+        *(f"prior{n}/a.png" for n in range(2, 6)),
+    ]
     if name == PANOPTIC:
-        expected += ["panoptic/a.json", "panoptic/a.png"]
+        expected += ["legend.png", "panoptic/a.json", "panoptic/a.png"]
     written = sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*.*"))
     assert written == sorted(expected)
     (result, *_) = json.loads(Path("out/instances/a.json").read_text())

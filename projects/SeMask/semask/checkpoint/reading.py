@@ -128,7 +128,7 @@ def _reason(error: Exception) -> str:
     """Why torch's reader has stopped, without its advice to read the file unsafely."""
     text = " ".join(str(error).split())
     text = text.rsplit("WeightsUnpickler error:", 1)[-1].split("Check the documentation")[0].strip()
-    asked = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text)
+    asked = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", text)
     if asked:
         return f"it asks for '{asked.group(1)}'"
     if re.match(r"Unsupported operand \d+", text):  # it knows the instructions of protocol 2

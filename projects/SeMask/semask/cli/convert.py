@@ -22,7 +22,16 @@ from semask.errors import CheckpointError
 
 def run(args: argparse.Namespace) -> int:
     """Convert the file and say what was found; returns the exit status."""
-    print(convert(**vars(args)))
+    print(
+        convert(
+            args.source,
+            args.target,
+            config=args.config,
+            opts=args.opts,
+            ema=args.ema,
+            allow_pickle=args.allow_pickle,
+        )
+    )
     return 0
 
 
