@@ -210,6 +210,9 @@ def test_command(
     (result, *_) = json.loads(Path("out/instances/a.json").read_text())
     assert result.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"}
     assert result["image_id"] == "a"
+    described = json.loads(Path("out/classes.json").read_text())
+    assert result["category_id"] in {entry["id"] for entry in described["classes"]}
+    assert ("stuff" in described) == (name == PANOPTIC)
 
 
 # ---- drawing ----
