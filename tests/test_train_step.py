@@ -173,7 +173,7 @@ def test_bfloat16_needs_a_gpu_that_has_it(tmp_path: Path, monkeypatch: pytest.Mo
 
 def with_backend(backend: Any) -> Callable[..., Any]:
     compiler = torch.compile
-    return lambda function: compiler(function, backend=backend)
+    return lambda function, **options: compiler(function, backend=backend, **options)
 
 
 def placeholders(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ class CompiledParts:
             model: its direct children are compiled, each on its own.
         """
         self._forwards = {
-            part: torch.compile(part.forward)
+            part: torch.compile(part.forward, dynamic=False)  # training images have one size
             for part in model.children()
             if any(True for _ in part.parameters())
         }
