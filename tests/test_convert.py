@@ -132,3 +132,20 @@ def test_absolute_position_embedding_becomes_a_grid() -> None:
     torch.testing.assert_close(same.flatten(2).transpose(1, 2), tokens)
     larger = resize_bias_tables({name: tokens}, {name: torch.empty(1, 8, 6, 6)})[name]
     assert larger.shape == (1, 8, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("library", "names"),
+    [
+        ("MMSegmentation", ["backbone.stages.0.blocks.0.attn.w_msa.qkv.weight"]),
+        ("transformers", ["swin.encoder.layers.0.blocks.0.attention.self.query.weight"]),
+        ("torchvision", ["features.0.0.weight", "features.1.0.attn.qkv.weight"]),
+        (
+            "timm",
+            ["layers.0.blocks.0.attn.qkv.weight", "layers.1.downsample.reduction.weight"],
+        ),
+    ],
+)
+def test_a_swin_of_another_library_is_named(library: str, names: list[str]) -> None:
+    with pytest.raises(CheckpointError, match=f"by the names of.*{library}"):
+        convert_state_dict({name: torch.zeros(1) for name in names})

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
+from semask.inference.export import ImageToLogits
 from semask.modeling import PriorSupervision, SegmentationHead, SeMaskSegmentor, semantic_scores
+from semask.modeling.meta_arch.protocol import SlidingWindow, WholeImage
+from semask.ops.apply import apply_fast_paths
 
 STRIDES = {"prior2": 4, "prior3": 8, "prior5": 32}
 
@@ -134,3 +137,51 @@ def test_a_segmentor_takes_a_head_of_either_kind() -> None:
 def test_labels_are_needed_in_training() -> None:
     with pytest.raises(ValueError, match="labels"):
         MaskHead().train()({"res2": torch.zeros(1, 3, 8, 10)})
+
+
+class DivisibleBackbone(Backbone):
+    """As Detectron2's FPN: sizes that are no multiples of 32 are an error."""
+
+    size_divisibility = 32
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        assert image.shape[-2] % 32 == image.shape[-1] % 32 == 0
+        return super().forward(image)
+
+
+class LogitHead(nn.Module):
+    """One of Detectron2's."""
+
+    def layers(self, features: Any) -> Tensor:
+        return features["res2"]
+
+
+@pytest.mark.parametrize("head", [LogitHead, MaskHead])
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("protocol", ["whole", "slide"])
+def test_images_are_padded_as_the_backbone_asks(head: Any, fast: bool, protocol: str) -> None:
+    """Of any size in evaluation; the padding is no part of the scores."""
+    protocols = {"whole": WholeImage(), "slide": SlidingWindow(crop=(40, 60), stride=(20, 20))}
+    model = SeMaskSegmentor(
+        backbone=DivisibleBackbone(),
+        sem_seg_head=head(),
+        pixel_mean=(10.0, 20.0, 30.0),
+        pixel_std=(50.0, 60.0, 70.0),
+        protocol=protocols[protocol],
+    ).eval()
+    if fast:
+        apply_fast_paths(model, ["streamed"])
+    image = 255 * torch.rand(3, 37, 50)
+    with torch.no_grad():
+        (output,) = model([{"image": image, "height": 37, "width": 50}])
+        normalized = (image[None] - model.pixel_mean) / model.pixel_std
+        features = model.backbone(F.pad(normalized, (0, 14, 0, 27)))
+        prediction = model.sem_seg_head.predict(features) if head is MaskHead else None
+        prediction = prediction or {"logits": features["res2"]}
+        expected = semantic_scores(prediction, (64, 64))[0, :, :37, :50]
+    assert output["sem_seg"].shape == expected.shape
+    if protocol == "whole":
+        torch.testing.assert_close(output["sem_seg"], expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        exported = ImageToLogits(model)(image[None])
+    torch.testing.assert_close(exported[0], expected, rtol=1e-4, atol=1e-5)

@@ -23,6 +23,10 @@ class UnknownNamesError(CheckpointError):
     """Parameters whose names are of none of the known kinds."""
 
 
+class ForeignSwinError(CheckpointError):
+    """A Swin by the names of another library."""
+
+
 class CheckpointKind(Enum):
     """Where a state dict comes from."""
 
@@ -53,6 +57,14 @@ _FPN_RULES = (
     (r"(scale_heads\.\d+\.\d+)\.bn\.", r"\1.norm."),
     (r"^decode_head\.", "sem_seg_head.semantic_fpn."),
 )
+
+# How the Swins of other libraries name what is in every block.
+_LIBRARIES = {
+    "MMSegmentation, MMDetection or MMPretrain": r"\.attn\.w_msa\.",
+    "transformers": r"encoder\.layers\.\d+\.blocks\.\d+\.attention\.self\.",
+    "torchvision": r"^(backbone\.)?features\.\d+\.\d+\.attn\.",
+    "timm": r"^layers_\d+\.blocks\.\d+\.attn\.",
+}
 
 
 def convert_state_dict(
@@ -94,6 +106,12 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
     names = list(state_dict)
     if is_from_transformers(names):
         return CheckpointKind.TRANSFORMERS_MASKS
+    library = find_library(names)
+    if library is not None:
+        raise ForeignSwinError(
+            f"It is a Swin by the names of {library}, which are not read. Take the file that "
+            "Swin's authors have published, whose names begin with 'layers.0.blocks.0.attn.qkv'."
+        )
     if any(name.startswith("backbone.layers.") for name in names):
         semantic = any(".class_injection." in name for name in names)
         if any(name.startswith(HEAD) for name in names):
@@ -111,6 +129,16 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
         "The parameter names are those of no known kind "
         f"({', '.join(kind.value for kind in CheckpointKind)}); it holds {shown}, ..."
     )
+
+
+def find_library(names: Sequence[str]) -> str | None:
+    """Which other library gives a Swin's parameters such names; None for those that are read."""
+    for library, pattern in _LIBRARIES.items():
+        if any(re.search(pattern, name) for name in names):
+            return library
+    # timm merges patches at the beginning of a stage, the original at the end.
+    merging = {m.group(1) for n in names if (m := re.match(r"layers\.(\d+)\.downsample\.", n))}
+    return "timm" if merging and "0" not in merging else None
 
 
 def _convert_name(name: str, kind: CheckpointKind) -> str:

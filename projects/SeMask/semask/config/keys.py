@@ -7,7 +7,11 @@ KEYS_VERSION = 2
 
 
 def add_semask_config(cfg: CfgNode) -> None:
-    """Add the keys of this project to ``cfg`` (a Detectron2 ``get_cfg()``), in place."""
+    """Add the keys of this project to ``cfg`` (a Detectron2 ``get_cfg()``), in place.
+
+    Where another project has keys of the same names (a ``MODEL.SWIN``, DeepLab's
+    ``SOLVER.POLY_LR_POWER``), call this after the other's function.
+    """
     # Version of the keys below: rises when the meaning of an older file would change. Files that
     # a run wrote carry it; in one written by hand it can be left out.
     cfg.SEMASK_VERSION = KEYS_VERSION
@@ -31,7 +35,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.MODEL.FAST_PATHS = "auto"
 
     # ---- Swin transformer (arXiv 2103.14030); lists have one entry per stage ----
-    cfg.MODEL.SWIN = CfgNode()
+    cfg.MODEL.SWIN = cfg.MODEL.get("SWIN", CfgNode())  # other projects have such a section, too
     # Channels of the first stage; they double at each following stage.
     cfg.MODEL.SWIN.EMBED_DIM = 96
     # Swin blocks and attention heads of each stage.

@@ -13,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
+from semask.config.detectron2_versions import remove_main_keys
 from semask.config.keys import KEYS_VERSION, add_semask_config
 from semask.config.shipped import config_path
 from semask.errors import ConfigError
@@ -91,7 +92,11 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
             )
         loaded = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
         refusal = _not_sections(loaded, cfg) or _newer_version(loaded, cfg)
-        if not refusal and _take_over_mapper(loaded, config_file):
+        changed = False
+        if not refusal:
+            changed = _take_over_mapper(loaded, config_file)
+            changed |= remove_main_keys(loaded, cfg, config_file)
+        if changed:
             cfg.merge_from_other_cfg(CfgNode(loaded))
         elif not refusal:
             cfg.merge_from_file(config_file, allow_unsafe=False)

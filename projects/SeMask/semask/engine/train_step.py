@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,11 +66,14 @@ class TrainStep:
         self._output_dir = output_dir
         self._batches: Iterator[list[dict[str, Any]]] | None = None
 
-    def run_step(self, stop: bool = False) -> bool:
+    def run_step(
+        self, stop: bool = False, after_backward: Callable[[], None] | None = None
+    ) -> bool:
         """Train on the next batches.
 
         Args:
             stop: this process has been told to end.
+            after_backward: called when the gradients are there, before they are used.
 
         Returns:
             Whether any process of the run has; the same in all of them.
@@ -104,6 +107,8 @@ class TrainStep:
         if any(skips):
             unreadable.sync()
         refuse_nonfinite(shared, files, iteration=self.iter, folder=self._output_dir)
+        if after_backward is not None:
+            after_backward()
         self._precision.step(self.optimizer)
         if comm.is_main_process():
             _write_metrics(shared, max(times))

@@ -243,7 +243,9 @@ class Trainer(DefaultTrainer):
         """One optimizer step."""
         self._trainer.iter = self.iter
         try:
-            self.stop_agreed = self._trainer.run_step(stop=self._stop_request.received)
+            self.stop_agreed = self._trainer.run_step(
+                stop=self._stop_request.received, after_backward=self.after_backward
+            )
         except RuntimeError as error:
             if is_lost_loader(error):
                 # As long as the iterator is there, PyTorch raises the same again at any moment.
@@ -252,6 +254,13 @@ class Trainer(DefaultTrainer):
             raise
         if self.ema is not None:
             self.ema.update()
+
+    def after_backward(self) -> None:
+        """Call the hooks' method of that name, which those of Detectron2's main branch have."""
+        for hook in self._hooks:
+            call = getattr(hook, "after_backward", None)
+            if call is not None:
+                call()
 
     def after_train(self) -> None:
         """Call the hooks; after a failure, what they raise must not hide it."""

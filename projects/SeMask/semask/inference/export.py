@@ -57,9 +57,10 @@ class ImageToLogits(nn.Module):
             Logits, (1, K, H, W) float32.
         """
         model = self.model
-        features = model.backbone((image - model.pixel_mean) / model.pixel_std)
+        features = model.backbone(model.padded((image - model.pixel_mean) / model.pixel_std))
         size = (image.shape[-2], image.shape[-1])
-        return semantic_scores(model.head_prediction(features), size)
+        scores = semantic_scores(model.head_prediction(features), model.padded_size(size))
+        return scores[..., : size[0], : size[1]]
 
 
 def export_program(model: nn.Module, size: tuple[int, int]) -> torch.export.ExportedProgram:

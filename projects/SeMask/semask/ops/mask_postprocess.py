@@ -43,7 +43,7 @@ class MaskSizes:
     output: tuple[int, int]
 
 
-class _CroppedRows(Rows):
+class CroppedRows(Rows):
     """Without what is below and to the right of a size."""
 
     def __init__(self, source: Rows, size: tuple[int, int]) -> None:
@@ -80,7 +80,7 @@ class _ClassScoreRows(Rows):
 def image_mask_rows(masks: Tensor, sizes: MaskSizes) -> Rows:
     """Mask logits (Q, h, w) as rows of the image, without its padding."""
     rows = resized(MapRows(masks), sizes.padded)
-    return rows if sizes.padded == sizes.image else _CroppedRows(rows, sizes.image)
+    return rows if sizes.padded == sizes.image else CroppedRows(rows, sizes.image)
 
 
 def class_score_rows(

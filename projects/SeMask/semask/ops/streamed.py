@@ -18,6 +18,7 @@ from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeI
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.ops.lazy_scores import LazyScores
 from semask.ops.mask_postprocess import (
+    CroppedRows,
     EncodedMasks,
     MaskSizes,
     class_score_rows,
@@ -46,11 +47,12 @@ class StreamedSegmentor(SeMaskSegmentor):
         self, features: Mapping[str, Tensor], size: tuple[int, int]
     ) -> Rows:
         """See :class:`SeMaskSegmentor`; rows of the scores."""
-        return score_rows(self.head_prediction(features), size)
+        return score_rows(self.head_prediction(features), size, self.padded_size(size))
 
     def resized(self, maps: Tensor, *sizes: tuple[int, int]) -> LazyScores:  # type: ignore[override]
         """See :class:`SeMaskSegmentor`; lazy logits."""
-        return LazyScores(resized(MapRows(maps[0]), *sizes), "logits")
+        rows = _without_padding(MapRows(maps[0]), self.padded_size(sizes[0]), sizes[0])
+        return LazyScores(resized(rows, *sizes[1:]), "logits")
 
 
 class StreamedMaskFormer(SeMaskMaskFormer):
@@ -113,12 +115,27 @@ def _in_full(value: Any) -> Any:
     return value
 
 
-def score_rows(prediction: Mapping[str, Tensor], size: tuple[int, int]) -> Rows:
-    """Rows of ``semantic_scores`` of a head's prediction for one image."""
+def score_rows(
+    prediction: Mapping[str, Tensor], size: tuple[int, int], padded: tuple[int, int] | None = None
+) -> Rows:
+    """Rows of ``semantic_scores`` of a head's prediction for one image.
+
+    Args:
+        prediction: of the head.
+        size: of the image.
+        padded: of what the backbone got, with the image in its upper left; None = ``size``.
+    """
+    padded = padded or size
     if "logits" in prediction:
-        return resized(MapRows(prediction["logits"][0]), size)
+        return _without_padding(MapRows(prediction["logits"][0]), padded, size)
     logits, masks = prediction["pred_logits"][0], prediction["pred_masks"][0]
-    return class_score_rows(logits, masks, MaskSizes(padded=size, image=size, output=size))
+    return class_score_rows(logits, masks, MaskSizes(padded=padded, image=size, output=size))
+
+
+def _without_padding(rows: Rows, padded: tuple[int, int], size: tuple[int, int]) -> Rows:
+    """Resized to the padded size, then cropped to that of the image."""
+    rows = resized(rows, padded)
+    return rows if padded == size else CroppedRows(rows, size)
 
 
 class StreamedWholeImage(WholeImage):

@@ -1,5 +1,7 @@
 """Polynomial decay with a linear warm-up multiplied onto it."""
 
+import logging
+
 import detectron2.solver
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
@@ -8,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semask.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class WarmupPoly(ParamScheduler):
@@ -65,6 +69,13 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
             ) from error
     if cfg.SOLVER.WARMUP_METHOD != "linear":
         raise ConfigError("SOLVER.WARMUP_METHOD of 'WarmupPolyLR' can only be 'linear'.")
+    if "POLY_LR_CONSTANT_ENDING" in cfg.SOLVER:
+        logger.warning(
+            "DeepLab's keys have been added to this config, and with them perhaps its own default "
+            "of SOLVER.POLY_LR_POWER, which is %s here (this project's default: 1.0). Set the key "
+            "in the config, or call semask.add_semask_config(cfg) after DeepLab's function.",
+            cfg.SOLVER.POLY_LR_POWER,
+        )
     multiplier = WarmupPoly(
         max_iter=cfg.SOLVER.MAX_ITER,
         warmup_iters=cfg.SOLVER.WARMUP_ITERS,

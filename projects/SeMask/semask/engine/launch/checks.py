@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
+from semask.config.detectron2_versions import float32_precision
 from semask.engine.launch.overwriting import refuse_overwriting
 from semask.errors import ConfigError, DamagedCheckpointError
 from semask.modeling import check_protocol
@@ -47,6 +48,7 @@ def check_run(
             evaluation only a part of one.
     """
     _check_numbers(cfg)
+    float32_precision(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     if not (eval_only or resume or restarted or overwrite):
         refuse_overwriting(cfg.OUTPUT_DIR)

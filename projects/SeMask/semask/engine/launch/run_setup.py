@@ -6,12 +6,14 @@ import logging
 import os
 import sys
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from semask.config.detectron2_versions import float32_precision
 from semask.engine.launch.exit_status import is_expected
 from semask.ops.apply import select_fast_paths
 from semask.ops.malloc import keep_freed_memory
@@ -56,9 +58,12 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def prepare_process(cfg: CfgNode) -> None:
-    """Set the allocator and, where ``SEED`` is not negative, the random numbers."""
+    """Set the allocator, float32's precision and, with a ``SEED``, the random numbers."""
     if "kept_memory" in select_fast_paths(cfg):
         keep_freed_memory()
+    precision = float32_precision(cfg)
+    if precision:
+        torch.set_float32_matmul_precision(precision)
     if cfg.SEED >= 0:
         seed_all_rng(cfg.SEED + comm.get_rank())
 

@@ -17,6 +17,13 @@ from semask.modeling.backbone.semask import (
 )
 from semask.modeling.backbone.swin import SwinTransformer
 
+# What MODEL.SWIN has; other projects have a section of that name, too.
+_KEYS = (
+    *("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE", "MLP_RATIO", "DROP_RATE"),
+    *("ATTN_DROP_RATE", "DROP_PATH_RATE", "ABSOLUTE_POS_EMBED", "PRETRAIN_IMAGE_SIZE"),
+    *("OUT_FEATURES", "FREEZE_AT", "ACTIVATION_CHECKPOINT"),
+)
+
 
 @BACKBONE_REGISTRY.register()
 class SeMaskSwin(SeMaskBackbone):
@@ -112,6 +119,12 @@ class SeMaskSwin(SeMaskBackbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         swin, semask = cfg.MODEL.SWIN, cfg.MODEL.SEMASK
+        missing = [key for key in _KEYS if key not in swin]
+        if missing:
+            raise ConfigError(
+                f"MODEL.SWIN has no {', '.join(missing)}: the section is another project's, whose "
+                "function has replaced this project's. Call semask.add_semask_config(cfg) after it."
+            )
         return {
             "embed_dim": swin.EMBED_DIM,
             "depths": swin.DEPTHS,

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN, RetinaNet
 from detectron2.structures import ImageList
@@ -110,11 +111,19 @@ class PriorSupervisedDetector:
                     "(TASK 'instance'); MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 does "
                     "without."
                 )
-        return ImageList.from_tensors(
+        ignore_value = self.prior_supervision.ignore_value
+        targets = ImageList.from_tensors(
             [inputs[PRIOR_TARGET].to(self.device) for inputs in batched_inputs],  # type: ignore[attr-defined]
             self.backbone.size_divisibility,
-            self.prior_supervision.ignore_value,
+            ignore_value,
         ).tensor
+        # Detectron2's main branch: some backbones want squares.
+        constraints = getattr(self.backbone, "padding_constraints", None) or {}
+        side = constraints.get("square_size", 0)
+        if side > 0:
+            height, width = targets.shape[-2:]
+            targets = F.pad(targets, (0, side - width, 0, side - height), value=ignore_value)
+        return targets
 
 
 @META_ARCH_REGISTRY.register()

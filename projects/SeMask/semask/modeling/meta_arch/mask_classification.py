@@ -285,10 +285,6 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         prediction: Mapping[str, Tensor] = self.sem_seg_head(features)
         return {k: at_least_float32(prediction[k]) for k in ("pred_logits", "pred_masks")}
 
-    def _normalized(self, image: Tensor) -> Tensor:
-        normalized = super()._normalized(image)
-        return pad(normalized, self.padded_size((image.shape[-2], image.shape[-1])), 0)
-
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width, rounded up to multiples of ``size_divisibility``."""
         height, width = (-(-side // self.size_divisibility) for side in size)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ class SeMaskSegmentor(SemanticSegmentor):
     """Trains as ``SemanticSegmentor`` does; in evaluation it follows the published protocols.
 
     The stride-4 logits are resized to the input's size and then to the original size, one image
-    at a time, without padding. Detectron2's own post-processing enlarges by exactly 4, crops the
+    at a time, without padding beyond what the backbone asks for (``size_divisibility``; those of
+    this project ask for none). Detectron2's own post-processing enlarges by exactly 4, crops the
     padding away and then resizes; the two are equal where both sides of the input are multiples
     of 4. ``MODEL.META_ARCHITECTURE: SemanticSegmentor`` selects Detectron2's.
     """
@@ -131,13 +133,14 @@ class SeMaskSegmentor(SemanticSegmentor):
             "priors": {k: features[k][0] for k in self.backbone.prior_strides}
         }
         if self.prior_supervision is not None:
-            decoded = self.prior_supervision.decode(features, image_size)
+            decoded = self.prior_supervision.decode(features, self.padded_size(image_size))
             output["prior"] = self.resized(decoded, image_size, size)
         return output
 
     def class_scores(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Scores (K, *size) from the features of one image of that size."""
-        return semantic_scores(self.head_prediction(features), size)[0]
+        scores = semantic_scores(self.head_prediction(features), self.padded_size(size))[0]
+        return scores[:, : size[0], : size[1]]
 
     def head_prediction(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the head predicts; see :meth:`SegmentationHead.predict`."""
@@ -146,14 +149,38 @@ class SeMaskSegmentor(SemanticSegmentor):
         return {"logits": self.sem_seg_head.layers(features)}
 
     def resized(self, maps: Tensor, *sizes: tuple[int, int]) -> Tensor:
-        """A map (1, K, h, w), brought to one size after the other: (K, *last size)."""
+        """A map (1, K, h, w) of a padded image, brought to one size after the other.
+
+        Args:
+            maps: any size.
+            sizes: the first is that of the image without padding.
+
+        Returns:
+            (K, *last size).
+        """
+        padded = self.padded_size(sizes[0])
+        if padded != sizes[0]:
+            maps = resize(maps, padded)[..., : sizes[0][0], : sizes[0][1]]
         for size in sizes:
             maps = resize(maps, size)
         return maps[0]
 
     def _normalized(self, image: Tensor) -> Tensor:
         """(3, H, W), 0..255, to the batch of one that the backbone takes."""
-        return (image.to(self.device) - self.pixel_mean).div_(self.pixel_std)[None]
+        normalized = (image.to(self.device) - self.pixel_mean).div_(self.pixel_std)[None]
+        return self.padded(normalized)
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W), zero-padded right and bottom to :meth:`padded_size`."""
+        height, width = images.shape[-2:]
+        new_height, new_width = self.padded_size((height, width))
+        return F.pad(images, (0, new_width - width, 0, new_height - height))
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the image that the backbone gets for one of ``size``."""
+        multiple = max(1, self.backbone.size_divisibility)
+        height, width = (-(-side // multiple) * multiple for side in size)
+        return height, width
 
 
 def check_protocol(cfg: CfgNode, model: nn.Module) -> None:
