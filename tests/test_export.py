@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+import tiny_masks
 from semask.cli import main
 from semask.errors import ConfigError
 from semask.inference.export import (
@@ -65,6 +66,27 @@ def test_onnx_equals_the_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
         assert len(np.unique(logits.argmax(axis=1))) > 1
     assert largest_difference(model, SIZE, path) < 1e-4
+
+
+@pytest.mark.parametrize("decoder", tiny_masks.DECODERS)
+def test_exported_mask_models_equal_the_model(tmp_path: Path, decoder: str) -> None:
+    """Padding and cropping included."""
+    model = tiny_masks.build(decoder)
+    save_program(model, SIZE, tmp_path / "model.pt2")
+    program = torch.export.load(str(tmp_path / "model.pt2")).module()
+    image = photograph(*SIZE)
+    expected = prediction(model, image)
+    scores = program(tensor(image)[None].float())
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx_of_mask_models_equals_the_model(tmp_path: Path) -> None:
+    for package in ("onnxscript", "onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=NO_ONNX)
+    model = tiny_masks.build()
+    save_onnx(model, SIZE, tmp_path / "model.onnx")
+    assert largest_difference(model, SIZE, tmp_path / "model.onnx") < 1e-4
 
 
 def test_a_model_in_training_stays_in_training(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class ImageToLogits(nn.Module):
             image: (1, 3, H, W) float32, 0..255, in the channel order of ``INPUT.FORMAT``.
 
         Returns:
-            Logits, (1, K, H, W) float32.
+            Logits, (1, K, H, W) float32; of mask classification its class scores.
         """
         model = self.model
         features = model.backbone(model.padded((image - model.pixel_mean) / model.pixel_std))
