@@ -197,14 +197,35 @@ class _Mask2Former:
         }
 
 
-# What MODEL.MASK_FORMER.DECODER can be: from a config and the features' shapes to arguments of
-# the head.
-DECODERS: dict[str, Callable[[CfgNode, Mapping[str, ShapeSpec]], dict[str, Any]]] = {
+# From a config and the features' shapes to arguments of the head.
+DecoderBuilder = Callable[[CfgNode, Mapping[str, ShapeSpec]], dict[str, Any]]
+
+# What MODEL.MASK_FORMER.DECODER can be; register_decoder adds to it.
+DECODERS: dict[str, DecoderBuilder] = {
     "maskformer": _maskformer,
     "mask2former": _Mask2Former(DeformablePixelDecoder, has_transformer=True),
     "mask2former_fapn": _Mask2Former(FaPNPixelDecoder, has_transformer=False),
     "mask2former_msfapn": _Mask2Former(MSFaPNPixelDecoder, has_transformer=True),
 }
+
+
+def register_decoder(name: str) -> Callable[[DecoderBuilder], DecoderBuilder]:
+    """A decorator: enter a decoder as a value of ``MODEL.MASK_FORMER.DECODER``.
+
+    Args:
+        name: the value.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def enter(build: DecoderBuilder) -> DecoderBuilder:
+        if name in DECODERS:
+            raise ValueError(f"There is a mask decoder '{name}' already.")
+        DECODERS[name] = build
+        return build
+
+    return enter
 
 
 def _pixel_decoder_sizes(cfg: CfgNode) -> dict[str, Any]:
