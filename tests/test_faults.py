@@ -76,8 +76,9 @@ def test_killed_at_ten_random_moments(tiny_runs: TinyRuns, undisturbed: dict[str
     draw.shuffle(moments)
     folder, reached = tiny_runs.folder / "killed", set()
     for moment in moments:
-        fault = {"fault": faults.kill_at_event, "fault_arguments": moment}
-        (process,) = tiny_runs.start("killed", "--resume", **fault)
+        (process,) = tiny_runs.start(
+            "killed", "--resume", fault=faults.kill_at_event, fault_arguments=moment
+        )
         with runs.ended([process]):
             assert process.status() == -signal.SIGKILL, process.output()
         last = folder / "last_checkpoint"
@@ -100,12 +101,13 @@ def test_torchrun_with_a_killed_process(tiny_runs: TinyRuns) -> None:
     records.write_text(json.dumps(tiny_runs.records))
     overrides = [str(option) for option in tiny_runs.options]
     output = str(tiny_runs.folder / "torchrun")
-    tests = Path(__file__).parent
-    paths = (tests, tests.parent, tests.parent / "projects" / "SeMask")
+    helpers = Path(__file__).parent / "helpers"
+    repository = helpers.parents[1]
+    paths = (helpers, repository, repository / "projects" / "SeMask")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         + ["--max-restarts", "1", "--monitor-interval", "0.1"]
-        + [str(tests / "faulty_train_net.py"), str(records), "3"]
+        + [str(helpers / "faulty_train_net.py"), str(records), "3"]
         + ["--config-file", tiny_runs.config, *overrides, "OUTPUT_DIR", output],
         env={
             **os.environ,

@@ -17,7 +17,7 @@ from tiny_model import photograph
 def command(folder: Path, repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a process that knows the tests' folder but has not imported the plugin."""
     images = folder / f"images{len(list(folder.glob('images*')))}"  # each process writes its own
-    paths = [repository / "projects" / "SeMask", repository / "tests"]
+    paths = [repository / "projects" / "SeMask", repository / "tests" / "helpers"]
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

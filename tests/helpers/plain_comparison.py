@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from semask.config.loading import load_config
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "ade20k" / "semask_swin_tiny_fpn.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "ade20k" / "semask_swin_tiny_fpn.yaml")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # More than any process here needs, even where several share a slow core.
 DEADLINE = 300.0
@@ -67,7 +67,7 @@ def start(
 ) -> Run:
     """Call a function in a new process; its result is the exit status."""
     before = os.environ.get("PYTHONPATH"), os.environ.get("OMP_NUM_THREADS")
-    paths = [str(ROOT / "projects" / "SeMask"), str(ROOT), str(ROOT / "tests")]
+    paths = [str(ROOT / "projects" / "SeMask"), str(ROOT), str(ROOT / "tests" / "helpers")]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [before[0]])])
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

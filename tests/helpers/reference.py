@@ -14,7 +14,7 @@ from semask.checkpoint import convert_state_dict
 from semask.modeling import PriorSupervision, SemanticFPNHead, SeMaskFPNHead, SeMaskSwin
 from semask.modeling.backbone.base import prior_strides
 
-FIXTURES = Path(__file__).parent / "fixtures" / "semask_fpn"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "semask_fpn"
 CASES = ("semask_t_ade20k", "semask_l_cityscapes", "swin_t_ade20k")
 
 

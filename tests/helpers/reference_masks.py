@@ -33,7 +33,7 @@ from semask.modeling.pixel_decoder import (
     PixelDecoder,
 )
 
-FIXTURES = Path(__file__).parent / "fixtures" / "semask_mask2former"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "semask_mask2former"
 CASES = (
     "semask_t_maskformer_ade20k",
     "semask_t_mask2former_ade20k",

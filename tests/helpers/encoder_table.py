@@ -1,6 +1,6 @@
 """The families of timm's networks that can have semantic layers, tried one by one.
 
-PYTHONPATH=projects/SeMask python tests/encoder_table.py writes docs/encoders.md.
+PYTHONPATH=projects/SeMask python tests/helpers/encoder_table.py writes docs/encoders.md.
 """
 
 import functools
@@ -19,7 +19,7 @@ import semask.modeling.backbone.mix_transformer  # noqa: F401  (registers its ne
 from semask.errors import ConfigError
 from semask.modeling import TimmEncoder
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "encoders.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "encoders.md"
 # Networks of a family whose name has the first of these stand for it: small ones.
 _SMALL = (
     *("test", "pico", "atto", "femto", "nano", "micro", "tiny", "_t", "b0"),
@@ -76,7 +76,7 @@ _TEXT = """\
 name is `MODEL.TIMM.NAME`. It needs features at strides 4, 8, 16 and 32 from modules that run one
 after the other, on images of any size. Swin is the project's own: `MODEL.BACKBONE.NAME SeMaskSwin`.
 
-The table is made by `tests/encoder_table.py`, and a test checks it: of each family (a file of timm
+`tests/helpers/encoder_table.py` makes it, and a test checks it: of each family (a file of timm
 {version}; `mix_transformer` is this project's) a small network is tried. Those of {count} families
 work: their features are equal to timm's, they are trained, and with gamma 0 their semantic layers
 change nothing (`tests/test_timm_families.py`). Others of a family may differ; each is tried when it
