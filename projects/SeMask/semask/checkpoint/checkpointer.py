@@ -118,8 +118,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                 ) from error
         self.model.load_state_dict(state_dict, strict=False)  # what is missing is allowed to be
         self.loaded = path
+        # A model alone, as in a predictor, has no use for a training's states, and says nothing.
+        resumes = checkpointables is None and bool(self.checkpointables)
         for name, value in checkpoint.items():
-            if checkpointables is None and isinstance(value, Mapping):
+            if resumes and isinstance(value, Mapping):
                 logger.warning("The state '%s' in '%s' is not used by this run", name, path)
         return checkpoint
 
