@@ -70,7 +70,11 @@ def _search(given: str, output: Path) -> list[Path]:
     pattern = os.path.join(glob.escape(given), "**", "*") if os.path.isdir(given) else given
     fits = [_absolute(fit) for fit in sorted(glob.glob(pattern, recursive=True))]
     if not fits and not os.path.isdir(given):
-        raise DataError(f"There is no file or folder '{given}', and as a pattern it fits nothing.")
+        key = "=" in given and not given.lower().endswith((*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
+        hint = " Keys of the config stand behind --opts." if key else ""
+        raise DataError(
+            f"There is no file or folder '{given}', and as a pattern it fits nothing.{hint}"
+        )
     extensions = (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
     found = [
         file
