@@ -327,7 +327,9 @@ def test_compiled_training_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=backend))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiler(function, backend=backend, **options)
+    )
     model = build("maskformer", SEMASK__DROPOUT=0.0, MASK_FORMER__DROPOUT=0.0).train()
     samples = batch((64, 64), (64, 64))
     parts = compile_parts(model, samples, Precision())
