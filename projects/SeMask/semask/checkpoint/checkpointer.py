@@ -17,6 +17,7 @@ from semask.checkpoint.convert import (
     convert_state_dict,
     resize_bias_tables,
 )
+from semask.checkpoint.encoder_names import encoder_weights
 from semask.checkpoint.folder import LAST, read_last, resumable_checkpoints
 from semask.checkpoint.mismatch import COUNTERS, compare
 from semask.checkpoint.reading import read_checkpoint
@@ -233,8 +234,12 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         With ``partial``, those of them that do.
         """
         wanted = self.model.state_dict()
+        encoder = encoder_weights(state_dict, self.model)
         try:
-            found, kind = convert_state_dict(state_dict)
+            if encoder is None:
+                found, kind = convert_state_dict(state_dict)
+            else:
+                found, kind = encoder, CheckpointKind.ENCODER
         except CheckpointError as error:
             unknown = isinstance(error, UnknownNamesError)
             if not (unknown and wanted.keys() & state_dict.keys()):

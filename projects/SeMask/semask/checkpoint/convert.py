@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semask.checkpoint.mask_models import HEAD, convert_mask_model
+from semask.checkpoint.swin_forms import authors_names
 from semask.checkpoint.swin_names import own_backbone_name, present_name, with_stage
 from semask.checkpoint.transformers_names import is_from_transformers, original_names
 from semask.errors import CheckpointError
@@ -36,6 +37,7 @@ class CheckpointKind(Enum):
     SWIN_MASKS = "published Mask2Former or MaskFormer with a plain Swin"
     TRANSFORMERS_MASKS = "transformers' Mask2Former or MaskFormer"
     IMAGENET_SWIN = "ImageNet-pretrained Swin"
+    ENCODER = "pre-trained encoder"
     CONVERTED_SWIN = "ImageNet-pretrained Swin, by this project's names"
     NATIVE = "this project's own"
 
@@ -85,6 +87,7 @@ def convert_state_dict(
     """
     if state_dict and all(name.startswith("module.") for name in state_dict):
         state_dict = {name[len("module.") :]: value for name, value in state_dict.items()}
+    state_dict = authors_names(state_dict)
     kind = find_kind(state_dict)
     if kind is CheckpointKind.TRANSFORMERS_MASKS:
         state_dict = original_names(state_dict)

@@ -22,6 +22,7 @@ _BESIDES_SWIN = (
 _MAY_MISS = {
     CheckpointKind.IMAGENET_SWIN: _BESIDES_SWIN,
     CheckpointKind.CONVERTED_SWIN: _BESIDES_SWIN,
+    CheckpointKind.ENCODER: _BESIDES_SWIN,
 }
 _MAY_BE_LEFT = {CheckpointKind.IMAGENET_SWIN: r"^(head|norm)\."}
 

@@ -1,8 +1,8 @@
 """Mix Transformers B0 to B5 (SegFormer, arXiv 2105.15203), registered with timm as ``mit_b0``...
 
 They have the structure of timm's PVTv2 (arXiv 2106.13797), with MLPs of four times the width in
-every stage and other depths. Their published weights may be used for research only: see
-:mod:`semask.checkpoint.mix_transformer`.
+every stage and other depths. The weights that NVIDIA has published for them may be used for
+research and evaluation only; :mod:`semask.checkpoint.encoder_names` loads them.
 """
 
 from typing import Any

@@ -41,6 +41,7 @@ class TimmEncoder(HierarchicalEncoder):
         num_stages: how many of the four stages are kept.
 
     Attributes:
+        name: as given.
         network: the modules, under timm's names.
         left_out: names of the parameters and buffers of timm's network that have no place here,
             those of its classifier.
@@ -50,6 +51,7 @@ class TimmEncoder(HierarchicalEncoder):
         CheckpointError: the weights cannot be fetched or loaded.
     """
 
+    name: str
     network: nn.Module
     left_out: frozenset[str]
 
@@ -62,6 +64,7 @@ class TimmEncoder(HierarchicalEncoder):
         num_stages: int = len(STRIDES),
     ) -> None:
         super().__init__()
+        self.name = name
         timm = _import_timm()
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         features = _features_net(timm, name, options)

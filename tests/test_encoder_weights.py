@@ -1,0 +1,135 @@
+"""Pre-trained weights of timm's networks and of Mix Transformers, as they are published."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from semask.checkpoint import SeMaskCheckpointer
+from semask.errors import CheckpointError
+from semask.modeling import SeMaskTimm
+
+
+class Model(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.backbone = SeMaskTimm(name=name, semantic_classes=4)
+
+
+def load(name: str, path: Path) -> Model:
+    model = Model(name)
+    SeMaskCheckpointer(model).load(str(path))
+    return model
+
+
+def check_equal(model: Model, expected: Mapping[str, Tensor]) -> None:
+    found = model.backbone.encoder.network.state_dict()
+    assert found
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_mambaout", "test_resnet", "pvt_v2_b0"])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_files_of_timm(name: str, ending: str, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    state = timm.create_model(name).state_dict()
+    path = tmp_path / f"weights{ending}"
+    if ending == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    check_equal(load(name, path), state)
+
+
+def as_nvidia(name: str) -> str:
+    """The name in the published Mix Transformers of a parameter of timm's structure."""
+    name = name.replace("patch_embed.", "patch_embed1.").replace(".dwconv.", ".dwconv.dwconv.")
+    if not name.startswith("stages."):
+        return name
+    _, stage, rest = name.split(".", 2)
+    number = int(stage) + 1
+    for part, published in (("downsample", "patch_embed"), ("blocks", "block"), ("norm", "norm")):
+        if rest.startswith(part + "."):
+            return f"{published}{number}{rest[len(part) :]}"
+    raise AssertionError(name)
+
+
+def as_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names in transformers' files, where keys and values are two matrices."""
+    named: dict[str, Tensor] = {}
+    for name, value in state.items():
+        parts = as_nvidia(name).split(".")
+        start, stage = parts[0][:-1], parts[0][-1:]
+        if start == "patch_embed":
+            rest = ".".join(parts[1:]).replace("norm.", "layer_norm.")
+            named[f"segformer.encoder.patch_embeddings.{int(stage) - 1}.{rest}"] = value
+        elif start == "norm":
+            named[f"segformer.encoder.layer_norm.{int(stage) - 1}.{parts[1]}"] = value
+        elif start == "block":
+            rest = ".".join(parts[2:])
+            for old, new in (
+                ("norm1.", "layer_norm_1."),
+                ("norm2.", "layer_norm_2."),
+                ("attn.norm.", "attention.self.layer_norm."),
+                ("attn.sr.", "attention.self.sr."),
+                ("attn.q.", "attention.self.query."),
+                ("attn.proj.", "attention.output.dense."),
+                ("mlp.fc", "mlp.dense"),
+            ):
+                rest = rest.replace(old, new) if rest.startswith(old) else rest
+            block = f"segformer.encoder.block.{int(stage) - 1}.{parts[1]}."
+            if rest.startswith("attn.kv."):
+                kind = rest.rpartition(".")[2]
+                key, val = value.chunk(2)
+                named[f"{block}attention.self.key.{kind}"] = key.clone()
+                named[f"{block}attention.self.value.{kind}"] = val.clone()
+            else:
+                named[block + rest] = value
+        else:
+            named[name.replace("head.", "classifier.")] = value
+    return named
+
+
+@pytest.mark.parametrize("form", ["nvidia", "transformers"])
+def test_mix_transformers(form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(7)
+    state = timm.create_model("mit_b0").state_dict()
+    published = (
+        {as_nvidia(name): value for name, value in state.items()}
+        if form == "nvidia"
+        else as_transformers(state)
+    )
+    torch.save({"state_dict": published}, tmp_path / "weights.pth")
+    with caplog.at_level(logging.WARNING):
+        check_equal(load("mit_b0", tmp_path / "weights.pth"), state)
+    assert "no commercial use" in caplog.text  # the licence of these weights
+
+
+def changed(state: dict[str, Any], change: str) -> dict[str, Any]:
+    name = next(name for name in state if "stages.1" in name)
+    if change == "missing":
+        return {key: value for key, value in state.items() if key != name}
+    if change == "left over":
+        return {**state, "stages.9.extra": torch.zeros(1)}
+    return {**state, name: torch.zeros(3, 1, 1)}
+
+
+@pytest.mark.parametrize("change", ["missing", "left over", "of another shape"])
+def test_what_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
+    state = changed(timm.create_model("test_convnext").state_dict(), change)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=change):
+        load("test_convnext", tmp_path / "weights.pth")
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError):
+        load("test_convnext", tmp_path / "weights.pth")
