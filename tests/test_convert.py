@@ -137,7 +137,6 @@ def test_absolute_position_embedding_becomes_a_grid() -> None:
 @pytest.mark.parametrize(
     ("library", "names"),
     [
-        ("MMSegmentation", ["backbone.stages.0.blocks.0.attn.w_msa.qkv.weight"]),
         ("transformers", ["swin.encoder.layers.0.blocks.0.attention.self.query.weight"]),
         ("torchvision", ["features.0.0.weight", "features.1.0.attn.qkv.weight"]),
         (
