@@ -3,6 +3,7 @@
 import argparse
 import copy
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,35 @@ print(min(faults() for _ in range(5)))  # a hole of the right size takes some ro
     before, after = map(int, result.stdout.split())
     assert before > 100  # pages of 4 KiB, or of 64
     assert after < before / 10
+
+
+def test_a_model_is_saved_whole_and_read_in_another_process(tmp_path: Path) -> None:
+    cfg = load_config(tiny.write_config(tmp_path / "config.yaml"), ["MODEL.DEVICE", "cpu"])
+    model = apply_fast_paths(build_model(cfg), set(FAST_PATHS)).eval()
+    inputs = [{"image": torch.rand(3, 37, 53) * 255, "height": 37, "width": 53}]
+    with torch.no_grad():
+        expected = model(inputs)[0]["sem_seg"]
+    torch.save({"model": model, "inputs": inputs, "expected": expected}, tmp_path / "model.pth")
+    code = (
+        "import semask, sys, torch\n"
+        "saved = torch.load(sys.argv[1], weights_only=False)\n"
+        "with torch.no_grad():\n"
+        "    found = saved['model'](saved['inputs'])[0]['sem_seg']\n"
+        "torch.testing.assert_close(found, saved['expected'])\n"
+        "print([type(module).__name__ for module in saved['model'].modules()])"
+    )
+    root = Path(apply.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model.pth")],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [type(module).__name__ for module in model.modules()]
+    assert done.stdout.strip() == str(names)
+    assert "FastSwinBlock" in names  # a combination of several forms
 
 
 def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None:

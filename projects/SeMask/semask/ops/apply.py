@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -257,5 +258,17 @@ def _combined(plain: type[nn.Module], forms: tuple[type[nn.Module], ...]) -> typ
     if len(forms) == 1:
         return forms[0]
     if forms not in _combinations:
-        _combinations[forms] = type(f"Fast{plain.__name__}", forms, {"__module__": __name__})
+
+        def reduce(self: nn.Module, _protocol: int) -> tuple[Any, ...]:
+            # pickle looks classes up by name, and one name stands for several combinations here.
+            return _uninitialized, (plain, forms), self.__dict__
+
+        members = {"__module__": __name__, "__reduce_ex__": reduce}
+        _combinations[forms] = type(f"Fast{plain.__name__}", forms, members)
     return _combinations[forms]
+
+
+def _uninitialized(plain: type[nn.Module], forms: tuple[type[nn.Module], ...]) -> nn.Module:
+    """A module of a combined class, whose state pickle fills in."""
+    combined = _combined(plain, forms)
+    return combined.__new__(combined)
