@@ -78,21 +78,23 @@ def test_killed_in_two_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_in_two_processes(
-    tiny_runs: TinyRuns, undisturbed: dict[int, dict[str, Any]]
+    tiny_runs: TinyRuns, undisturbed: dict[int, dict[str, Any]], number: signal.Signals
 ) -> None:
-    """One of them gets the SIGTERM, between two periodic checkpoints."""
+    """One of them gets the signal, between two periodic checkpoints."""
+    run = f"told{number:d}"
     processes = tiny_runs.start(
-        *("told", "DATALOADER.NUM_WORKERS", 1),
+        *(run, "DATALOADER.NUM_WORKERS", 1),
         size=2,
         fault=faults.signal_at,
-        fault_arguments=(1, 2, signal.SIGTERM),
+        fault_arguments=(1, 2, number),
     )
-    assert statuses(processes) == [143, 143]
+    assert statuses(processes) == [143, 128 + number]
     assert "Traceback" not in processes[0].output() + processes[1].output()
-    assert (tiny_runs.folder / "told" / "last_checkpoint").read_text() == "model_0000002.pth"
-    assert "from iteration 3" in tiny_runs.run("told", "--resume", size=2)
-    assert_same_state(tiny_runs.checkpoint("told"), undisturbed[2])
+    assert (tiny_runs.folder / run / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert "from iteration 3" in tiny_runs.run(run, "--resume", size=2)
+    assert_same_state(tiny_runs.checkpoint(run), undisturbed[2])
 
 
 @pytest.mark.slow
