@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-LOCKS := requirements.lock requirements-detectron2.lock requirements-tools.lock
+LOCK := requirements.lock
+LOCKS := $(LOCK) requirements-detectron2.lock requirements-tools.lock
 # uv links files out of its cache; where that lies on another file system it copies them.
 LINK_MODE := cache=$$($(BIN)/uv cache dir) && mkdir -p "$$cache" && \
   ln -f Makefile "$$cache/link" 2>/dev/null && rm "$$cache/link" && echo hardlink || echo copy
@@ -16,7 +17,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train camvid nuclei benchmark quick test lint format lock clean
+.PHONY: help setup train camvid nuclei benchmark quick lowest test lint format lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
@@ -41,6 +42,9 @@ benchmark: $(READY) ## time and memory against the plain form, over half an hour
 quick: $(READY) ## the fast tests, between edits (ARGS="tests/test_x.py" for some of them)
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
+lowest: ## the fast tests with the lowest versions that setup.cfg allows, in .venv-lowest
+	$(MAKE) quick VENV=.venv-lowest LOCK=requirements-lowest.lock
+
 test: lint ## all static checks and all tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
@@ -55,13 +59,15 @@ format: $(READY) ## format the code and repair what can be
 
 lock: $(READY) ## choose the newest versions again, for the lock files
 	$(BIN)/uv pip compile $(COMPILE) --extra dev --extra onnx --extra timm setup.cfg requirements.in -o requirements.lock
+	$(BIN)/uv pip compile $(COMPILE) --resolution lowest-direct --extra dev --extra onnx --extra timm \
+	  setup.cfg requirements-lowest.in -o requirements-lowest.lock
 	printf 'setuptools\nuv\nwheel\n' | \
 	  $(BIN)/uv pip compile $(COMPILE) -c requirements.lock - -o requirements-tools.lock
 	printf 'pb1-detectron2==0.6\n' | \
 	  $(BIN)/uv pip compile $(COMPILE) --no-deps - -o requirements-detectron2.lock
 
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf projects/SeMask/*.egg-info
 
@@ -78,7 +84,7 @@ $(READY): $(LOCKS) setup.cfg
 	@echo "some minutes, in which nothing is printed."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-tools.lock
-	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --require-hashes -r $(LOCK)
 	@$(INSTALL) --require-hashes --no-deps -r requirements-detectron2.lock \
 	  --config-settings-package "pb1-detectron2:--global-option=build_py" \
 	  --config-settings-package "pb1-detectron2:--build-option=--skip-build"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from semask.data import image_files, reading
 from semask.data.checks.semantic import image_mode
@@ -105,9 +105,10 @@ def test_several_pages_are_refused(tmp_path: Path, suffix: str) -> None:
 
 def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path: Path) -> None:
     picture = Image.fromarray(samples(3))
-    small = picture.resize((3, 2))
-    small.encoderinfo = {"tiffinfo": {254: 1}}
-    picture.save(tmp_path / "a.tif", save_all=True, append_images=[small])
+    with TiffImagePlugin.AppendingTiffWriter(tmp_path / "a.tif", new=True) as file:
+        picture.save(file, "TIFF")
+        file.newFrame()
+        picture.resize((3, 2)).save(file, "TIFF", tiffinfo={254: 1})
     assert np.array_equal(read_image(tmp_path / "a.tif"), np.asarray(picture))
 
 
