@@ -21,32 +21,59 @@ def attention(spread: float) -> tuple[MultiScaleDeformableAttention, Tensor, Ten
     torch.manual_seed(0)
     layer = MultiScaleDeformableAttention(channels=32, num_heads=4).double()
     nn.init.normal_(layer.sampling_offsets.weight, std=spread / 32**0.5)
+    # Between the tokens, where the gradient is one number and not one for each side.
+    nn.init.uniform_(layer.sampling_offsets.bias, -3, 3)
     nn.init.normal_(layer.attention_weights.weight)
     tokens = torch.randn(2, sum(h * w for h, w in SIZES), 32, dtype=torch.float64)
     return layer, tokens, reference_points(SIZES, torch.float64)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 20.0])  # 20: most points lie outside
-def test_bagged_deformable_attention(spread: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("training", [True, False])
+def test_bagged_deformable_attention(
+    spread: float, dtype: torch.dtype, tolerance: float, training: bool
+) -> None:
     plain, tokens, points = attention(spread)
-    plain.eval()
+    plain, tokens, points = plain.to(dtype).train(training), tokens.to(dtype), points.to(dtype)
     fast = apply_fast_paths(copy.deepcopy(plain), ["bagged"])
     assert type(fast) is BaggedDeformableAttention
-    with torch.no_grad():
-        expected = plain(tokens, points, tokens, SIZES)
-        assert torch.allclose(fast(tokens, points, tokens, SIZES), expected, atol=1e-12)
-        single = fast.float()(tokens.float(), points.float(), tokens.float(), SIZES)
-    assert torch.allclose(single.double(), expected, atol=1e-4)
-
-
-def test_bagged_deformable_attention_in_training_is_the_plain_one() -> None:
-    plain, tokens, points = attention(1.0)
-    fast = apply_fast_paths(copy.deepcopy(plain), ["bagged"])
+    pull = torch.randn(tokens.shape, dtype=dtype)
     results = []
     for layer in (plain, fast):
-        inputs = tokens.clone().requires_grad_()
-        output = layer(inputs, points, inputs, SIZES)
-        output.square().sum().backward()
-        assert inputs.grad is not None
-        results.append((output, inputs.grad))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        query, value = (tokens.clone().requires_grad_() for _ in range(2))
+        output = layer(query, points, value, SIZES)
+        output.backward(pull)
+        with torch.no_grad():
+            assert torch.equal(layer(query, points, value, SIZES), output)
+        results.append([output, query.grad, value.grad, *(p.grad for p in layer.parameters())])
+    for want, got in zip(*results, strict=True):
+        assert want is not None
+        assert got is not None
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance * want.abs().max().item())
+
+
+def test_bagged_deformable_attention_with_frozen_parts() -> None:
+    plain, tokens, points = attention(1.0)
+    plain.value_proj.requires_grad_(False)
+    fast = apply_fast_paths(copy.deepcopy(plain), ["bagged"])
+    gradients = []
+    for layer in (plain, fast):
+        query = tokens.clone().requires_grad_()
+        layer(query, points, tokens, SIZES).square().sum().backward()
+        gradients.append(query.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_bagged_deformable_attention_of_what_is_not_finite() -> None:
+    plain, tokens, points = attention(1.0)
+    fast = apply_fast_paths(plain, ["bagged"])
+    tokens[0, 3] = float("nan")
+    tokens[0, 4] = float("inf")
+    tokens.requires_grad_()
+    output = fast(tokens, points, tokens, SIZES)
+    assert output[0, 3].isnan().all()
+    assert output[1].isfinite().all()
+    output.sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad[0].isnan().any()

@@ -152,7 +152,7 @@ FAST_PATHS = {
         spared=_not_worth_recomputing,
     ),
     "bagged": FastPath(
-        "evaluation sums the points of deformable attention by embedding_bag",
+        "the points of deformable attention are summed by embedding_bag",
         pays_on=("cpu",),
         forms={MultiScaleDeformableAttention: BaggedDeformableAttention},
     ),
