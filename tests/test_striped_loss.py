@@ -32,18 +32,22 @@ def case(sizes: Case, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 @pytest.mark.parametrize("classes", [2, 1000])
 @pytest.mark.parametrize("reduction", ["all", "valid"])
 @pytest.mark.parametrize("ohem_pixels", [0, 7])
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_equals_the_plain_form(
     sizes: Case,
     classes: int,
     reduction: str,
     ohem_pixels: int,
+    align_corners: bool,
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
     logits, target = case(sizes, classes, dtype)
     plain, striped = (
-        form(reduction=reduction, ohem_pixels=ohem_pixels)(logits, target)
+        form(reduction=reduction, ohem_pixels=ohem_pixels, align_corners=align_corners)(
+            logits, target
+        )
         for form in (SegmentationLoss, StripedSegmentationLoss)
     )
     assert plain > 0

@@ -23,16 +23,16 @@ class StripedSegmentationLoss(SegmentationLoss):
 
     def summed(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :class:`SegmentationLoss`."""
-        if self.align_corners:
-            return super().summed(logits, target)
         weight = (target != self.ignore_value).to(logits.dtype)
         kept = self.kept(target)
         if kept:
-            losses = pixel_losses(logits, target, self.ignore_value).flatten()
+            losses = pixel_losses(
+                logits, target, self.ignore_value, align_corners=self.align_corners
+            ).flatten()
             chosen = weight.new_zeros(weight.numel())
             chosen.index_fill_(0, losses.topk(kept, sorted=False).indices, 1)
             weight *= chosen.view_as(weight)
-        return weighted_cross_entropy(logits, target, weight)
+        return weighted_cross_entropy(logits, target, weight, align_corners=self.align_corners)
 
 
 class EnlargedImages:
@@ -41,12 +41,13 @@ class EnlargedImages:
     Args:
         maps: (B, K, h, w).
         size: (H, W) to enlarge to.
+        align_corners: see ``torch.nn.functional.interpolate``.
     """
 
-    def __init__(self, maps: Tensor, size: tuple[int, int]) -> None:
+    def __init__(self, maps: Tensor, size: tuple[int, int], *, align_corners: bool) -> None:
         self.maps = maps.permute(0, 2, 3, 1).contiguous()  # classes last: no copy in channels_last
         self._size = size
-        self._resize = RowResize(maps.shape[2:], size, maps.device)
+        self._resize = RowResize(maps.shape[2:], size, maps.device, align_corners=align_corners)
         self.source = self._resize.source
 
     def __iter__(self) -> Iterator[tuple[int, slice]]:
@@ -62,19 +63,24 @@ class EnlargedImages:
         return self._resize.across(self._resize.down(part, rows)).flatten(0, 1)
 
 
-def pixel_losses(logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
+def pixel_losses(
+    logits: Tensor, target: Tensor, ignore_value: int, *, align_corners: bool = False
+) -> Tensor:
     """Cross entropy of each pixel of enlarged logits, without a gradient.
 
     Args:
         logits: (B, K, h, w), float32 or float64.
         target: (B, H, W) int64 in 0..K-1, or ``ignore_value``.
+        ignore_value: label of pixels whose loss is 0.
+        align_corners: of the enlarging.
 
     Returns:
         (B, H, W), 0 where ignored.
     """
     losses = torch.empty(target.shape, dtype=logits.dtype, device=logits.device)
     with torch.no_grad():
-        images = EnlargedImages(logits.detach(), (target.shape[1], target.shape[2]))
+        size = (target.shape[1], target.shape[2])
+        images = EnlargedImages(logits.detach(), size, align_corners=align_corners)
         for image, rows in images:
             pixels = images.enlarge(images.maps[image, images.source(rows)], rows)
             labels = target[image, rows].flatten()
@@ -83,25 +89,31 @@ def pixel_losses(logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
     return losses
 
 
-def weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def weighted_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor, *, align_corners: bool = False
+) -> Tensor:
     """Sum over the pixels of weight * cross entropy of the enlarged logits.
 
     Args:
         logits: (B, K, h, w), float32 or float64.
         target: (B, H, W) int64; in 0..K-1 where the weight is not 0.
         weight: (B, H, W) of the logits' type.
+        align_corners: of the enlarging.
 
     Returns:
         A scalar. Its gradient is computed on the way, so it can be taken once, and not twice.
     """
-    loss: Tensor = _WeightedCrossEntropy.apply(logits, target, weight)
+    loss: Tensor = _WeightedCrossEntropy.apply(logits, target, weight, align_corners)
     return loss
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        images = EnlargedImages(logits.detach(), (target.shape[1], target.shape[2]))
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor, align_corners: bool
+    ) -> Tensor:
+        size = (target.shape[1], target.shape[2])
+        images = EnlargedImages(logits.detach(), size, align_corners=align_corners)
         gradient = torch.zeros_like(images.maps)
         total = logits.new_zeros(())
         for image, rows in images:
@@ -129,6 +141,6 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None
+        return gradient * grad, None, None, None

@@ -31,22 +31,34 @@ def stripes(height: int, row_bytes: int, device: torch.device) -> Iterator[slice
 
 
 class RowResize:
-    """Bilinear resizing (``align_corners=False``) of any of the rows of a result."""
+    """Bilinear resizing of any of the rows of a result."""
 
-    def __init__(self, source: Sequence[int], size: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        source: Sequence[int],
+        size: Sequence[int],
+        device: torch.device,
+        *,
+        align_corners: bool = False,
+    ) -> None:
         """
         Args:
             source: (h, w) of what is resized.
             size: (H, W) of the result.
             device: of what is resized.
+            align_corners: see ``torch.nn.functional.interpolate``.
         """
         self.height, self.width = size
         self._same_rows = source[0] == self.height
         self._same_columns = source[1] == self.width
-        # Row i lies at source row (i + 0.5) * h / H - 0.5, between two source rows.
+        self._align_corners = align_corners
+        # Between which two source rows each row lies.
         row = torch.arange(self.height, dtype=torch.float64, device="cpu")
-        row = ((row + 0.5) * (source[0] / self.height) - 0.5).clamp_(min=0)
-        upper = row.floor().long()
+        if align_corners:
+            row = row * ((source[0] - 1) / max(1, self.height - 1))
+        else:
+            row = ((row + 0.5) * (source[0] / self.height) - 0.5).clamp_(min=0)
+        upper = row.floor().long().clamp_(max=source[0] - 1)  # rounding may lead beyond the last
         lower = (upper + 1).clamp_(max=source[0] - 1)
         self._ends = upper, lower + 1  # on the CPU, as they are read
         self._upper, self._lower = upper.to(device), lower.to(device)
@@ -74,7 +86,8 @@ class RowResize:
             return part
         # Rows as a batch of images of height 1: the library's own operation.
         lines = part.transpose(1, 2).unsqueeze(2)
-        return resize(lines, (1, self.width)).squeeze(2).transpose(1, 2)
+        wide = resize(lines, (1, self.width), align_corners=self._align_corners)
+        return wide.squeeze(2).transpose(1, 2)
 
 
 class Rows(ABC):
