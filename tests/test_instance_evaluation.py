@@ -16,7 +16,7 @@ from semask.data.annotations import inspect
 from semask.data.checks.instances import check_instance_dataset
 from semask.data.mappers.prior_target import Region
 from semask.errors import ConfigError
-from semask.evaluation.instance_scores import RESULT_FILE
+from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.tasks import build_task, inference_folder
 from tiny_instances import SIDE, box_annotation, flat, two_boxes, write_dataset
 

@@ -18,7 +18,7 @@ from semask.config.detectron2_versions import MAIN_KEYS
 from semask.engine import Trainer
 from semask.engine.launch.run_setup import prepare_process
 from semask.errors import ConfigError
-from semask.modeling.meta_arch.detectors import PRIOR_TARGET
+from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.solver import build_lr_scheduler, build_optimizer
 from tiny_instances import SMALL_MODEL, flat
 

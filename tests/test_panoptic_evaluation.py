@@ -1,8 +1,10 @@
 """Panoptic quality, against its definition, and a Panoptic FPN that is trained and evaluated."""
 
 import json
+import math
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ from PIL import Image
 
 from semask import load_config
 from semask.engine import Trainer
-from semask.evaluation.instance_evaluators import PanopticEvaluator, segment_colors
+from semask.evaluation.panoptic_evaluator import (
+    PANOPTIC_FILE,
+    PanopticEvaluator,
+    segment_colors,
+)
 from tiny_instances import CATEGORIES, SIDE, SMALL_MODEL, flat, two_boxes, write_dataset
 
 CONFIG = Path(__file__).parents[1] / "configs/coco/semask_swin_tiny_panoptic_fpn_1x.yaml"
@@ -52,8 +58,9 @@ def write_panoptic(
 def quality(
     truths: list[tuple[np.ndarray, dict[int, int], dict[int, int]]],
     found: list[tuple[np.ndarray, dict[int, int]]],
+    group: Callable[[int], int] = lambda category: category,
 ) -> dict[int, float]:
-    """PQ of each category: {id: category} of segments and of crowds, id 0 = void."""
+    """PQ of each group of categories: {id: category} of segments and of crowds, id 0 = void."""
     iou: dict[int, float] = defaultdict(float)
     hits: dict[int, int] = defaultdict(int)
     errors: dict[int, int] = defaultdict(int)
@@ -64,15 +71,15 @@ def quality(
                 both = ((truth == g) & (answer == p)).sum()
                 either = ((truth == g) | ((answer == p) & (truth != 0))).sum()
                 if category == other and both / either > 0.5:
-                    iou[category] += both / either
-                    hits[category] += 1
+                    iou[group(category)] += both / either
+                    hits[group(category)] += 1
                     matched |= {("truth", g), ("answer", p)}
         for g, category in segments.items():
-            errors[category] += ("truth", g) not in matched
+            errors[group(category)] += ("truth", g) not in matched
         for p, category in predicted.items():
             region = truth[answer == p]
             ignored = np.isin(region, [0, *(c for c, k in crowds.items() if k == category)])
-            errors[category] += ("answer", p) not in matched and ignored.mean() <= 0.5
+            errors[group(category)] += ("answer", p) not in matched and ignored.mean() <= 0.5
     return {k: iou[k] / (hits[k] + errors[k] / 2) for k in {*hits, *errors} if hits[k] + errors[k]}
 
 
@@ -121,6 +128,7 @@ def test_panoptic_quality_is_as_defined(tmp_path: Path, seed: int) -> None:
     for index, output in enumerate(outputs):
         evaluator.process([{"image_id": index, "file_name": f"{index}.png"}], [output])
     results = evaluator.evaluate()
+    document = json.loads((tmp_path / "out" / PANOPTIC_FILE).read_text())
     assert {name for name in sys.modules if name.startswith("panopticapi")} == before
     assert results is not None
     expected = quality(truths, found)
@@ -129,6 +137,13 @@ def test_panoptic_quality_is_as_defined(tmp_path: Path, seed: int) -> None:
     for key, members in (("PQ", categories), ("PQ_th", [3, 7]), ("PQ_st", [10, 11])):
         mean = np.mean([expected[k] for k in members if k in expected])
         assert values[key] == pytest.approx(100 * mean, abs=1e-6)
+    for name, category in {"light": 3, "dark": 7, "grass": 10, "sky": 11}.items():
+        want = 100 * expected.get(category, math.nan)
+        assert values[f"PQ-{name}"] == pytest.approx(want, abs=1e-6, nan_ok=True)
+    for image, one, other in zip(document["images"], truths, found, strict=True):
+        alone = quality([one], [other], lambda _: 0)
+        assert image["PQ"] == pytest.approx(100 * alone[0], abs=1e-6)
+        assert image["segments"] == image["right"] + image["missed"]
 
 
 @pytest.mark.slow

@@ -1,33 +1,210 @@
-"""Detectron2's evaluators of instances and panoptic maps, for COCO's kinds of annotation."""
+"""Evaluators of instances and panoptic maps, for COCO's kinds of annotation."""
 
 import contextlib
 import io
+import itertools
+import json
+import logging
 import math
-import sys
-from collections.abc import Iterator
-from types import ModuleType
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    COCOEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
-from hotcoco.panoptic import pq_compute
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
 from pycocotools.coco import COCO
+from tabulate import tabulate
 
 from semask.data.annotations import inspect
 from semask.data.image_files import opened_image
 from semask.errors import ConfigError
-from semask.evaluation.instance_scores import RecordedEvaluation
+from semask.evaluation.average_precision import METRICS, average_precision
+from semask.evaluation.instance_scores import image_scores
+from semask.evaluation.panoptic_evaluator import PanopticEvaluator
+from semask.evaluation.panoptic_truth import PanopticTruth, contiguous_to_dataset
+from semask.ops.mask_postprocess import EncodedMasks, encode_mask
+from semask.utils.files import replacing
+
+logger = logging.getLogger(__name__)
 
 # Values of "evaluator_type" in a dataset's metadata.
 INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
+# What InstanceEvaluator writes; the last two have Detectron2's names.
+RESULT_FILE = "instance_evaluation.json"
+DETECTIONS_FILE = "coco_instances_results.json"
+PREDICTIONS_FILE = "instances_predictions.pth"
+
+
+class InstanceEvaluator(DatasetEvaluator):
+    """AP of boxes and masks, and Boundary AP; results and files are those of ``COCOEvaluator``.
+
+    The main process also writes ``RESULT_FILE``, with the results and a score of each image.
+
+    Masks are encoded as they come, and those that come encoded stay so: no mask of an image is
+    held in full beside another. Classes need not be 0, 1, ...: a panoptic model's things can be any
+    of its classes.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        folder: str,
+        *,
+        masks: bool,
+        detections_per_image: int = 100,
+        library: str = "pycocotools",
+        boundary: bool = False,
+    ) -> None:
+        """
+        Args:
+            dataset_name: a registered dataset with "json_file" in its metadata, or with
+                "panoptic_json" and "panoptic_root", whose things are the instances then.
+            folder: where the files go.
+            masks: masks are evaluated, too; otherwise boxes alone.
+            detections_per_image: so many detections of an image count, those with the highest
+                scores.
+            library: see :func:`average_precision`.
+            boundary: also evaluate Boundary AP.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_name = dataset_name
+        self._folder = folder
+        self._masks = masks
+        self._limit = detections_per_image
+        self._library = library
+        self._kinds = ["bbox", *(["segm"] if masks else []), *(["boundary"] if boundary else [])]
+        self._truth: COCO | None = None
+        if metadata.get("json_file"):
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._truth = COCO(metadata.json_file)
+            fix_ground_truth(self._truth, masks=masks)
+        elif not metadata.get("panoptic_json"):
+            raise ConfigError(
+                f"Dataset '{dataset_name}' has no annotation file to evaluate instances with: its "
+                "metadata need json_file, or panoptic_json and panoptic_root."
+            )
+        self.reset()
+
+    @property
+    def truth(self) -> COCO:
+        """The annotations, as evaluated."""
+        if self._truth is None:
+            self._truth = PanopticTruth(self._dataset_name).instances()
+        return self._truth
+
+    @property
+    def category_names(self) -> dict[int, str]:
+        """Names of the categories by the dataset's own ids, in the order of the ids."""
+        return {given: self.truth.cats[given]["name"] for given in sorted(self.truth.cats)}
+
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Keep the "instances" of some images, encoded."""
+        for entry, output in zip(inputs, outputs, strict=True):
+            found = coco_results(output["instances"], entry["image_id"])
+            self._predictions.append({"image_id": entry["image_id"], "instances": found})
+
+    def detections(self, predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All instances with the dataset's own category ids."""
+        metadata = MetadataCatalog.get(self._dataset_name)
+        things, _ = contiguous_to_dataset(metadata)
+        return [
+            {**entry, "category_id": things.get(entry["category_id"], entry["category_id"])}
+            for prediction in predictions
+            for entry in prediction["instances"]
+        ]
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """In percent {"bbox": {"AP": ..., ...}, "segm": ..., "boundary": ...}, where asked for.
+
+        None where this is not the main process.
+        """
+        comm.synchronize()
+        gathered = comm.gather(self._predictions)
+        if not comm.is_main_process():
+            return None
+        predictions = list(itertools.chain(*gathered))
+        with replacing(os.path.join(self._folder, PREDICTIONS_FILE)) as file:
+            torch.save(predictions, file)
+        detections = self.detections(predictions)
+        with replacing(os.path.join(self._folder, DETECTIONS_FILE)) as file:
+            file.write(json.dumps(detections).encode())
+        if not detections:
+            logger.warning("No instances were predicted on '%s'.", self._dataset_name)
+        results = {
+            kind: average_precision(
+                *(self.truth, detections, kind),
+                categories=self.category_names,
+                limit=self._limit,
+                library=self._library,
+            )
+            for kind in self._kinds
+        }
+        rows = [[kind, *(values[key] for key in METRICS)] for kind, values in results.items()]
+        table = tabulate(rows, headers=["", *METRICS], tablefmt="pipe", floatfmt=".2f")
+        logger.info("Instances of '%s', by %s:\n%s", self._dataset_name, self._library, table)
+        self._log_categories(results)
+        self._write(results, detections)
+        return results
+
+    def _write(
+        self,
+        results: Mapping[str, Mapping[str, float]],
+        detections: Sequence[dict[str, Any]],
+    ) -> None:
+        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for detection in detections:
+            by_image[detection["image_id"]].append(detection)
+        document = {
+            "dataset": self._dataset_name,
+            "categories": list(self.category_names.values()),
+            "masks": self._masks,
+            "results": {
+                kind: {key: None if math.isnan(value) else value for key, value in values.items()}
+                for kind, values in results.items()
+            },
+            "images": image_scores(self.truth, by_image, masks=self._masks),
+        }
+        with replacing(os.path.join(self._folder, RESULT_FILE)) as file:
+            file.write(json.dumps(document, allow_nan=False).encode())
+
+    def _log_categories(self, results: Mapping[str, Mapping[str, float]]) -> None:
+        names = [name for name in self.category_names.values() if f"AP-{name}" in results["bbox"]]
+        if names:
+            rows = [[name, *(each[f"AP-{name}"] for each in results.values())] for name in names]
+            table = tabulate(rows, ["category", *results], tablefmt="pipe", floatfmt=".2f")
+            logger.info("AP of each category:\n%s", table)
+
+
+def coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+    """The predicted instances of an image in COCO's result format, categories as predicted."""
+    instances = instances.to(torch.device("cpu"))
+    boxes = BoxMode.convert(
+        instances.pred_boxes.tensor.float().numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
+    )
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+        for box, score, category in zip(
+            boxes.tolist(),
+            instances.scores.tolist(),
+            instances.pred_classes.tolist(),
+            strict=True,
+        )
+    ]
+    if instances.has("pred_masks"):
+        masks = instances.pred_masks
+        rles = masks.rles if isinstance(masks, EncodedMasks) else map(encode_mask, masks)
+        for result, rle in zip(results, rles, strict=True):
+            result["segmentation"] = {**rle, "counts": rle["counts"].decode("ascii")}
+    return results
 
 
 def build_instance_evaluator(
@@ -37,34 +214,30 @@ def build_instance_evaluator(
     masks: bool,
     panoptic: bool = False,
     detections_per_image: int = 100,
+    library: str = "pycocotools",
+    boundary: bool = False,
 ) -> DatasetEvaluator:
-    """AP of boxes and masks by pycocotools; on demand also PQ, and mIoU of the semantic map.
+    """AP of boxes and masks; on demand also PQ, and mIoU of Panoptic FPN's semantic map.
 
     Args:
         dataset_name: a registered dataset.
         folder: where the evaluators write what they have computed.
-        masks: masks are evaluated, too; otherwise boxes alone.
         panoptic: evaluate panoptic and semantic maps as well, which the dataset has.
-        detections_per_image: so many detections of an image count, those with the highest scores.
+        masks, detections_per_image, library, boundary: see :class:`InstanceEvaluator`.
     """
-    tasks = ("bbox", "segm") if masks else ("bbox",)
-    # The compiled evaluation is not everywhere, and only the official one is for publications.
-    instances = COCOEvaluator(
-        dataset_name,
-        tasks,
-        output_dir=folder,
-        max_dets_per_image=detections_per_image,
-        use_fast_impl=False,
+    instances = InstanceEvaluator(
+        *(dataset_name, folder),
+        masks=masks,
+        detections_per_image=detections_per_image,
+        library=library,
+        boundary=boundary,
     )
-    fix_ground_truth(instances._coco_api, masks=masks)
     evaluator: DatasetEvaluator = instances
     if panoptic:
         stuff = StuffEvaluator(dataset_name, output_dir=folder)
         segments = PanopticEvaluator(dataset_name, folder)
         evaluator = DatasetEvaluators([stuff, instances, segments])
-    return RecordedEvaluation(
-        evaluator, instances, dataset_name=dataset_name, folder=folder, masks=masks
-    )
+    return evaluator
 
 
 class StuffEvaluator(SemSegEvaluator):
@@ -135,47 +308,3 @@ def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-class PanopticEvaluator(COCOPanopticEvaluator):
-    """PQ, SQ and RQ in percent, also of things and stuff alone.
-
-    Detectron2's evaluator computes them with the package panopticapi, which no package index has;
-    hotcoco follows the same protocol. Arguments and results are those of Detectron2's.
-    """
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the "panoptic_seg" of some images."""
-        with _hotcoco_as_panopticapi():
-            super().process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """{"panoptic_seg": {"PQ": ..., ...}}; None where this is not the main process."""
-        with _hotcoco_as_panopticapi():
-            return super().evaluate()
-
-
-def segment_colors(ids: np.ndarray) -> np.ndarray:
-    """(H, W) segment ids to (H, W, 3) uint8, R + 256 G + 65536 B, as COCO stores them."""
-    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-
-
-@contextlib.contextmanager
-def _hotcoco_as_panopticapi() -> Iterator[None]:
-    """Within it, Detectron2's imports from panopticapi find these functions."""
-    utils, evaluation = ModuleType("panopticapi.utils"), ModuleType("panopticapi.evaluation")
-    vars(utils)["id2rgb"] = segment_colors
-    vars(evaluation)["pq_compute"] = pq_compute
-    modules = {
-        "panopticapi": ModuleType("panopticapi"),
-        "panopticapi.utils": utils,
-        "panopticapi.evaluation": evaluation,
-    }
-    installed = {name: sys.modules[name] for name in modules if name in sys.modules}
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name in modules:
-            del sys.modules[name]
-        sys.modules.update(installed)

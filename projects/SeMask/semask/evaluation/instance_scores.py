@@ -1,25 +1,13 @@
-"""Which predicted instances are right, image by image, and the result file that says so."""
+"""Which predicted instances are right, image by image."""
 
-import json
-import math
-import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
-from detectron2.utils import comm
 from pycocotools.coco import COCO
 
-from semask.utils.files import read_json, replacing
-
-RESULT_FILE = "instance_evaluation.json"
-# What Detectron2's COCOEvaluator writes.
-DETECTIONS_FILE = "coco_instances_results.json"
 # A prediction is right with at least this IoU, as for AP50,
 IOU = 0.5
 # and counts from this score on.
@@ -85,70 +73,6 @@ def match_instances(
     return Matching(tuple(found), tuple(sorted(free)))
 
 
-class RecordedEvaluation(DatasetEvaluator):
-    """Evaluators whose results are also written to ``RESULT_FILE``, with a score of each image."""
-
-    def __init__(
-        self,
-        evaluator: DatasetEvaluator,
-        instances: COCOEvaluator,
-        *,
-        dataset_name: str,
-        folder: str,
-        masks: bool,
-    ) -> None:
-        """
-        Args:
-            evaluator: gives the results.
-            instances: the one of the instances, which may be the same or a part of it; it writes
-                its predictions into ``folder``.
-            dataset_name: the registered dataset.
-            folder: where the file goes.
-            masks: masks are predicted, else boxes alone.
-        """
-        self._evaluator = evaluator
-        self._instances = instances
-        self._dataset_name = dataset_name
-        self._folder = folder
-        self._masks = masks
-
-    def reset(self) -> None:
-        """See ``DatasetEvaluator``."""
-        self._evaluator.reset()
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """See ``DatasetEvaluator``."""
-        self._evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any] | None:
-        """See ``DatasetEvaluator``; the main process also writes the file."""
-        results = self._evaluator.evaluate()
-        if comm.is_main_process() and results:
-            truth: COCO = self._instances._coco_api
-            names = MetadataCatalog.get(self._dataset_name).thing_classes
-            document = {
-                "dataset": self._dataset_name,
-                "categories": list(names),
-                "masks": self._masks,
-                "results": {
-                    task: {key: _plain(value) for key, value in values.items()}
-                    for task, values in results.items()
-                },
-                "images": image_scores(truth, self._detections(), masks=self._masks),
-            }
-            with replacing(os.path.join(self._folder, RESULT_FILE)) as file:
-                file.write(json.dumps(document, allow_nan=False).encode())
-        return results
-
-    def _detections(self) -> dict[Any, list[dict[str, Any]]]:
-        """The predictions of each image."""
-        detections = read_json(os.path.join(self._folder, DETECTIONS_FILE))
-        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for detection in detections:
-            by_image[detection["image_id"]].append(detection)
-        return by_image
-
-
 def image_scores(
     truth: COCO, detections: Mapping[Any, list[dict[str, Any]]], *, masks: bool
 ) -> list[dict[str, Any]]:
@@ -202,8 +126,3 @@ def _boxes_or_masks(
     chosen.sort(key=lambda result: -result["score"])
     key = "segmentation" if masks else "bbox"
     return [result[key] for result in chosen], [result["category_id"] for result in chosen]
-
-
-def _plain(value: Any) -> float | None:
-    number = float(value)
-    return None if math.isnan(number) else number

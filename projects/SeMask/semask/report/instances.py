@@ -1,6 +1,6 @@
 """Looking at an evaluation of instances: ``report.html``, one file that opens without a network.
 
-It is made of the file that ``RecordedEvaluation`` writes. Only the few images it shows are
+It is made of the file that ``InstanceEvaluator`` writes. Only the few images it shows are
 predicted again.
 """
 
@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 from torch import nn
 
 from semask.errors import DataError
-from semask.evaluation.instance_scores import RESULT_FILE
+from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.inference.model_outputs import Mapper, evaluating
 from semask.report.charts import spread_chart
 from semask.report.instance_pictures import show_instances

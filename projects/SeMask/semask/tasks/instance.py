@@ -22,12 +22,14 @@ from semask.data.reading import is_nearly_black, read_image
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import build_instance_evaluator, check_evaluator_type
 from semask.inference.instance_predictor import InstancePredictor
+from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.meta_arch.detectors import (
-    PRIOR_TARGET,
     classes_section,
     detector_classes,
     has_semantic_head,
+    is_mask_classification,
     predicts_masks,
+    prior_classes,
     prior_is_supervised,
 )
 from semask.report.instances import write_instance_report
@@ -52,8 +54,11 @@ class InstanceTask(Task):
         The detector's stays 0 where the dataset cannot be read: a config can be looked at without
         its data, and what uses the data complains.
         """
-        resolve_semantic_classes(self.cfg)
+        if not is_mask_classification(self.cfg):
+            resolve_semantic_classes(self.cfg)
         resolve_detector_classes(self.cfg)
+        if is_mask_classification(self.cfg):
+            resolve_prior_classes(self.cfg)
 
     def build_mapper(self, is_train: bool) -> InstanceMapper:
         """See :class:`InstanceMapper`."""
@@ -106,6 +111,9 @@ class InstanceTask(Task):
         """Check a dataset's semantic maps, where any are used, against the heads."""
         head = self.cfg.MODEL.SEM_SEG_HEAD
         supervised = prior_is_supervised(self.cfg)  # which checks MODEL.SEMASK.NUM_CLASSES
+        of_prior = is_mask_classification(self.cfg)
+        key = "SEMASK" if of_prior else "SEM_SEG_HEAD"
+        expected = prior_classes(self.cfg) if of_prior else head.NUM_CLASSES
         from_map = supervised and self.cfg.MODEL.SEMASK.PRIOR_TARGET == "sem_seg"
         if not from_map and not has_semantic_head(self.cfg):
             return
@@ -116,10 +124,10 @@ class InstanceTask(Task):
                 "Without semantic maps the prior's target is painted from the instances "
                 "(MODEL.SEMASK.PRIOR_TARGET 'instances')."
             )
-        if len(classes) != head.NUM_CLASSES:
+        if len(classes) != expected:
             raise ConfigError(
                 f"The numbers of semantic classes disagree: dataset '{name}' has {len(classes)}, "
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}. Set it to {len(classes)}."
+                f"MODEL.{key}.NUM_CLASSES is {expected}. Set it to {len(classes)}."
             )
         check_ignore_value(self.cfg, name)
 
@@ -195,6 +203,8 @@ class InstanceTask(Task):
             masks=predicts_masks(self.cfg),
             panoptic=self.evaluates_panoptic(dataset_name),
             detections_per_image=self.cfg.TEST.DETECTIONS_PER_IMAGE,
+            library=self.cfg.TEST.AP_LIBRARY,
+            boundary=self.cfg.TEST.BOUNDARY_IOU and predicts_masks(self.cfg),
         )
 
     def write_report(self, model: nn.Module, dataset_name: str, folder: str) -> str:
@@ -311,6 +321,24 @@ def resolve_detector_classes(cfg: CfgNode) -> None:
         f"MODEL.{key}.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
         "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset with categories."
     )
+
+
+def resolve_prior_classes(cfg: CfgNode) -> None:
+    """Let a ``MODEL.SEMASK.NUM_CLASSES`` of 0 be as many as the prior's target has, in place.
+
+    Backbones by themselves follow ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, which in mask classification
+    is that of the queries.
+
+    Raises:
+        ConfigError: see :func:`prior_classes`.
+    """
+    if cfg.MODEL.SEMASK.NUM_CLASSES == 0 and cfg.MODEL.SEMASK.PRIOR_TARGET == "sem_seg":
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            if name in DatasetCatalog and MetadataCatalog.get(name).get("stuff_classes"):
+                cfg.MODEL.SEMASK.NUM_CLASSES = len(MetadataCatalog.get(name).stuff_classes)
+                return
+    if detector_classes(cfg) > 0:
+        cfg.MODEL.SEMASK.NUM_CLASSES = prior_classes(cfg)
 
 
 def _any_outlined(records: Sequence[dict[str, Any]]) -> bool:

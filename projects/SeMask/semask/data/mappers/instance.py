@@ -18,8 +18,8 @@ from semask.data.reading import check_label_values, check_same_size, read_image,
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.resizing import build_large_scale_jitter
 from semask.errors import ConfigError, DataError
+from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.meta_arch.detectors import (
-    PRIOR_TARGET,
     detector_classes,
     has_semantic_head,
     predicts_masks,

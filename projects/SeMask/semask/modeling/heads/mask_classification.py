@@ -87,6 +87,9 @@ class MaskClassificationHead(SegmentationHead):
         deepest = max(shape.stride or 0 for shape in input_shape.values())
         strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
         shapes = {name: input_shape[name] for name in head.IN_FEATURES}
+        # Painted instances have one class more, the background; the task knows how many.
+        follows_head = cfg.TASK == "semantic" or not semask.NUM_CLASSES
+        classes = head.NUM_CLASSES if follows_head else semask.NUM_CLASSES
         return {
             **DECODERS[name](cfg, shapes),
             "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
@@ -94,7 +97,7 @@ class MaskClassificationHead(SegmentationHead):
             "prior_supervision": PriorSupervision.from_config(
                 cfg,
                 strides={name: stride for name, stride in strides.items() if stride <= deepest},
-                num_classes=head.NUM_CLASSES,
+                num_classes=classes,
                 reduction="valid",
                 align_corners=True,
             ),

@@ -63,6 +63,11 @@ class SemanticPriorHead(nn.Module):
         return sum(maps[1:], maps[0])
 
 
+# Entry of a model's input: (H, W) int64, the class of each pixel of "image" that its priors should
+# name, or the ignore value.
+PRIOR_TARGET = "prior_target"
+
+
 class PriorSupervision(nn.Module):
     """The cross entropy of the decoded prior maps, weighted (section 3.4).
 

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from semask.errors import ConfigError
 from semask.modeling.backbone.base import prior_strides, stage_name, stage_stride
-from semask.modeling.heads.prior import PriorSupervision
-
-# Entry of a model's input: (H, W) int64, the class of each pixel of "image", or the ignore value.
-PRIOR_TARGET = "prior_target"
+from semask.modeling.heads.prior import PRIOR_TARGET, PriorSupervision
+from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 
 
 @contextlib.contextmanager
@@ -146,18 +144,33 @@ PRIOR_TARGETS = ("instances", "sem_seg")
 
 
 def classes_section(cfg: CfgNode) -> str:
-    """The section of ``MODEL`` that has a detector's NUM_CLASSES: "RETINANET" or "ROI_HEADS"."""
+    """The section of ``MODEL`` that has the NUM_CLASSES of a model of instances.
+
+    "RETINANET" or "ROI_HEADS" of detectors, "SEM_SEG_HEAD" of mask classification.
+    """
+    if is_mask_classification(cfg):
+        return "SEM_SEG_HEAD"
     return "RETINANET" if issubclass(_architecture(cfg), RetinaNet) else "ROI_HEADS"
 
 
 def detector_classes(cfg: CfgNode) -> int:
-    """Number of categories that a detector distinguishes, without the background."""
+    """Number of categories that a model distinguishes, without the background or "no object"."""
     return cfg.MODEL[classes_section(cfg)].NUM_CLASSES
 
 
 def predicts_masks(cfg: CfgNode) -> bool:
-    """Whether the detector predicts masks; otherwise it predicts boxes alone."""
+    """Whether the model predicts masks; otherwise it predicts boxes alone."""
+    if is_mask_classification(cfg):
+        return True
     return cfg.MODEL.MASK_ON and not issubclass(_architecture(cfg), RetinaNet)
+
+
+def is_mask_classification(cfg: CfgNode) -> bool:
+    """Whether the model predicts masks with a class each, of things and stuff alike.
+
+    Its classes are then one series; Panoptic FPN counts things and stuff separately.
+    """
+    return issubclass(_architecture(cfg), SeMaskMaskFormer)
 
 
 def has_semantic_head(cfg: CfgNode) -> bool:
@@ -173,11 +186,12 @@ def _architecture(cfg: CfgNode) -> type:
 
 
 def prior_classes(cfg: CfgNode) -> int:
-    """Classes K of the prior maps of a detector: as many as its prior's target has.
+    """Classes K of the prior maps of a model of instances: as many as its prior's target has.
 
     ``MODEL.SEMASK.NUM_CLASSES``, and where that is 0: with ``MODEL.SEMASK.PRIOR_TARGET``
-    "instances" the categories that the detector tells apart and one for the background, with
-    "sem_seg" ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+    "instances" the categories that the model tells apart and one for the background, with
+    "sem_seg" ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``. In mask classification a task enters the number
+    (:meth:`semask.tasks.InstanceTask.resolve_classes`).
 
     Raises:
         ConfigError: the target or the number is none that can be.
@@ -187,6 +201,9 @@ def prior_classes(cfg: CfgNode) -> int:
         raise ConfigError(
             f"MODEL.SEMASK.PRIOR_TARGET is '{target}'; it can be {' or '.join(PRIOR_TARGETS)}."
         )
+    if target == "sem_seg" and is_mask_classification(cfg):
+        # The classes of the label maps need not be those of the queries.
+        return cfg.MODEL.SEMASK.NUM_CLASSES or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if target == "instances":
         needed, key = detector_classes(cfg) + 1, "the categories and one for the background"
     else:
@@ -202,19 +219,20 @@ def prior_classes(cfg: CfgNode) -> int:
 
 
 def prior_map_strides(cfg: CfgNode) -> dict[str, int]:
-    """Strides of the prior maps below a detector's feature pyramid: {"prior2": 4, ...}."""
+    """Strides of the prior maps below a feature pyramid or pixel decoder: {"prior2": 4, ...}."""
     semask = cfg.MODEL.SEMASK
     stages = range(len(semask.ATTENTION))
-    # The backbone builds no stage behind the last one that the pyramid takes.
+    consumer = cfg.MODEL.SEM_SEG_HEAD if is_mask_classification(cfg) else cfg.MODEL.FPN
+    # The backbone builds no stage behind the last one that is used.
     deepest = max(
-        (stage_stride(s) for s in stages if stage_name(s) in cfg.MODEL.FPN.IN_FEATURES), default=0
+        (stage_stride(s) for s in stages if stage_name(s) in consumer.IN_FEATURES), default=0
     )
     strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
     return {name: stride for name, stride in strides.items() if stride <= deepest}
 
 
 def prior_is_supervised(cfg: CfgNode) -> bool:
-    """Whether a detector of this config has prior maps and a loss for them.
+    """Whether a model of instances has prior maps and a loss for them.
 
     Raises:
         ConfigError: see :func:`prior_classes`; or the classes do not fit into a target of one

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from semask.errors import ConfigError, DataError
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, semantic_scores
+from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.layers.precision import at_least_float32
 from semask.modeling.layers.resize import resize
 from semask.modeling.mask_decoder.postprocess import (
@@ -136,7 +137,8 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         Args:
             batched_inputs: "image" (3, H, W), 0..255; in training also "instances" with
                 ``gt_classes`` (N,) and ``gt_masks`` (N, H, W), and where priors are supervised
-                "sem_seg" (H, W). Without "instances" there is one for each class of "sem_seg".
+                "prior_target" (H, W), or else "sem_seg" (H, W). Without "instances" there is one
+                for each class of "sem_seg".
 
         Raises:
             DataError: an input lacks annotations, or they do not fit the image or the classes.
@@ -182,7 +184,8 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         return padded
 
     def _labels(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
-        labels = _annotation(inputs, "sem_seg").to(self.device)
+        key = PRIOR_TARGET if PRIOR_TARGET in inputs else "sem_seg"
+        labels = _annotation(inputs, key).to(self.device)
         if labels.shape != inputs["image"].shape[-2:]:
             raise DataError(
                 f"{_source(inputs)} has a label map of {tuple(labels.shape)} and an image of "
@@ -272,8 +275,11 @@ class SeMaskMaskFormer(SeMaskSegmentor):
     def prior_maps(
         self, features: Mapping[str, Tensor], image_size: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Any]:
-        """See :meth:`SeMaskSegmentor.prior_maps`; "priors" are those of the padded image."""
-        maps: dict[str, Any] = {"priors": {k: features[k][0] for k in self.backbone.prior_strides}}
+        """See :meth:`SeMaskSegmentor.prior_maps`; "priors" are without the padding."""
+        maps: dict[str, Any] = {"priors": {}}
+        for name, stride in self.backbone.prior_strides.items():
+            rows, columns = (-(-side // stride) for side in image_size)
+            maps["priors"][name] = features[name][0, :, :rows, :columns]
         if self.prior_supervision is not None:
             padded = self.padded_size(image_size)
             prior = resize(self.prior_supervision.decode(features, padded), padded)[0]

@@ -1,0 +1,206 @@
+"""Panoptic quality by hotcoco, with what became of every image and class."""
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.utils import comm
+from hotcoco.panoptic import pq_compute
+from tabulate import tabulate
+
+from semask.errors import DataError
+from semask.evaluation.panoptic_scores import image_scores, match_segments
+from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
+from semask.utils.files import replacing
+
+logger = logging.getLogger(__name__)
+
+PANOPTIC_FILE = "panoptic_evaluation.json"
+
+
+class PanopticEvaluator(COCOPanopticEvaluator):
+    """PQ, SQ and RQ in percent, also of things and stuff alone and of each class.
+
+    Detectron2's evaluator computes them with the package panopticapi, which no package index has;
+    hotcoco follows the same protocol. Arguments and results are those of Detectron2's, beside
+    which there are "PQ-<class>", "SQ-<class>" and "RQ-<class>". The main process also writes
+    ``PANOPTIC_FILE``, with these and a score of each image.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
+        """
+        Args:
+            dataset_name: a registered dataset with "panoptic_json" and "panoptic_root".
+            output_dir: where the files go; None = nowhere.
+        """
+        super().__init__(dataset_name, output_dir)
+        self._dataset_name = dataset_name
+        self._folder = output_dir
+        self._truth = PanopticTruth(dataset_name)
+        self._images: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+        super().reset()
+        self._images = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Compare the "panoptic_seg" of some images, and keep it, compressed.
+
+        Raises:
+            DataError: the ground truth lacks an image, or a map is damaged or of another size.
+        """
+        metadata = MetadataCatalog.get(self._dataset_name)
+        for entry, output in zip(inputs, outputs, strict=True):
+            image_id = entry["image_id"]
+            found_ids, descriptions = output["panoptic_seg"]
+            truth_ids, truth = self._truth.ids(image_id), self._truth.segments(image_id)
+            name = self._truth.file_name(image_id)
+            if truth_ids.shape != tuple(found_ids.shape):
+                raise DataError(
+                    f"The panoptic map '{name}' is {truth_ids.shape[1]}x{truth_ids.shape[0]} "
+                    f"pixels (width x height), the prediction {found_ids.shape[1]}x"
+                    f"{found_ids.shape[0]}: image and map have to be of the same size."
+                )
+            found = found_segments(descriptions, metadata)
+            matching = match_segments(truth_ids, truth, found_ids.cpu().numpy(), found)
+            self._images.append(
+                {
+                    "image_id": image_id,
+                    "file_name": str(entry["file_name"]),
+                    **image_scores(matching, truth),
+                    "counts": _counts(matching, truth, found),
+                }
+            )
+            # Images in different folders may have one name; their maps lie in one.
+            unique = name.replace("/", "_")
+            with _hotcoco_as_panopticapi({}):
+                super().process(
+                    [{**entry, "file_name": unique}],
+                    [{"panoptic_seg": (found_ids, [dict(each) for each in descriptions])}],
+                )
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """{"panoptic_seg": {"PQ": ..., ...}}; None where this is not the main process."""
+        gathered = comm.gather(self._images)
+        computed: dict[str, Any] = {}
+        with _hotcoco_as_panopticapi(computed):
+            results = super().evaluate()
+        if results is None:
+            return None
+        images = list(itertools.chain(*gathered))
+        classes = self._classes(computed["per_class"], images)
+        logger.info("Panoptic evaluation of '%s':\n%s", self._dataset_name, _table(classes))
+        values = dict(results["panoptic_seg"])
+        for entry in classes:
+            values |= {f"{key}-{entry['name']}": entry[key] for key in ("PQ", "SQ", "RQ")}
+        if self._folder is not None:
+            document = {
+                "dataset": self._dataset_name,
+                "results": {key: _plain(value) for key, value in values.items()},
+                "classes": [{k: _plain(v) for k, v in entry.items()} for entry in classes],
+                "images": [
+                    {key: value for key, value in image.items() if key != "counts"}
+                    for image in images
+                ],
+            }
+            with replacing(os.path.join(self._folder, PANOPTIC_FILE)) as file:
+                file.write(json.dumps(document, allow_nan=False).encode())
+        return {"panoptic_seg": values}
+
+    def _classes(
+        self, qualities: Mapping[int, Mapping[str, float]], images: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Of each category its qualities in percent, NaN without any segment, and its numbers."""
+        entries = []
+        for category, description in self._truth.categories.items():
+            totals = np.zeros(3, np.int64)
+            for image in images:
+                totals += image["counts"].get(category, (0, 0, 0))
+            quality = qualities.get(category, {})
+            shares = {
+                key: 100 * quality[key.lower()] if totals.any() and quality else float("nan")
+                for key in ("PQ", "SQ", "RQ")
+            }
+            right, missed, false = totals.tolist()
+            entries.append(
+                {
+                    "name": description["name"],
+                    "isthing": bool(description.get("isthing", 1)),
+                    **shares,
+                    **{"right": right, "missed": missed, "false": false},
+                }
+            )
+        return entries
+
+
+def _counts(
+    matching: Any, truth: Mapping[int, Segment], found: Mapping[int, Segment]
+) -> dict[int, tuple[int, int, int]]:
+    """Right, missed and false segments of each category that has any."""
+    counts: dict[int, list[int]] = {}
+    for place, categories in enumerate(
+        (
+            [truth[g].category for g, _ in matching.right],
+            [truth[g].category for g in matching.missed],
+            [found[p].category for p in matching.false],
+        )
+    ):
+        for category in categories:
+            counts.setdefault(category, [0, 0, 0])[place] += 1
+    return {category: (row[0], row[1], row[2]) for category, row in counts.items()}
+
+
+def _table(classes: list[dict[str, Any]]) -> str:
+    columns = ("name", "PQ", "SQ", "RQ", "right", "missed", "false")
+    rows = [[entry[key] for key in columns] for entry in classes]
+    return tabulate(rows, headers=["class", *columns[1:]], tablefmt="pipe", floatfmt=".2f")
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def segment_colors(ids: np.ndarray) -> np.ndarray:
+    """(H, W) segment ids to (H, W, 3) uint8, R + 256 G + 65536 B, as COCO stores them."""
+    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _hotcoco_as_panopticapi(computed: dict[str, Any]) -> Iterator[None]:
+    """Within it, Detectron2's imports from panopticapi find these functions.
+
+    Args:
+        computed: what the second of them computes is put into it.
+    """
+
+    def compute(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        computed.update(pq_compute(*args, **kwargs))
+        return computed
+
+    utils, evaluation = ModuleType("panopticapi.utils"), ModuleType("panopticapi.evaluation")
+    vars(utils)["id2rgb"] = segment_colors
+    vars(evaluation)["pq_compute"] = compute
+    modules = {
+        "panopticapi": ModuleType("panopticapi"),
+        "panopticapi.utils": utils,
+        "panopticapi.evaluation": evaluation,
+    }
+    installed = {name: sys.modules[name] for name in modules if name in sys.modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(installed)
