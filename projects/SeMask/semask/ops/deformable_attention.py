@@ -35,18 +35,18 @@ class BaggedDeformableAttention(MultiScaleDeformableAttention):
         """See :class:`MultiScaleDeformableAttention`."""
         if traced():
             return super().forward(query, reference_points, value, sizes)
-        batch, queries, _ = query.shape
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        shape = (*query.shape[:2], self.num_heads, self.num_levels * self.num_points)
         # In tokens from the centre of a map's first one: no division by its size and back.
         extents = query.new_tensor([(width, height) for height, width in sizes])
-        starts = reference_points[:, None, :] * extents - 0.5
-        offsets = self.sampling_offsets(query).view(batch, queries, heads, levels, points, 2)
-        places = at_least_float32(offsets + starts[:, None, :, None])
-        weights = self.attention_weights(query).view(batch, queries, heads, levels * points)
-        weights = at_least_float32(weights.softmax(dim=-1))
+        starts = (reference_points[:, None] * extents - 0.5).repeat_interleave(self.num_points, 1)
         value = self.value_proj(value)
-        tokens = at_least_float32(value.unflatten(-1, (heads, -1)))
-        summed: Tensor = _SampledSum.apply(tokens, places, weights.view(places.shape[:-1]), sizes)
+        summed: Tensor = _SampledSum.apply(
+            at_least_float32(value.unflatten(-1, (self.num_heads, -1))),
+            at_least_float32(self.sampling_offsets(query)).view(*shape, 2),
+            at_least_float32(self.attention_weights(query)).view(shape),
+            at_least_float32(starts),
+            sizes,
+        )
         return self.output_proj(summed.to(value.dtype))
 
 
@@ -94,38 +94,51 @@ class _Table:
             for part, size in zip(parts, self.padded, strict=True)
         ]
 
-    def corners(self, places: Tensor) -> tuple[Tensor, Tensor]:
+    def corners(self, offsets: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The token above and to the left of each point, and how far the point is from it.
 
         Args:
-            places: (B, T, M, L, P, 2), x and y in tokens of the map.
+            offsets: (B, T, M, L * P, 2), x and y in tokens of the map, from ...
+            starts: (T, L * P, 2), the queries' positions in the maps.
 
         Returns:
-            Rows of the table (B, T, M, L, P) int32; fractions (B, T, M, L, P, 2).
+            Rows of the table (B, T, M, L * P) int32; and the fractions of a token in x and in y,
+            of this shape.
         """
-        largest = places.new_tensor([(width + 1, height + 1) for height, width in self.sizes])
-        places = places.clamp(torch.full_like(largest, -2)[:, None], largest[:, None])
-        corner = places.floor()
-        column, line = corner.to(torch.int32).unbind(-1)
+        each = starts.shape[1] // len(self.sizes)  # points of a map
+        (column, x), (line, y) = (
+            self._split(offsets[..., axis] + starts[:, None, :, axis], each, axis)
+            for axis in (0, 1)
+        )
         firsts, rows = [], 0
         for height, width in self.padded:
-            firsts.append(rows + BEFORE * width + BEFORE)
+            firsts += [rows + BEFORE * width + BEFORE] * each
             rows += height * width
-        image = rows * torch.arange(self.batch)[:, None, None]
+        image = rows * torch.arange(self.batch)[:, None, None, None]
         first = (image + torch.tensor(firsts)) * self.heads + torch.arange(self.heads)[:, None]
-        first = first[:, None, :, :, None].to(places.device, torch.int32)
-        row = (line * self._lines[:, None] + column).mul_(self.heads).add_(first)
+        row = line.mul_(self._lines(each)).add_(column).mul_(self.heads)
+        row += first.to(self.device, torch.int32)
         # No index can be made of a NaN; it stays one in the fraction.
         row.clamp_(0, self.batch * rows * self.heads - 1)
-        return row, places.sub_(corner)
+        return row, x, y
 
-    @property
-    def steps(self) -> Tensor:
-        """From that token to it and the other three: (L, 1, 4), in rows of the table."""
-        down, right = self._lines * self.heads, self.heads
-        return torch.stack(
-            [torch.zeros_like(down), torch.full_like(down, right), down, down + right], dim=-1
-        )[:, None]
+    def _split(self, places: Tensor, each: int, axis: int) -> tuple[Tensor, Tensor]:
+        """The last whole token before each place, and the fraction up to it."""
+        largest = [size[1 - axis] + 1 for size in self.sizes for _ in range(each)]
+        limit = places.new_tensor(largest)
+        places = torch.minimum(places, limit, out=places).clamp_(min=-2)
+        corner = places.floor()
+        return corner.to(torch.int32), places.sub_(corner)
+
+    def neighbours(self, row: Tensor) -> Tensor:
+        """Rows of the four tokens around each point: (B, T, M, L * P) to (B, T, M, 4, L * P)."""
+        right = self.heads
+        down = self._lines(row.shape[-1] // len(self.sizes)) * right
+        rows = row.new_empty(*row.shape[:-1], 4, row.shape[-1])
+        rows[..., 0, :] = row
+        for neighbour, step in ((1, right), (2, down), (3, down + right)):
+            torch.add(row, step, out=rows[..., neighbour, :])
+        return rows
 
     def shift(self, table: Tensor, neighbour: int) -> Tensor:
         """Move each row (B, S', M, D) from the token above and to the left to that neighbour."""
@@ -136,62 +149,74 @@ class _Table:
             [level.roll(length, dims=1) for level, length in zip(maps, lengths, strict=True)], dim=1
         )
 
-    @property
-    def _lines(self) -> Tensor:
-        widths = [width for _, width in self.padded]
+    def _lines(self, each: int) -> Tensor:
+        """Rows of the table, for a single head, from a line of the map to the next: (L * P,)."""
+        widths = [width for _, width in self.padded for _ in range(each)]
         return torch.tensor(widths, dtype=torch.int32, device=self.device)
 
 
 class _SampledSum(torch.autograd.Function):
-    """(B, S, M, D), (B, T, M, L, P, 2) and (B, T, M, L, P) to (B, T, M * D)."""
+    """The whole attention but its linear layers.
+
+    (B, S, M, D) tokens, (B, T, M, L * P, 2) offsets, (B, T, M, L * P) logits of the weights and
+    (T, L * P, 2) starts to (B, T, M * D).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, places: Tensor, weights: Tensor, sizes: Sequence[Size]
+        ctx: Any,
+        tokens: Tensor,
+        offsets: Tensor,
+        logits: Tensor,
+        starts: Tensor,
+        sizes: Sequence[Size],
     ) -> Tensor:
         layout = _Table(tokens.shape[0], tokens.shape[2], tuple(sizes), tokens.device)
         table = layout.fill(tokens)
-        row, fraction = layout.corners(places)
-        shares = _shares(fraction, weights)
-        rows = row[..., None] + layout.steps
+        weights = _softmax(logits)
+        row, x, y = layout.corners(offsets, starts)
+        rows = layout.neighbours(row).flatten(-2).flatten(0, 2)
         out = F.embedding_bag(
-            rows.view(-1, rows[0, 0, 0].numel()),
+            rows,
             table.view(-1, table.shape[-1]),
-            per_sample_weights=shares.view(-1, rows[0, 0, 0].numel()),
+            per_sample_weights=_shares(weights, x, y).view(rows.shape),
             mode="sum",
         )
         ctx.layout = layout
-        ctx.save_for_backward(table, places, weights)
-        return out.view(*places.shape[:2], -1)
+        ctx.save_for_backward(table, offsets, weights, starts)
+        return out.view(*logits.shape[:2], -1)
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        table, places, weights = ctx.saved_tensors
-        row, fraction = ctx.layout.corners(places)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, offsets, weights, starts = ctx.saved_tensors
+        row, x, y = ctx.layout.corners(offsets, starts)
         grad = grad.reshape(-1, table.shape[-1])
-        grad_tokens = grad_places = grad_weights = None
+        grad_tokens = grad_offsets = grad_logits = None
         if ctx.needs_input_grad[0]:
-            shares = _shares(fraction, weights)
+            shares = _shares(weights, x, y)
             grad_tokens = ctx.layout.take(_transposed_sum(row, shares, grad, table, ctx.layout))
         if any(ctx.needs_input_grad[1:3]):
-            rows = row[..., None] + ctx.layout.steps
-            values = _products(rows, grad, table.view(-1, table.shape[-1]))
-            grad_places, grad_weights = _point_gradients(values, fraction, weights)
-        return grad_tokens, grad_places, grad_weights, None  # sizes
+            rows = ctx.layout.neighbours(row)
+            products = _products(rows, grad, table.view(-1, table.shape[-1]))
+            grad_offsets, grad_logits = _point_gradients(products, weights, x, y)
+        return grad_tokens, grad_offsets, grad_logits, None, None  # starts and sizes
 
 
-def _shares(fraction: Tensor, weights: Tensor) -> Tensor:
-    """Weights of the four tokens around each point: (..., 2) and (...) to (..., 4)."""
-    x, y = fraction.unbind(-1)
+def _softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension; the library's own takes ten times as long for a dozen values."""
+    exponentials = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
+    return exponentials.div_(exponentials.sum(dim=-1, keepdim=True))
+
+
+def _shares(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Weights of the four tokens around each point: (..., L * P) each to (..., 4, L * P)."""
     right = weights * x
     left = weights - right
-    shares = weights.new_empty(*weights.shape, 4)
+    shares = weights.new_empty(*weights.shape[:-1], 4, weights.shape[-1])
     for column, share in ((0, left), (1, right)):
-        below = torch.mul(share, y, out=shares[..., 2 + column])
-        torch.sub(share, below, out=shares[..., column])
+        below = torch.mul(share, y, out=shares[..., 2 + column, :])
+        torch.sub(share, below, out=shares[..., column, :])
     return shares
 
 
@@ -203,14 +228,13 @@ def _transposed_sum(
     Sorted by their upper left token, the points of a token lie side by side: again bags to sum,
     once for each of the four neighbours.
     """
-    number = table.shape[:-1].numel()
     order = row.flatten().sort(stable=True).indices
-    counts = row.flatten().bincount(minlength=number)
+    counts = row.flatten().bincount(minlength=table.shape[:-1].numel())
     starts = (counts.cumsum(0) - counts).to(torch.int32)
-    queries = order.div(row[0, 0, 0].numel(), rounding_mode="floor").to(torch.int32)
-    sorted_shares = shares.view(-1, 4).index_select(0, order).t().contiguous()
+    queries = order.div(row.shape[-1], rounding_mode="floor").to(torch.int32)
     total: Tensor | None = None
-    for neighbour, share in enumerate(sorted_shares):
+    for neighbour, share in enumerate(shares.unbind(-2)):
+        share = share.flatten().index_select(0, order)
         part = F.embedding_bag(queries, grad, starts, per_sample_weights=share, mode="sum")
         part = layout.shift(part.view(table.shape), neighbour)
         total = part if total is None else total.add_(part)
@@ -220,7 +244,7 @@ def _transposed_sum(
 
 def _products(rows: Tensor, grad: Tensor, table: Tensor) -> Tensor:
     """Each query's gradient times the tokens around its points, of the shape of ``rows``."""
-    per_query = rows[0, 0, 0].numel()
+    per_query = rows.shape[-2:].numel()
     ends = torch.arange(0, rows.numel() + 1, per_query, dtype=torch.int32, device=rows.device)
     values = grad.new_empty(rows.numel())  # overwritten, as beta is 0
     with warnings.catch_warnings():
@@ -232,14 +256,22 @@ def _products(rows: Tensor, grad: Tensor, table: Tensor) -> Tensor:
     return products.values().view(rows.shape)
 
 
-def _point_gradients(values: Tensor, fraction: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of places (..., 2) and weights (...) from those of the four shares (..., 4)."""
-    x, y = fraction.unbind(-1)
-    upper_left, upper_right, lower_left, lower_right = values.unbind(-1)
+def _point_gradients(
+    products: Tensor, weights: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of offsets (..., L * P, 2) and logits (..., L * P).
+
+    Args:
+        products: (..., 4, L * P), the gradients of the four shares.
+        weights, x, y: (..., L * P).
+    """
+    upper_left, upper_right, lower_left, lower_right = products.unbind(-2)
     upper = upper_left.lerp(upper_right, x)
     lower = lower_left.lerp(lower_right, x)
-    places = torch.empty_like(fraction)
     across = (upper_right - upper_left).lerp_(lower_right - lower_left, y)
-    torch.mul(across, weights, out=places[..., 0])
-    torch.mul(lower - upper, weights, out=places[..., 1])
-    return places, upper.lerp_(lower, y)
+    offsets = weights.new_empty(*weights.shape, 2)
+    torch.mul(across, weights, out=offsets[..., 0])
+    torch.mul(lower - upper, weights, out=offsets[..., 1])
+    of_weights = upper.lerp_(lower, y)
+    mean = (of_weights * weights).sum(dim=-1, keepdim=True)
+    return offsets, of_weights.sub_(mean).mul_(weights)
