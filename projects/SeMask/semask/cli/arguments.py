@@ -106,6 +106,58 @@ def predict(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def import_labels(parser: argparse.ArgumentParser) -> None:
+    """Turn labels of other tools into a folder to train on.
+
+        semask import PATH --output DIR
+        semask import masks --images photos --palette labelmap.txt --output DIR
+        semask import export.json --to folder --output DIR
+
+    PATH is a folder, or an annotation file. Recognised are COCO (instances and panoptic), YOLO
+    polygons, LabelMe, CVAT for images, Label Studio, Supervisely, Pascal VOC and other coloured or
+    grey label maps; docs/own_data.md says what becomes of each. Where label maps have colours
+    without names, DIR/palette.csv lists them, to be named and given as --palette. DIR gets images
+    and annotations, and:
+
+        classes.json       names and colours of the classes
+        split.csv          where each image came from, and which part it belongs to
+        import_notes.csv   everything that was left out or changed
+
+    Then the data is checked as by `semask check`, and the last lines printed are the commands to
+    look at it and to train on it. Exit status: 0; 1 where the check found something wrong; 2 for
+    labels that cannot be imported or a mistake in the arguments, with no DIR; 130 after Ctrl-C.
+    """
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--format", default="", help="of the labels; default: recognised")
+    parser.add_argument(
+        "--to",
+        choices=("folder", "coco"),
+        default="",
+        help="label maps of classes, or instances in COCO's format; default: what is nearest",
+    )
+    parser.add_argument("--images", metavar="DIR", help="folder of the images, if it is another")
+    parser.add_argument("--palette", metavar="FILE", help="colours and names of label maps")
+    parser.add_argument(
+        "--classes", nargs="+", default=[], metavar="CLASS", help="names, in the order wanted"
+    )
+    parser.add_argument(
+        "--unlabelled",
+        choices=("background", "ignore"),
+        default="background",
+        help="what pixels in no outline are (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--val",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="of the images for validation, where the labels do not say (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
+    parser.add_argument("--link", action="store_true", help="hard links, not copies, of the images")
+
+
 def check(parser: argparse.ArgumentParser) -> None:
     """What a dataset's files are like, and what is wrong with them.
 
@@ -237,8 +289,15 @@ def plot(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    command.__name__: command
-    for command in (train, evaluate, predict, check, convert, analyze, export, plot)
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "import": import_labels,
+    "check": check,
+    "convert": convert,
+    "analyze": analyze,
+    "export": export,
+    "plot": plot,
 }
 
 

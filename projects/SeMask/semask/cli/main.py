@@ -10,7 +10,7 @@ from semask.cli.arguments import COMMANDS, parse
 from semask.errors import UserError
 
 # The module of each sub-command whose name is another one.
-_MODULES = {"evaluate": "train"}
+_MODULES = {"evaluate": "train", "import": "import_labels"}
 # Those that end a run: ``semask.engine.exit_statuses`` has their messages.
 _RUNS = ("train", "evaluate")
 

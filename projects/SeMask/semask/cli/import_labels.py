@@ -1,0 +1,118 @@
+"""``semask import``: labels of other tools become a folder to train on."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from semask.cli.arguments import parse
+from semask.cli.check import run as run_check
+from semask.data.importers import Options, Result, convert_labels
+from semask.data.importers.contract import Note
+from semask.data.importers.conversion import NOTES_FILE, SPLIT_FILE
+from semask.utils.text import pluralize
+
+SMALL = {
+    "folder": "own_dataset/semask_small_example",
+    "coco": "own_dataset/semask_coco_small_example",
+}
+LARGE = {"folder": "own_dataset/semask_example", "coco": "own_dataset/semask_coco_example"}
+
+# So many of the notes are printed; the file has all.
+SHOWN = 8
+
+
+def keys(result: Result) -> list[str]:
+    """The keys of a config that describe what was imported, as KEY=VALUE."""
+    found = [f"DATASETS.FOLDER_ROOT={os.path.relpath(result.folder)}"]
+    if result.layout == "folder":
+        found.append(f"DATASETS.FOLDER_CLASSES={json.dumps(result.classes, ensure_ascii=False)}")
+    elif result.boxes_alone:
+        found += ["MODEL.MASK_ON=False", "TEST.BEST_METRIC=bbox/AP"]
+    return found
+
+
+def summary(result: Result) -> str:
+    """What was imported, class by class, and what was left out."""
+    parts = ", ".join(f"{count} {part}" for part, count in result.images.items())
+    total = max(1, sum(count for _, _, count in result.counts))
+    rows = [
+        (name, images, f"{count:,}", f"{100 * count / total:.2f}")
+        for name, images, count in result.counts
+    ]
+    table = tabulate(
+        rows,
+        headers=["class", "images", result.unit, "%"],
+        tablefmt="pipe",
+        colalign=["left", "right", "right", "right"],
+        disable_numparse=True,
+    )
+    lines = [f"{result.format}: {result.evidence}.", "", table, ""]
+    lines.append(
+        f"{pluralize(sum(result.images.values()), 'image')} ({parts}), listed in "
+        f"{os.path.join(os.path.relpath(result.folder), SPLIT_FILE)}."
+    )
+    return "\n".join(lines + _note_lines(result))
+
+
+def _note_lines(result: Result) -> list[str]:
+    if not result.notes:
+        return ["Nothing was left out or changed."]
+    kinds = Counter(note.kind for note in result.notes)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    path = os.path.join(os.path.relpath(result.folder), NOTES_FILE)
+    lines = [f"{counted}, listed in {path}:"]
+    alike: dict[tuple[bool, str], list[Note]] = {}
+    for note in result.notes:
+        key = (note.kind != "left out", re.sub(r"'[^']*'|\d+", "", note.reason))
+        alike.setdefault(key, []).append(note)
+    order = [alike[key] for key in sorted(alike, key=lambda key: key[0])]
+    for first, *others in order[:SHOWN]:
+        more = f", and {len(others)} more like it" if others else ""
+        lines.append(f"  {first.kind}: {first.file}: {first.reason}{more}")
+    return lines + ([f"  ... and more of {len(order) - SHOWN} kinds"] if order[SHOWN:] else [])
+
+
+def commands(result: Result) -> str:
+    """The commands to look at the data and to train on it."""
+    given = keys(result)
+    picture = os.path.join(os.path.relpath(result.folder), "samples.png")
+    small, large = SMALL[result.layout], LARGE[result.layout]
+    look = ["semask", "check", "--config", small, *given, "--picture", picture]
+    return "\n".join(
+        [
+            "Look at the data:",
+            f"  {shlex.join(look)}",
+            "Train a small model, in minutes on a CPU; or SeMask-T, on a GPU:",
+            f"  {shlex.join(['semask', 'train', small, *given])}",
+            f"  {shlex.join(['semask', 'train', large, *given])}",
+        ]
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import, check, and print what to do next; returns the exit status."""
+    options = Options(
+        format=args.format,
+        layout=args.to,
+        images=Path(args.images) if args.images else None,
+        palette=Path(args.palette) if args.palette else None,
+        classes=args.classes,
+        unlabelled=args.unlabelled,
+        val=args.val,
+        seed=args.seed,
+        link=args.link,
+    )
+    bar = partial(tqdm, desc="importing", unit="image", disable=None, leave=False)
+    result = convert_labels(args.path, args.output, options, progress=bar)
+    print(summary(result), end="\n\n", flush=True)
+    status = run_check(parse("check", ["--config", SMALL[result.layout], *keys(result)]))
+    print(commands(result))
+    return status

@@ -1,0 +1,44 @@
+"""Labels in the formats that people have, turned into the layouts that are trained on.
+
+``formats/`` has one file for each format, registered in ``FORMATS``: it recognises a folder and
+reads it into the records of ``contract.py``. ``conversion.py`` brings names together and divides
+training from validation; ``folder_layout.py`` and ``coco_layout.py`` write.
+
+No library reads these formats here. Each was looked at (sizes of November 2026):
+
+- datumaro (16 packages; older OpenCV and Pillow than ours) reads most of them, but leaves out what
+  it cannot use with a log line at most, and does not say what a polygon outside or a colour without
+  a name became.
+- supervision (8 packages) reads YOLO, COCO and Pascal VOC boxes of one folder each, with every mask
+  of the dataset in memory at its full size.
+- label-studio-sdk (54 packages, NumPy 2.2) decodes the brush's bit stream: 40 lines here, tested
+  against its encoder.
+- labelme (26 packages with Qt) and supervisely (79 packages) read their own files, which are JSON.
+- pycocotools, which is needed anyway, decodes COCO's masks and draws all polygons.
+
+The tests' files were written by these libraries (``tests/fixtures/labels``).
+"""
+
+from semask.data.importers import formats
+from semask.data.importers.contract import (
+    FORMATS,
+    ImportedImage,
+    Importer,
+    Labels,
+    Region,
+    register_format,
+)
+from semask.data.importers.conversion import Options, Result, convert_labels
+
+__all__ = [
+    "FORMATS",
+    "ImportedImage",
+    "Importer",
+    "Labels",
+    "Options",
+    "Region",
+    "Result",
+    "convert_labels",
+    "formats",
+    "register_format",
+]

@@ -1,0 +1,131 @@
+"""The COCO layout: images/PART/a.jpg and annotations/instances_PART.json."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from semask.data.importers.classes import ClassTable
+from semask.data.importers.contract import IGNORE, ImportedImage, Region
+from semask.data.importers.raster import Drawn, ImageFacts, draw
+from semask.errors import ConfigError
+from semask.utils.files import replacing
+
+
+class CocoWriter:
+    """Collects instances, and writes a file for each part.
+
+    Attributes:
+        unit: what :meth:`counts` counts.
+    """
+
+    unit = "instances"
+
+    def __init__(self, folder: Path, table: ClassTable) -> None:
+        """
+        Args:
+            folder: of the dataset.
+            table: its classes; category ids are 1..K.
+        """
+        self.folder = folder
+        self.table = table
+        self.images: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+        self.annotations: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+        self._instances: Counter[int] = Counter()
+        self._images_with: Counter[int] = Counter()
+        self._masks = 0
+
+    @property
+    def boxes_alone(self) -> bool:
+        """No instance has a mask."""
+        return not self._masks
+
+    def add(self, image: ImportedImage, part: str, name: str, facts: ImageFacts) -> list[str]:
+        """Add an image and its instances.
+
+        Args, Returns:
+            As of ``FolderWriter.add``.
+
+        Raises:
+            ConfigError: the source has label maps, which have no instances.
+            LabelFileError: the labels cannot be used.
+        """
+        if image.regions is None:
+            raise ConfigError(
+                "These labels are maps of classes, in which single objects cannot be told apart; "
+                "import them with --to folder."
+            )
+        width, height = facts.labelled_size(image.size)
+        number = 1 + sum(map(len, self.images.values()))
+        entry = {
+            "id": number,
+            "file_name": name,
+            "width": facts.upright[0],
+            "height": facts.upright[1],
+        }
+        changes: list[str] = []
+        annotations: list[dict[str, Any]] = []
+        for region in image.regions(height, width):
+            category = self.table.index[region.name]
+            drawn = draw(region, height, width)
+            changes += [f"'{region.name}': {text}" for text in dict.fromkeys(drawn.problems)]
+            if category == IGNORE:
+                changes.append(f"'{region.name}': left out, as it marks what does not count")
+            elif drawn.mask is not None:
+                annotations.append(_annotation(region, drawn, category, facts))
+        first = 1 + sum(map(len, self.annotations.values()))
+        for index, annotation in enumerate(annotations):
+            annotation |= {"id": first + index, "image_id": number}
+        self._instances.update(annotation["category_id"] - 1 for annotation in annotations)
+        self._images_with.update({annotation["category_id"] - 1 for annotation in annotations})
+        self._masks += sum("segmentation" in annotation for annotation in annotations)
+        self.images.setdefault(part, []).append(entry)
+        self.annotations.setdefault(part, []).extend(annotations)
+        return changes
+
+    def finish(self) -> None:
+        """Write the files."""
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(self.table.names)]
+        for part, images in self.images.items():
+            content = {
+                "images": images,
+                "categories": categories,
+                "annotations": self.annotations.get(part, []),
+            }
+            with replacing(str(self.folder / "annotations" / f"instances_{part}.json")) as file:
+                file.write(json.dumps(content, ensure_ascii=False).encode())
+
+    def counts(self) -> list[tuple[str, int, int]]:
+        """Name, images and instances of each class."""
+        return [
+            (name, self._images_with[index], self._instances[index])
+            for index, name in enumerate(self.table.names)
+        ]
+
+
+def _annotation(region: Region, drawn: Drawn, category: int, facts: ImageFacts) -> dict[str, Any]:
+    """An instance in COCO's form, upright; as polygons where it is without loss."""
+    assert drawn.mask is not None
+    turned = (drawn.mask.shape[1], drawn.mask.shape[0]) != facts.upright
+    mask = np.asfortranarray(facts.turn(drawn.mask).astype(np.uint8))
+    rle = mask_util.encode(mask)
+    annotation: dict[str, Any] = {
+        "category_id": category + 1,
+        "iscrowd": int(region.crowd),
+        "area": float(mask_util.area(rle)),
+        "bbox": mask_util.toBbox(rle).tolist(),
+    }
+    if region.box is not None:
+        if not turned:
+            x, y = (polygon := drawn.polygons[0].reshape(-1, 2)).min(axis=0).tolist()
+            w, h = np.ptp(polygon, axis=0).tolist()
+            annotation["bbox"] = [x, y, w, h]
+        return annotation
+    if drawn.polygons and not turned and not region.crowd:
+        annotation["segmentation"] = [polygon.round(2).tolist() for polygon in drawn.polygons]
+    else:
+        annotation["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+    return annotation

@@ -1,0 +1,438 @@
+"""The whole import: recognise, read, number the classes, divide, write."""
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import ExifTags
+
+from semask.data.datasets.folder import IMAGE_EXTENSIONS
+from semask.data.image_files import opened_image
+from semask.data.importers.classes import BACKGROUND, ClassTable, class_table
+from semask.data.importers.coco_layout import CocoWriter
+from semask.data.importers.contract import (
+    FORMATS,
+    IGNORE,
+    ImportedImage,
+    Importer,
+    LabelFileError,
+    Labels,
+    Note,
+    Source,
+)
+from semask.data.importers.files import cached_json, split_of
+from semask.data.importers.folder_layout import FolderWriter
+from semask.data.importers.raster import ImageFacts
+from semask.errors import ConfigError, DataError, UnreadableError
+from semask.utils.files import replacing
+from semask.utils.palette import class_colors
+from semask.utils.text import pluralize
+
+Writer = FolderWriter | CocoWriter
+
+LAYOUTS: dict[str, type[FolderWriter] | type[CocoWriter]] = {
+    "folder": FolderWriter,
+    "coco": CocoWriter,
+}
+
+PALETTE_FILE = "palette.csv"
+NOTES_FILE = "import_notes.csv"
+SPLIT_FILE = "split.csv"
+CLASSES_FILE = "classes.json"
+
+# Folders that say what is in them, and are left out of the names of the images.
+_PLAIN_FOLDERS = ("images", "image", "img", "imgs", "jpegimages", "default", "data")
+
+Progress = Callable[..., Iterable[tuple[ImportedImage, str]]]
+
+
+@dataclass
+class Options:
+    """What a user can choose.
+
+    Attributes:
+        format: a name of ``FORMATS``; "" = recognised.
+        layout: "folder", "coco" or "" = what is nearest to the source.
+        images, palette, classes: see ``Source``.
+        unlabelled: pixels in no region are "background" or "ignore".
+        val: share of the images for validation, where the source is not divided.
+        seed: of that choice.
+        link: hard links instead of copies of the images.
+    """
+
+    format: str = ""
+    layout: str = ""
+    images: Path | None = None
+    palette: Path | None = None
+    classes: Sequence[str] = ()
+    unlabelled: str = BACKGROUND
+    val: float = 0.2
+    seed: int = 0
+    link: bool = False
+
+
+@dataclass
+class Result:
+    """What was written.
+
+    Attributes:
+        folder: where it is.
+        layout: "folder" or "coco".
+        format: title of the source's format.
+        evidence: what it was recognised by.
+        classes: names, in the order of the indices.
+        images: number of images of each part.
+        counts: for each class a row of the summary: name, images, and pixels or instances.
+        unit: what is counted, "pixels" or "instances".
+        boxes_alone: there are no masks.
+        notes: what was left out or changed.
+    """
+
+    folder: Path
+    layout: str
+    format: str
+    evidence: str
+    classes: list[str]
+    images: Counter[str]
+    counts: list[tuple[str, int, int]]
+    unit: str
+    boxes_alone: bool = False
+    notes: list[Note] = field(default_factory=list)
+
+
+def convert_labels(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Result:
+    """Turn labels of any known format into a folder that can be trained on.
+
+    Args:
+        path: the folder with the labels, or one annotation file.
+        output: the folder to make; it is complete or not there.
+        options: what to choose; None = nothing.
+        progress: wraps the iteration over the images, as ``tqdm`` does.
+
+    Raises:
+        ConfigError: an option or a path cannot be used.
+        DataError: the labels are of no known format, or cannot be read without loss of meaning.
+    """
+    options = options or Options()
+    target = Path(os.path.abspath(os.path.expanduser(output)))
+    source = _source(path, target, options)
+    importer, evidence = recognised(source, options.format)
+    labels = importer.read(source)
+    cached_json.cache_clear()
+    if not labels.images:
+        reasons = Counter(note.reason for note in labels.notes).most_common(3)
+        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+        raise DataError(
+            f"'{source.root}' ({importer.title}) has no image with labels. {listed or ''}".strip()
+        )
+    layout = options.layout or labels.layout
+    named = source.classes if importer.name not in ("masks", "yolo") else ()
+    table = class_table(
+        labels, order=named, background=layout == "folder", unlabelled=options.unlabelled
+    )
+    partial_folder = target.with_name(f".{target.name}.partial")
+    try:
+        writer, rows = _write(labels, table, layout, partial_folder, options, progress)
+        writer.finish()
+        _write_lists(partial_folder, rows, labels, table)
+        _take_place(partial_folder, target)
+    except BaseException:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        raise
+    return Result(
+        target,
+        layout,
+        importer.title,
+        evidence,
+        table.names,
+        Counter(row[0] for row in rows),
+        writer.counts(),
+        writer.unit,
+        writer.boxes_alone,
+        labels.notes,
+    )
+
+
+def _source(path: str | os.PathLike[str], target: Path, options: Options) -> Source:
+    root = Path(os.path.abspath(os.path.expanduser(path)))
+    if not root.exists():
+        raise ConfigError(f"There is no '{root}'.")
+    if root.suffix.lower() in (".zip", ".tar", ".gz", ".7z", ".rar"):
+        raise ConfigError(f"'{root}' is an archive: unpack it, and give the folder.")
+    for option, given in (("--images", options.images), ("--palette", options.palette)):
+        if given is not None and not given.exists():
+            raise ConfigError(f"{option}: there is no '{given}'.")
+    if not 0 < options.val < 1:
+        raise ConfigError(f"--val is {options.val}; it is a share between 0 and 1.")
+    if target.exists() and (not target.is_dir() or set(os.listdir(target)) - {PALETTE_FILE}):
+        raise ConfigError(
+            f"The output '{target}' exists and is not empty: name another folder, or remove it."
+        )
+    return Source(
+        root,
+        None if options.images is None else options.images.absolute(),
+        options.palette,
+        tuple(options.classes),
+        target / PALETTE_FILE,
+    )
+
+
+def recognised(source: Source, name: str = "") -> tuple[Importer, str]:
+    """The format of a source, and what it was recognised by.
+
+    Args:
+        source: what is imported.
+        name: of the format, where the user has named it.
+
+    Raises:
+        ConfigError: there is no format of that name.
+        DataError: none is recognised, or several are.
+    """
+    if name:
+        if name not in FORMATS:
+            raise ConfigError(f"--format is '{name}'; known are {', '.join(FORMATS)}.")
+        return FORMATS[name], "named by --format"
+    found = {
+        importer: evidence
+        for importer in FORMATS.values()
+        if (evidence := importer.recognise(source))
+    }
+    sure = [importer for importer in found if not importer.fallback] or list(found)
+    if len(sure) > 1:
+        raise DataError(
+            f"'{source.root}' has labels of several formats: "
+            + " and ".join(f"{importer.title} ({found[importer]})" for importer in sure)
+            + ".",
+            f"Name the one that is meant: --format {' or --format '.join(i.name for i in sure)}.",
+        )
+    if sure:
+        return sure[0], found[sure[0]]
+    suffixes = Counter(file.suffix.lower() for file in source.folder.rglob("*") if file.is_file())
+    there = ", ".join(f"{count} {suffix or 'without'}" for suffix, count in suffixes.most_common(5))
+    titles = ", ".join(importer.title for importer in FORMATS.values())
+    raise DataError(
+        f"'{source.root}' has labels of no known format; it has {there or 'no files'}.",
+        f"Known are {titles}; --format names one.",
+    )
+
+
+def divide(images: Sequence[ImportedImage], share: float, seed: int) -> list[str]:
+    """The part of each image: the source's, or chosen at random where it has no validation part.
+
+    Args:
+        images: at least one.
+        share: of the images that are for validation, at least one image.
+        seed: of the choice, which depends on the images' names, not on their order.
+
+    Raises:
+        DataError: one image alone cannot be divided.
+    """
+    given = [image.split for image in images]
+    train = [i for i, split in enumerate(given) if split in ("", "train")]
+    if train and "val" in given:
+        return [split or "train" for split in given]
+    pool = (
+        train or [i for i, split in enumerate(given) if split == "val"] or list(range(len(given)))
+    )
+    if len(pool) < 2:
+        raise DataError(
+            f"There is {pluralize(len(pool), 'image')} with labels to train on; one more is "
+            "needed, for validation."
+        )
+    pool.sort(key=lambda index: images[index].name)
+    number = min(len(pool) - 1, max(1, round(share * len(pool))))
+    chosen = set(random.Random(seed).sample(pool, number))
+    return [
+        "val" if i in chosen else "train" if i in pool else split for i, split in enumerate(given)
+    ]
+
+
+def output_names(labels: Labels) -> list[str]:
+    """The path of each image below its part, all different up to the suffix.
+
+    Folders that name a part or that all images have are left out, where that stays clear.
+    """
+    full = [PurePosixPath(image.name) for image in labels.images]
+    short = [_short(path) for path in full]
+    stems = Counter(path.with_suffix("").as_posix().lower() for path in short)
+    files = Counter(path.as_posix().lower() for path in short)
+    names: list[str] = []
+    taken: set[str] = set()
+    for image, whole, path in zip(labels.images, full, short, strict=True):
+        stem = path.with_suffix("").as_posix()
+        if stems[stem.lower()] > 1:
+            clear = path if files[path.as_posix().lower()] == 1 else whole
+            stem = "_".join(clear.parts).replace(".", "_")
+            labels.notes.append(
+                Note("changed", str(image.image or image.source), f"called '{stem}' in the output")
+            )
+        number, unique = 2, stem
+        while unique.lower() in taken:
+            unique, number = f"{stem}_{number}", number + 1
+        taken.add(unique.lower())
+        suffix = whole.suffix if whole.suffix.lower() in IMAGE_EXTENSIONS else ".png"
+        names.append(unique + suffix)
+    return names
+
+
+def _short(path: PurePosixPath) -> PurePosixPath:
+    parts = [
+        part
+        for part in path.parts[:-1]
+        if part.lower() not in _PLAIN_FOLDERS and not (split_of(part) and len(part) < 12)
+    ]
+    return PurePosixPath(*parts, path.name)
+
+
+def image_facts(path: Path) -> ImageFacts:
+    """Sizes and orientation of an image, which is decoded to see that it is sound.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with opened_image(path, "image") as image:
+        image.load()
+        stored = image.size
+        try:
+            orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # damaged metadata, which reading the image reports
+            orientation = 1
+        if image.format == "TIFF":  # Pillow has turned it already.
+            orientation = 1
+    upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
+    return ImageFacts(stored, upright, orientation)
+
+
+Row = tuple[str, str, str, str]
+
+
+def _write(
+    labels: Labels,
+    table: ClassTable,
+    layout: str,
+    folder: Path,
+    options: Options,
+    progress: Progress | None,
+) -> tuple[Writer, list[Row]]:
+    """Divide and write all images; where a part has none that can be used, divide the others anew.
+
+    Raises:
+        DataError: there are too few images that can be used.
+    """
+    notes = list(labels.notes)
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        writer = LAYOUTS[layout](folder, table)
+        parts = divide(labels.images, options.val, options.seed)
+        rows, failed = _write_images(
+            labels, parts, writer, folder, link=options.link, progress=progress
+        )
+        if {"train", "val"} <= {row[0] for row in rows}:
+            return writer, rows
+        if len(rows) < 2:
+            raise DataError(
+                f"{len(failed)} of {pluralize(len(parts), 'image')} cannot be used, and two are "
+                f"needed. The first reason: {labels.notes[len(notes)].reason}"
+            )
+        labels.notes = notes = notes + [
+            note for note in labels.notes[len(notes) :] if note.kind == "left out"
+        ]
+        labels.images = [image for image in labels.images if image not in failed]
+
+
+def _write_images(
+    labels: Labels,
+    parts: Sequence[str],
+    writer: Writer,
+    folder: Path,
+    *,
+    link: bool,
+    progress: Progress | None,
+) -> tuple[list[Row], list[ImportedImage]]:
+    """Write every image that can be used.
+
+    Returns:
+        The rows of the list of parts, and the images that cannot be used.
+    """
+    rows: list[Row] = []
+    failed: list[ImportedImage] = []
+    entries = list(zip(labels.images, output_names(labels), strict=True))
+    wrapped = progress(entries, total=len(entries)) if progress else entries
+    for (image, name), part in zip(wrapped, parts, strict=True):
+        target = folder / "images" / part / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _place(image, target, link=link)
+            facts = image_facts(target)
+            changes = writer.add(image, part, name, facts)
+        except (LabelFileError, UnreadableError) as error:
+            target.unlink(missing_ok=True)
+            source = image.image if isinstance(error, UnreadableError) else image.source
+            labels.leave_out(str(source), str(error).replace(str(target), str(image.image)))
+            failed.append(image)
+            continue
+        where = f"{image.source}: {image.name}"
+        labels.notes += [Note("changed", where, change) for change in changes]
+        rows.append((part, f"images/{part}/{name}", str(image.image or ""), str(image.source)))
+    return rows, failed
+
+
+def _place(image: ImportedImage, target: Path, *, link: bool) -> None:
+    """Copy or make the image file."""
+    if image.image is None:
+        target.write_bytes(image.pixels() if image.pixels is not None else b"")
+        return
+    if image.image.suffix.lower() != target.suffix.lower():  # of a kind that folders do not have
+        with opened_image(image.image, "image") as picture:
+            picture.convert("RGB").save(target)
+        return
+    try:
+        if link:
+            os.link(image.image, target)
+            return
+    except OSError:
+        pass  # another file system: copied
+    shutil.copyfile(image.image, target)
+
+
+def _write_lists(folder: Path, rows: list[Row], labels: Labels, table: ClassTable) -> None:
+    _write_csv(folder / SPLIT_FILE, ("part", "image", "from image", "from labels"), rows)
+    notes = [(note.kind, note.file, note.reason) for note in labels.notes]
+    _write_csv(folder / NOTES_FILE, ("kind", "file", "reason"), notes)
+    colors = class_colors(len(table.names)).tolist()
+    entries = [
+        {"index": index, "name": name, "color": list(table.colors[index] or colors[index])}
+        for index, name in enumerate(table.names)
+    ]
+    content = {"classes": entries, "ignore": IGNORE}
+    with replacing(str(folder / CLASSES_FILE)) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def _write_csv(path: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heading, *rows])
+    with replacing(str(path)) as file:
+        file.write(text.getvalue().encode())
+
+
+def _take_place(partial_folder: Path, target: Path) -> None:
+    """The finished folder becomes the output, which is empty but for the list of colours."""
+    if target.exists():
+        if (target / PALETTE_FILE).exists():
+            os.replace(target / PALETTE_FILE, partial_folder / PALETTE_FILE)
+        target.rmdir()
+    os.replace(partial_folder, target)

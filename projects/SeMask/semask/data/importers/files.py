@@ -1,0 +1,195 @@
+"""Finding the files of a source: images by the names that labels give, parts by their folders."""
+
+import functools
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from semask.data.importers.contract import LabelFileError
+from semask.errors import DataError
+from semask.utils.files import parse_json
+from semask.utils.text import one_line
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif", ".npy"),
+    *(".jfif", ".jpe", ".ppm", ".tga"),
+)
+
+_SPLIT_WORDS = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation", "eval"),
+    "test": ("test", "testing"),
+}
+
+
+def split_of(*names: str | Path) -> str:
+    """Which part a file belongs to, from the words of its path; the last name that says it counts.
+
+    Args:
+        names: relative paths, such as "train/_annotations.coco.json" or "instances_val2017.json".
+
+    Returns:
+        "train", "val", "test", or "" where no name says it.
+    """
+    for name in reversed(names):
+        words = [word for word in re.split(r"[^a-z]+", str(name).lower()) if word]
+        for split, known in _SPLIT_WORDS.items():
+            if any(word in known for word in words):
+                return split
+    return ""
+
+
+def files_below(folder: Path, *suffixes: str) -> list[Path]:
+    """Files with one of the suffixes, in lower case, that are not hidden; sorted."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        found += [
+            Path(parent, name)
+            for name in sorted(names)
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        ]
+    return found
+
+
+def some_files(folder: Path, *suffixes: str, limit: int = 8) -> list[Path]:
+    """As :func:`files_below`, but the first few of each folder, for a look at what is there."""
+    by_folder: dict[Path, int] = defaultdict(int)
+    chosen = []
+    for path in files_below(folder, *suffixes):
+        by_folder[path.parent] += 1
+        if by_folder[path.parent] <= limit:
+            chosen.append(path)
+    return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def cached_json(path: Path) -> Any:
+    """What a JSON file holds; large files are read once for recognising and reading."""
+    return load_json(path)
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        LabelFileError: it is empty, damaged or no JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if not text.strip():
+            raise LabelFileError(f"'{path}' is empty.")
+        return parse_json(text)
+    except (OSError, ValueError) as error:
+        if isinstance(error, LabelFileError):
+            raise
+        raise LabelFileError(f"'{path}' is no JSON that can be read: {one_line(error)}.") from error
+
+
+def load_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+        LabelFileError: it is empty, damaged, or declares entities, which no annotation needs.
+    """
+    try:
+        content = path.read_bytes()
+        if b"<!ENTITY" in content:
+            raise LabelFileError(f"'{path}' declares XML entities, which are not read.")
+        return ElementTree.fromstring(content)
+    except (OSError, ElementTree.ParseError) as error:
+        raise LabelFileError(f"'{path}' is no XML that can be read: {one_line(error)}.") from error
+
+
+def load_lines(path: Path) -> list[str]:
+    """The lines of a text file, without line breaks.
+
+    Raises:
+        LabelFileError: it cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise LabelFileError(f"'{path}' is no text that can be read: {one_line(error)}.") from error
+
+
+class ImageFiles:
+    """The images below one or several folders, found by what label files call them."""
+
+    def __init__(self, *folders: Path | None) -> None:
+        """
+        Args:
+            folders: to be searched, with all that is below them; None counts for nothing.
+        """
+        self.folders = [folder for folder in folders if folder is not None]
+        self.paths: dict[Path, str] = {}
+        for folder in self.folders:
+            for path in files_below(folder, *IMAGE_SUFFIXES):
+                self.paths.setdefault(path, path.relative_to(folder).as_posix())
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        for path in self.paths:
+            self._by_name[path.name.lower()].append(path)
+            self._by_stem[path.stem.lower()].append(path)
+
+    def relative(self, path: Path) -> str:
+        """The path of an image below its folder, with "/"."""
+        return self.paths.get(path, path.name)
+
+    def find(self, name: str, near: Path) -> Path | None:
+        r"""The image that a label file means.
+
+        Args:
+            name: a file name, a relative or a foreign absolute path, with "/" or "\".
+            near: the label file.
+
+        Returns:
+            The image of that path from the label file's folder or a searched one; else the one
+            whose path agrees with the longest end of the name; None = there is none.
+
+        Raises:
+            DataError: several images fit equally well.
+        """
+        wanted = PurePosixPath(name.replace("\\", "/"))
+        for folder in (near.parent, *self.folders):
+            path = Path(os.path.normpath(folder / wanted))
+            if path in self.paths:
+                return path
+        return self._best(self._by_name.get(wanted.name.lower(), []), wanted, near)
+
+    def find_stem(self, stem: str, near: Path) -> Path | None:
+        """The same for a path without a suffix."""
+        wanted = PurePosixPath(stem.replace("\\", "/"))
+        return self._best(self._by_stem.get(wanted.name.lower(), []), wanted, near)
+
+    def _best(self, candidates: list[Path], wanted: PurePosixPath, near: Path) -> Path | None:
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        ends = [part.lower() for part in wanted.parts[-2::-1]]
+
+        def agreement(path: Path) -> tuple[int, bool, int]:
+            parts = [part.lower() for part in path.parts[-2::-1]]
+            pairs = zip(parts, ends, strict=False)
+            length = next(
+                (i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(ends))
+            )
+            same_split = split_of(self.relative(path)) == split_of(*near.parts[-3:])
+            shared = len(os.path.commonpath([path, near]))
+            return length, same_split, shared
+
+        ranked = sorted(candidates, key=agreement, reverse=True)
+        if agreement(ranked[0]) == agreement(ranked[1]):
+            raise DataError(
+                f"'{near}' means an image '{wanted}', and both '{ranked[0]}' and '{ranked[1]}' "
+                "can be it; rename or remove one."
+            )
+        return ranked[0]
+
+
+def unused_images(images: ImageFiles, used: set[Path]) -> Iterator[Path]:
+    """Images that no label belongs to."""
+    yield from (path for path in images.paths if path not in used)
