@@ -132,11 +132,14 @@ def test_boxes_alone(tmp_path: Path) -> None:
         predictor(photograph(60, 90), priors=True)
 
 
-def test_each_config_names_its_predictor(tmp_path: Path) -> None:
+def test_a_predictor_is_that_of_the_task(tmp_path: Path) -> None:
     cfg = config()
     path = weights(cfg, tmp_path)
-    with pytest.raises(ConfigError, match=r"use semask\.InstancePredictor"):
-        Predictor(cfg, path)
+    predictor: Any = Predictor(cfg, path)
+    assert isinstance(predictor, InstancePredictor)
+    assert len(predictor(photograph(60, 90))) == 7
+    with pytest.raises(ConfigError, match=r"use semask\.Predictor"):
+        InstancePredictor("ade20k/semask_swin_tiny_fpn", path)
 
 
 def test_panoptic_segments(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_panoptic_segments(tmp_path: Path) -> None:
     assert found.overlay().shape == (60, 90, 3)
 
 
-def test_stuff_is_drawn_around_the_instances() -> None:
+def test_segments_are_drawn_with_their_names() -> None:
     panoptic = np.zeros((60, 90), np.int32)
     panoptic[:40], panoptic[40:, :30], panoptic[45:, 60:] = 1, 2, 3
     found = InstancePrediction(
@@ -175,7 +178,8 @@ def test_stuff_is_drawn_around_the_instances() -> None:
     drawn = found.overlay(alpha=0.5)
     assert (drawn[10, 10] == (100, 100, 150)).all()
     assert (drawn[50, 15] == (100, 150, 100)).all()
-    assert (drawn[41:, 31:] == 200).all()  # neither things nor what is no segment
+    assert (drawn[41:45, 31:] == 200).all()  # no segment
+    assert (drawn[46:, 61:] != 200).any(axis=-1).all()  # a thing
     assert (drawn[10:30, 20:70] == 30).any()  # the ground of the name
 
 

@@ -6,7 +6,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,39 +19,12 @@ from semask.engine import Trainer
 from semask.evaluation.panoptic_evaluator import (
     PANOPTIC_FILE,
     PanopticEvaluator,
-    segment_colors,
 )
-from tiny_instances import CATEGORIES, SIDE, SMALL_MODEL, flat, two_boxes, write_dataset
+from tiny_instances import SIDE, SMALL_MODEL, flat, two_boxes, write_dataset
+from tiny_panoptic import IDS, two_boxes_on_stuff, write_panoptic
 
 CONFIG = Path(__file__).parents[1] / "configs/coco/semask_swin_tiny_panoptic_fpn_1x.yaml"
-STUFF = [{"id": 10, "name": "grass"}, {"id": 11, "name": "sky"}]
-IDS = {"thing_dataset_id_to_contiguous_id": {3: 0, 7: 1}}
-IDS["stuff_dataset_id_to_contiguous_id"] = {0: 0, 10: 1, 11: 2}
-
 pytestmark = pytest.mark.usefixtures("catalogs", "one_thread")
-
-
-def write_panoptic(
-    folder: Path, maps: list[np.ndarray], segments: list[list[dict[str, Any]]]
-) -> Path:
-    """COCO's panoptic files of images 0.png, ...; the path of the JSON file."""
-    (folder / "panoptic").mkdir(parents=True)
-    categories = [{**c, "isthing": 1} for c in CATEGORIES] + [{**c, "isthing": 0} for c in STUFF]
-    content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
-    for index, (ids, entries) in enumerate(zip(maps, segments, strict=True)):
-        name = f"{index}.png"
-        Image.fromarray(segment_colors(ids)).save(folder / "panoptic" / name)
-        content["images"].append(
-            {"id": index, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]}
-        )
-        full = [
-            {"bbox": [0, 0, 1, 1], "area": int((ids == entry["id"]).sum()), **entry}
-            for entry in entries
-        ]
-        content["annotations"].append({"image_id": index, "file_name": name, "segments_info": full})
-    path = folder / "panoptic.json"
-    path.write_text(json.dumps(content))
-    return path
 
 
 def quality(
@@ -153,15 +125,8 @@ def test_a_panoptic_model_is_trained_and_evaluated(tmp_path: Path) -> None:
     for index in range(2):  # Detectron2 looks for COCO's file names
         Image.open(tmp_path / f"images/{index}.png").save(tmp_path / f"images/{index}.jpg")
     instances.write_text(instances.read_text().replace(".png", ".jpg"))
-    ids = np.full((SIDE, SIDE), 1)
-    ids[SIDE // 2 :] = 2
-    semantic = np.where(ids == 1, 1, 2).astype(np.uint8)
-    entries = [{"id": 1, "category_id": 10, "iscrowd": 0}, {"id": 2, "category_id": 11}]
-    for number, annotation in enumerate(two_boxes(), start=3):
-        x, y, w, h = annotation["bbox"]
-        ids[y : y + h, x : x + w], semantic[y : y + h, x : x + w] = number, 0
-        entries.append({"id": number, "category_id": annotation["category_id"]})
-    entries = [{"iscrowd": 0, **entry} for entry in entries]
+    ids, entries = two_boxes_on_stuff()
+    semantic = np.select([ids == 0, ids == 1, ids == 2], [255, 1, 2]).astype(np.uint8)
     path = write_panoptic(tmp_path, [ids] * 2, [entries] * 2)
     (tmp_path / "stuff").mkdir()
     for index in range(2):
@@ -198,3 +163,4 @@ def test_a_panoptic_model_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert best["value"] == pytest.approx(results["panoptic_seg"]["PQ"])
     written = json.loads((tmp_path / "out/inference/own_separated/predictions.json").read_text())
     assert len(written["annotations"]) == 2
+    assert "Panoptic report" in (tmp_path / "out/inference/own_separated/report.html").read_text()

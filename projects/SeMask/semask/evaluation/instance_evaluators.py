@@ -33,7 +33,8 @@ from semask.utils.files import replacing
 logger = logging.getLogger(__name__)
 
 # Values of "evaluator_type" in a dataset's metadata.
-INSTANCES, PANOPTIC = "coco", "coco_panoptic_seg"
+INSTANCES = ("coco",)
+PANOPTIC = ("coco_panoptic_seg", "ade20k_panoptic_seg", "cityscapes_panoptic_seg")
 # What InstanceEvaluator writes; the last two have Detectron2's names.
 RESULT_FILE = "instance_evaluation.json"
 DETECTIONS_FILE = "coco_instances_results.json"
@@ -261,13 +262,13 @@ def check_evaluator_type(dataset_name: str) -> bool:
     Raises:
         ConfigError: there is no evaluator for the dataset.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", INSTANCES)
-    if kind not in (INSTANCES, PANOPTIC):
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", INSTANCES[0])
+    if kind not in (*INSTANCES, *PANOPTIC):
         raise ConfigError(
             f"Dataset '{dataset_name}' has the evaluator_type '{kind}'; instances are evaluated "
-            f"on datasets of the types {INSTANCES} and {PANOPTIC}."
+            f"on datasets of the types {', '.join((*INSTANCES, *PANOPTIC))}."
         )
-    return kind == PANOPTIC
+    return kind in PANOPTIC
 
 
 def fix_ground_truth(truth: COCO, *, masks: bool) -> None:

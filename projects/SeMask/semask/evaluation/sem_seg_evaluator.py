@@ -14,7 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from semask.data.reading import check_label_values, read_label
+from semask.data.mappers.prior_target import panoptic_to_semantic
+from semask.data.reading import check_label_values, read_image, read_label
 from semask.errors import ConfigError, DataError
 from semask.evaluation.confusion import (
     class_table,
@@ -42,7 +43,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
     Label maps are read with ``semask.data.reading.read_label``, as in training. Their paths
     ("sem_seg_file_name", with an optional "label_map") are taken from the model's inputs, or, if
-    the data mapper has removed them, from the registered dataset by "file_name".
+    the data mapper has removed them, from the registered dataset by "file_name". Without them the
+    classes are those of the segments of a panoptic map ("pan_seg_file_name", "segments_info").
     """
 
     def __init__(
@@ -174,8 +176,12 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         """One image with its label map, its prediction and the confusion matrix of the two."""
         classes = len(self._class_names)
         record = self._record(dataset_dict)
-        path = record["sem_seg_file_name"]
-        label = read_label(path, label_map=record.get("label_map"))
+        path = record.get("sem_seg_file_name") or record["pan_seg_file_name"]
+        if "sem_seg_file_name" in record:
+            label = read_label(path, label_map=record.get("label_map"))
+        else:
+            segments = record["segments_info"]
+            label = panoptic_to_semantic(read_image(path), segments, self._ignore_label)
         if label.shape != scores.size:
             raise DataError(
                 f"Label map '{path}' is {label.shape[1]}x{label.shape[0]} pixels (width x height) "
@@ -202,18 +208,18 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
 
     def _record(self, dataset_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         """What names the label map: the input, or the dataset's own dict of the same image."""
-        if "sem_seg_file_name" in dataset_dict:
+        if _has_label(dataset_dict):
             return dataset_dict
         if self._records is None:
             self._records = {
                 record["file_name"]: record for record in DatasetCatalog.get(self._dataset_name)
             }
         record = self._records.get(dataset_dict.get("file_name", ""))
-        if record is None or "sem_seg_file_name" not in record:
+        if record is None or not _has_label(record):
             raise DataError(
                 f"Image '{dataset_dict.get('file_name')}' has no label map in the dataset "
                 f"'{self._dataset_name}': it cannot be evaluated. Give its dict a "
-                "'sem_seg_file_name'."
+                "'sem_seg_file_name', or 'pan_seg_file_name' and 'segments_info'."
             )
         return record
 
@@ -236,6 +242,10 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         }
         with replacing(os.path.join(folder, RESULT_FILE)) as file:
             file.write(json.dumps(document, allow_nan=False).encode())
+
+
+def _has_label(record: Mapping[str, Any]) -> bool:
+    return "sem_seg_file_name" in record or {"pan_seg_file_name", "segments_info"} <= set(record)
 
 
 def _class_count_message(dataset_name: str, in_dataset: int, in_model: int) -> str:

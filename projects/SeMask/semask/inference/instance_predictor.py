@@ -1,4 +1,4 @@
-"""A trained detector as a function from an image to its instances."""
+"""A trained model as a function from an image to its instances and segments."""
 
 import os
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from semask.inference.model_outputs import (
 )
 from semask.inference.prediction import InstancePrediction
 from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels
-from semask.modeling.meta_arch.detectors import detector_classes
+from semask.modeling.meta_arch.detectors import detector_classes, is_mask_classification
 from semask.modeling.meta_arch.prior_maps import gives_priors
 from semask.utils.precision import evaluation_autocast
 
 
 class InstancePredictor(ImagePredictor):
-    """Finds instances exactly as the evaluation does: same resizing and numbers.
+    """Finds instances and segments exactly as the evaluation does: same resizing and numbers.
 
     Example::
 
@@ -39,7 +39,8 @@ class InstancePredictor(ImagePredictor):
         cfg: the config, frozen.
         model: in evaluation mode.
         class_names: of the first dataset of ``DATASETS.TEST`` (or else of ``DATASETS.TRAIN``)
-            that is registered with so many categories; otherwise "category 0", ...
+            that is registered with so many categories; otherwise "category 0", ... Those of
+            panoptic mask classification are things and stuff.
         category_ids: their ids in that dataset's annotation file; otherwise 1, 2, ...
     """
 
@@ -82,9 +83,13 @@ class InstancePredictor(ImagePredictor):
         pixels = image_pixels(image)
         with torch.inference_mode(), evaluation_autocast(self.cfg):
             output = predict_instances(self.model, self._mapper.transform(pixels), priors=priors)
+        if "instances" in output:
+            found = FoundInstances.of(output["instances"])
+        else:
+            found = FoundInstances.none(*pixels.shape[:2])
         return InstancePrediction(
             image=pixels,
-            **FoundInstances.of(output["instances"])._asdict(),
+            **found._asdict(),
             class_names=self.class_names,
             category_ids=self.category_ids,
             **self._panoptic(output),
@@ -120,16 +125,18 @@ class InstancePredictor(ImagePredictor):
 def _categories(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[int, ...], str]:
     """Names and ids of the categories, and the dataset that they are of ("" = of none)."""
     number = detector_classes(cfg)
+    joint = cfg.TASK == "panoptic" and is_mask_classification(cfg)
+    key = "stuff_classes" if joint else "thing_classes"
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if name not in DatasetCatalog:
             continue
         metadata = MetadataCatalog.get(name)
-        if not metadata.get("thing_classes"):
+        if not metadata.get(key):
             try:
                 DatasetCatalog.get(name)  # which reads the names of the categories
             except DataError:
                 continue
-        names = metadata.get("thing_classes", ())
+        names = metadata.get(key, ())
         if len(names) == number:
             return tuple(names), tuple(category_ids(metadata, number)), name
     names = tuple(f"category {index}" for index in range(number))

@@ -20,6 +20,7 @@ from semask.modeling.heads.base import ScoreKind
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.meta_arch.prior_maps import gives_priors, prior_maps_of, without_padding
 from semask.ops.lazy_scores import LazyScores, lazy
+from semask.ops.mask_postprocess import EncodedMasks
 from semask.ops.stripes import MapRows, resized
 from semask.utils.palette import class_colors
 
@@ -151,7 +152,7 @@ BACKGROUND_COLOR = (225, 225, 225)
 def predict_instances(
     model: nn.Module, inputs: dict[str, Any], *, priors: bool = False
 ) -> dict[str, Any]:
-    """A detector's answer for one image.
+    """The answer for one image of a model of instances or segments.
 
     Args:
         model: in evaluation mode, not wrapped.
@@ -159,11 +160,14 @@ def predict_instances(
         priors: with the semantic priors, where the model has them.
 
     Returns:
-        Detectron2's output: "instances", and of a panoptic model "sem_seg" and "panoptic_seg";
-        with ``priors`` also "priors", {"prior2": (K, h, w), ...}, without the batch's padding,
-        and, of a model whose prior is supervised, "prior", the decoded logits as
-        :class:`LazyScores` of the original image's size.
+        Detectron2's output: "instances", and of a panoptic model "sem_seg" and "panoptic_seg"; of
+        mask classification what its config asks for, with masks that may be encoded. With
+        ``priors`` also "priors", {"prior2": (K, h, w), ...}, without the batch's padding, and, of
+        a model whose prior is supervised, "prior", the decoded logits as :class:`LazyScores` of
+        the original image's size.
     """
+    if gives_scores(model):
+        return predict(model, inputs, priors)
     backbone = getattr(model, "backbone", None)
     if not (priors and gives_priors(model) and isinstance(backbone, SemSegBackbone)):
         return model([inputs])[0]
@@ -240,20 +244,23 @@ class FoundInstances(NamedTuple):
     masks: np.ndarray | None
 
     @classmethod
-    def of(cls, instances: Instances) -> "FoundInstances":
-        """Detectron2's predictions as arrays."""
+    def of(cls, instances: Instances, min_score: float = -np.inf) -> "FoundInstances":
+        """Detectron2's predictions as arrays, those with at least a score."""
         instances = instances.to(torch.device("cpu"))
+        instances = instances[instances.scores >= min_score]
         instances = instances[instances.scores.argsort(descending=True, stable=True)]
-        masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
+        masks = instances.pred_masks if instances.has("pred_masks") else None
+        if isinstance(masks, EncodedMasks):
+            masks = masks.full(instances.image_size)
         return cls(
             boxes=instances.pred_boxes.tensor.numpy().astype(np.float32),
             scores=instances.scores.numpy().astype(np.float32),
             classes=instances.pred_classes.numpy().astype(np.int64),
-            masks=masks,
+            masks=None if masks is None else masks.numpy().astype(bool),
         )
 
-    def above(self, score: float) -> "FoundInstances":
-        """Those with at least this score."""
-        kept = self.scores >= score
-        masks = None if self.masks is None else self.masks[kept]
-        return FoundInstances(self.boxes[kept], self.scores[kept], self.classes[kept], masks)
+    @classmethod
+    def none(cls, height: int, width: int) -> "FoundInstances":
+        """Those of a model that predicts segments alone."""
+        boxes, scores = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+        return cls(boxes, scores, np.zeros(0, np.int64), np.zeros((0, height, width), bool))

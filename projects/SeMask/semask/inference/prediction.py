@@ -13,7 +13,12 @@ import pycocotools.mask as mask_util
 
 from semask.utils.files import replacing
 from semask.visualize.drawing import draw_legend, save_picture
-from semask.visualize.instances import detection_texts, draw_instances, draw_stuff
+from semask.visualize.instances import (
+    DrawnSegment,
+    detection_texts,
+    draw_instances,
+    draw_segments,
+)
 
 
 class ImagePrediction(ABC):
@@ -197,10 +202,11 @@ class InstancePrediction(ImagePrediction):
     def overlay(self, alpha: float = 0.5, min_score: float = 0.5) -> np.ndarray:
         """The image with masks, boxes, scores and, of several categories, their names.
 
-        Of a panoptic model also with the stuff around them.
+        Of a panoptic model it is the image with its segments: stuff in the colour of its class,
+        things in colours that keep them apart.
 
         Args:
-            alpha: opacity of the masks and the stuff, 0 to 1.
+            alpha: opacity of masks and segments, 0 to 1.
             min_score: instances with a lower score are left out.
 
         Returns:
@@ -210,20 +216,25 @@ class InstancePrediction(ImagePrediction):
             ValueError: ``alpha`` is outside 0..1.
         """
         check_opacity(alpha)
+        if self.panoptic is not None:
+            drawn = {segment["id"]: self._drawn(segment) for segment in self.segments}
+            return draw_segments(self.image, self.panoptic, drawn, alpha=alpha)
         shown = self.scores >= min_score
-        picture = self.image
-        if self.panoptic is not None and self.stuff_colors is not None:
-            picture = draw_stuff(
-                *(picture, self.panoptic, self.segments, self.stuff_names, self.stuff_colors),
-                alpha=alpha,
-            )
         return draw_instances(
-            picture,
+            self.image,
             self.boxes[shown],
             None if self.masks is None else self.masks[shown],
             texts=detection_texts(self.classes[shown], self.scores[shown], self.class_names),
             alpha=alpha,
         )
+
+    def _drawn(self, segment: Mapping[str, Any]) -> DrawnSegment:
+        index = segment["category_id"]
+        if segment["isthing"]:
+            score = f" {segment['score']:.2f}" if "score" in segment else ""
+            return DrawnSegment(f"{self.class_names[index]}{score}")
+        color = None if self.stuff_colors is None else self.stuff_colors[index].tolist()
+        return DrawnSegment(self.stuff_names[index], color)
 
     def prior_pictures(self) -> dict[str, np.ndarray]:
         """For each stage, the classes that its semantic prior names, in their colours.

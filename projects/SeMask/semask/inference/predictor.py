@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class ImagePredictor(ABC):
         """
         cfg = read_config(config, overrides)
         if cfg.TASK not in self.tasks:
-            kinds = [kind for kind in ImagePredictor.__subclasses__() if cfg.TASK in kind.tasks]
+            kinds = predictors_of(cfg.TASK)
             hint = f": use semask.{kinds[0].__name__}" if kinds else ""
             raise ConfigError(
                 f"TASK is '{cfg.TASK}', which {type(self).__name__} does not predict{hint}."
@@ -97,8 +97,16 @@ class ImagePredictor(ABC):
         """
 
 
+def predictors_of(task: str) -> list[type[ImagePredictor]]:
+    """The classes of predictors for a value of ``TASK``."""
+    return [kind for kind in ImagePredictor.__subclasses__() if task in kind.tasks]
+
+
 class Predictor(ImagePredictor):
     """Segments images exactly as the evaluation does: same resizing, protocol and numbers.
+
+    With the config of another task it gives that task's predictor, such as
+    :class:`semask.InstancePredictor`.
 
     Example::
 
@@ -114,6 +122,20 @@ class Predictor(ImagePredictor):
     """
 
     tasks: ClassVar[set[str]] = set()
+
+    def __new__(
+        cls,
+        config: str | os.PathLike[str] | CfgNode,
+        weights: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Any:
+        """The predictor of the config's task, such as an ``InstancePredictor``."""
+        task = read_config(config, overrides).TASK
+        if cls is not Predictor or task in cls.tasks or not (other := predictors_of(task)):
+            return super().__new__(cls)
+        return other[0](config, weights, device=device, overrides=overrides)
 
     def __init__(
         self,

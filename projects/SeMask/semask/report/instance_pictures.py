@@ -3,14 +3,12 @@
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 from torch import nn
 
 from semask.data.annotations import inspect
@@ -20,46 +18,23 @@ from semask.evaluation.instance_scores import FALSE, SCORE, match_instances
 from semask.inference.model_outputs import (
     FoundInstances,
     Mapper,
-    class_map,
     predict_instances,
     prior_classes_of,
 )
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.report.pictures import (
+    NOT_THERE,
     WRONG,
     Picture,
-    agreement,
-    data_uri,
+    ShownImage,
     fitting,
-    prior_title,
+    mark,
+    pale,
+    photograph,
+    prior_pictures,
 )
 from semask.report.samples import draw_annotations
-from semask.visualize.drawing import painted, resized
 from semask.visualize.instances import detection_texts, draw_instances
-
-# Sky blue, apart from vermilion and grey for every kind of colour vision.
-NOT_THERE = (86, 180, 233)
-
-
-@dataclass(frozen=True)
-class ShownInstances:
-    """One image of the report.
-
-    Attributes:
-        name: of its file.
-        scores: see ``semask.evaluation.instance_scores.image_scores``.
-        size: (width, height) that all its pictures are shown in, as a ratio.
-        pictures: image, ground truth, prediction, errors.
-        priors: the semantic-prior map of each stage and their sum; none without a prior.
-        legend: name and (R, G, B) of each class of the priors.
-    """
-
-    name: str
-    scores: Mapping[str, Any]
-    size: tuple[int, int]
-    pictures: tuple[Picture, ...]
-    priors: tuple[Picture, ...]
-    legend: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def show_instances(
@@ -70,7 +45,7 @@ def show_instances(
     *,
     dataset_name: str,
     masks: bool,
-) -> ShownInstances:
+) -> ShownImage:
     """Predict one image again and draw it.
 
     Args:
@@ -87,34 +62,38 @@ def show_instances(
     image = read_image(record["file_name"])
     names = MetadataCatalog.get(dataset_name).thing_classes
     output = predict_instances(model, mapper(copy.deepcopy(dict(record))), priors=True)
-    found = FoundInstances.of(output["instances"]).above(SCORE)
+    found = FoundInstances.of(output["instances"], SCORE)
     size = fitting(image.shape[1], image.shape[0])
-
-    def photograph(title: str, alt: str, pixels: np.ndarray) -> Picture:
-        uri = data_uri(resized(pixels, size), "JPEG")
-        return Picture(title, alt, uri, is_map=False)
 
     texts = detection_texts(found.classes, found.scores, names)
     drawn = draw_instances(image, found.boxes, found.masks, texts=texts)
     errors = _error_picture(image, record, found if masks else found._replace(masks=None))
     pictures = (
-        photograph("Image", "The photograph", image),
+        photograph("Image", "The photograph", image, size),
         photograph(
             "Ground truth",
             f"{scores['instances']} annotated instances",
             draw_annotations(image, record, names),
+            size,
         ),
-        photograph("Prediction", f"{len(found.scores)} instances with their scores", drawn),
+        photograph("Prediction", f"{len(found.scores)} instances with their scores", drawn, size),
         photograph(
             "Errors",
             f"{scores['missed']} instances missed, in orange; {scores['false']} predicted ones "
             "that are not there, in blue",
             errors,
+            size,
         ),
     )
-    strides = prior_strides_of(model)
-    priors, legend = _priors(output, record, image.shape[:2], dataset_name, strides, masks=masks)
-    return ShownInstances(
+    priors: tuple[Picture, ...] = ()
+    legend: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    if output.get("priors"):
+        number = next(iter(output["priors"].values())).shape[0]
+        classes, colors = prior_classes_of(dataset_name, number)
+        truth = _prior_truth(record, image.shape[:2], number, dataset_name, masks=masks)
+        priors = prior_pictures(output, prior_strides_of(model), truth, classes, colors)
+        legend = tuple(zip(classes, map(tuple, colors.tolist()), strict=True))
+    return ShownImage(
         name=os.path.basename(record["file_name"]),
         scores=dict(scores),
         size=size,
@@ -144,15 +123,13 @@ def _error_picture(
         [annotated.category for annotated in truth],
         [annotated.crowd for annotated in truth],
     )
-    grey = image.mean(axis=2, keepdims=True)
-    pale = np.repeat(165 + grey * 85 / 255, 3, axis=2)
+    picture = pale(image)
     for mask, matched in zip(found, matching.found, strict=True):
         if matched == FALSE:
-            pale[mask > 0] = 0.25 * pale[mask > 0] + 0.75 * np.array(NOT_THERE)
+            mark(picture, mask, NOT_THERE)
     for index in matching.missed:
-        mask = there[index] > 0
-        pale[mask] = 0.25 * pale[mask] + 0.75 * np.array(WRONG)
-    return pale.astype(np.uint8)
+        mark(picture, there[index], WRONG)
+    return picture.astype(np.uint8)
 
 
 class _Annotated(NamedTuple):
@@ -183,48 +160,29 @@ def _truth(record: Mapping[str, Any], height: int, width: int, *, masks: bool) -
     return usable
 
 
-def _priors(
-    output: Mapping[str, Any],
+def _prior_truth(
     record: Mapping[str, Any],
-    size: tuple[int, int],
+    size: tuple[int, ...],
+    num_classes: int,
     dataset_name: str,
-    strides: Mapping[str, int],
     *,
     masks: bool,
-) -> tuple[tuple[Picture, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
-    maps = dict(output.get("priors", {}))
-    if not maps:
-        return (), ()
-    number = next(iter(maps.values())).shape[0]
-    names, colors = prior_classes_of(dataset_name, number)
-    truth = None
-    if number == len(MetadataCatalog.get(dataset_name).thing_classes) + 1 and number <= 255:
-        annotations = [
-            {
-                **annotation,
-                "segmentation": found.segmentation,
-                "bbox": found.box,
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "iscrowd": annotation.get("iscrowd", 0) or (masks and found.segmentation is None),
-            }
-            for annotation in record.get("annotations", ())
-            if (found := inspect(annotation, *size)).box is not None
-        ]
-        target = PriorTarget(num_categories=number - 1).from_annotations(annotations, size)
-        truth = np.where(target == 255, -1, target.astype(np.int64))
-    titles = {name: prior_title(name, strides) for name in maps}
-    if "prior" in output:
-        maps["sum"], titles["sum"] = output["prior"], "Priors summed"
-    pictures = []
-    for name, scores in maps.items():
-        classes = class_map(scores)
-        picture: Image.Image = painted(classes, colors, fitting(classes.shape[1], classes.shape[0]))
-        note = "" if truth is None else agreement(classes, truth)
-        shares = np.bincount(classes.ravel(), minlength=number) / classes.size
-        named = ", ".join(
-            f"{names[i]} {100 * share:.0f} %" for i, share in enumerate(shares) if share
-        )
-        alt = f"{titles[name]}: {named}"
-        pictures.append(Picture(f"{titles[name]}{note}", alt, data_uri(picture, "PNG")))
-    listed = [(name, tuple(color)) for name, color in zip(names, colors.tolist(), strict=True)]
-    return tuple(pictures), tuple(listed)
+) -> np.ndarray | None:
+    """(H, W) what a prior of painted instances should name, -1 = nothing; None of other priors."""
+    if num_classes != len(MetadataCatalog.get(dataset_name).thing_classes) + 1 or num_classes > 255:
+        return None
+    height, width = size
+    annotations = [
+        {
+            **annotation,
+            "segmentation": found.segmentation,
+            "bbox": found.box,
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "iscrowd": annotation.get("iscrowd", 0) or (masks and found.segmentation is None),
+        }
+        for annotation in record.get("annotations", ())
+        if (found := inspect(annotation, height, width)).box is not None
+    ]
+    painter = PriorTarget(num_categories=num_classes - 1)
+    target = painter.from_annotations(annotations, (height, width))
+    return np.where(target == painter.ignore_value, -1, target.astype(np.int64))

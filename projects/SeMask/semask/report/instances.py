@@ -4,7 +4,6 @@ It is made of the file that ``InstanceEvaluator`` writes. Only the few images it
 predicted again.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,14 +17,16 @@ from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.inference.model_outputs import Mapper, evaluating
 from semask.report.charts import spread_chart
 from semask.report.instance_pictures import show_instances
-from semask.report.page import modification_date, render
-from semask.utils.files import read_json, replacing
+from semask.report.page import (
+    defined,
+    modification_date,
+    read_evaluation,
+    worst_and_best,
+    write_page,
+)
 
-logger = logging.getLogger(__name__)
-
-REPORT_FILE = "report.html"
-# Detectron2's keys of the results, and what they are called on the page.
-_TASKS = (("segm", "Mask"), ("bbox", "Box"))
+# Keys of the results, and what they are called on the page.
+_TASKS = (("segm", "Mask"), ("bbox", "Box"), ("boundary", "Boundary"))
 
 
 def write_instance_report(
@@ -56,14 +57,13 @@ def write_instance_report(
         DataError: there is no result file, or it or an image is of another dataset.
     """
     source = os.path.join(folder, RESULT_FILE)
-    document = _read(source, dataset_name)
+    document = read_evaluation(source, dataset_name)
     images: list[dict[str, Any]] = document["images"]
     scored = sorted(
         (image for image in images if image["F1"] is not None),
         key=lambda image: (image["F1"], -image["missed"], image["file_name"]),
     )
-    worst = scored[: min(num_images, -(-len(scored) // 2))]
-    best = scored[len(worst) :][-num_images:][::-1] if num_images else []
+    worst, best = worst_and_best(scored, num_images)
     records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     for image in (*worst, *best):
         if image["image_id"] not in records:
@@ -88,8 +88,8 @@ def write_instance_report(
     counts = np.histogram([image["F1"] for image in scored], bins=20, range=(0, 100))[0]
     results = _results(document["results"])
     tasks = [{"name": name, "results": results[key]} for key, name in _TASKS if key in results]
-    page = render(
-        "instance.html.j2",
+    return write_page(
+        *(folder, "instance.html.j2"),
         title=dataset_name,
         facts=[
             ("Evaluated", modification_date(source)),
@@ -106,33 +106,13 @@ def write_instance_report(
         worst=shown[0],
         best=shown[1],
     )
-    path = os.path.join(folder, REPORT_FILE)
-    with replacing(path) as file:
-        file.write(page.encode())
-    logger.info("Report: %s", path)
-    return path
-
-
-def _read(source: str, dataset_name: str) -> dict[str, Any]:
-    """The evaluation's result file."""
-    try:
-        document = read_json(source)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no evaluation '{source}' to report on.") from error
-    except ValueError as error:
-        raise DataError(f"'{source}' is damaged ({error}): evaluate again.") from error
-    if document["dataset"] != dataset_name:
-        raise DataError(
-            f"'{source}' is an evaluation of '{document['dataset']}', not of '{dataset_name}'."
-        )
-    return document
 
 
 def _results(
     results: Mapping[str, Mapping[str, float | None]],
 ) -> dict[str, dict[str, float]]:
     return {
-        task: {key: float("nan") if value is None else value for key, value in values.items()}
+        task: {key: defined(value) for key, value in values.items()}
         for task, values in results.items()
     }
 
@@ -140,15 +120,12 @@ def _results(
 def _tiles(results: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, str]]:
     """Name, value in percent and explanation of the most important results."""
     explained = {"AP": "mean over IoU 0.50 to 0.95", "AP50": "at IoU 0.50", "AP75": "at IoU 0.75"}
-    tiles = [
+    return [
         (f"{name} {metric}", results[key][metric], words)
         for key, name in _TASKS
         if key in results
         for metric, words in explained.items()
     ]
-    if "panoptic_seg" in results:
-        tiles.insert(0, ("PQ", results["panoptic_seg"]["PQ"], "panoptic quality"))
-    return tiles
 
 
 def _category_rows(

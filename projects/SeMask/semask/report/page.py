@@ -3,14 +3,86 @@
 Each is one page of HTML that needs nothing from outside itself.
 """
 
+import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from semask.errors import DataError
+from semask.utils.files import read_json, replacing
 from semask.utils.text import pluralize
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.html"
+
+
+def read_evaluation(
+    source: str, dataset_name: str, needed: Sequence[str] = (), hint: str = "Evaluate again."
+) -> dict[str, Any]:
+    """The result file of an evaluation.
+
+    Args:
+        source: the file.
+        dataset_name: that it has to be of.
+        needed: entries that it has to have.
+        hint: what to do where it cannot be used.
+
+    Raises:
+        DataError: there is none, it is damaged, it lacks an entry or is of another dataset.
+    """
+    try:
+        document: dict[str, Any] = read_json(source)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no evaluation '{source}' to report on. {hint}") from error
+    except ValueError as error:
+        raise DataError(f"'{source}' is damaged ({error}). {hint}") from error
+    missing = [key for key in needed if key not in document]
+    if missing:
+        raise DataError(f"'{source}' has no {' and no '.join(missing)}. {hint}")
+    if document["dataset"] != dataset_name:
+        raise DataError(
+            f"'{source}' is an evaluation of '{document['dataset']}', not of '{dataset_name}'."
+        )
+    return document
+
+
+def worst_and_best(
+    images: Sequence[dict[str, Any]], number: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The worst, beginning with the worst, and the best, beginning with the best; none twice.
+
+    Args:
+        images: the worst first.
+        number: of each, at most.
+    """
+    worst = list(images[: min(number, -(-len(images) // 2))])
+    best = list(images[len(worst) :][-number:]) if number else []
+    return worst, best[::-1]
+
+
+def write_page(folder: str, template: str, /, **values: Any) -> str:
+    """Fill in a template and write ``REPORT_FILE``, complete or not at all; returns its path.
+
+    Args:
+        folder: where it goes.
+        template: its file below ``templates``.
+        values: what it names.
+    """
+    path = os.path.join(folder, REPORT_FILE)
+    with replacing(path) as file:
+        file.write(render(template, **values).encode())
+    logger.info("Report: %s", path)
+    return path
+
+
+def defined(value: float | None) -> float:
+    """JSON's null is NaN again."""
+    return float("nan") if value is None else value
 
 
 def render(template: str, **values: Any) -> str:

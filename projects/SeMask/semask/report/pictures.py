@@ -22,6 +22,8 @@ from semask.visualize.drawing import hatching, painted, resized
 BOX = (560, 480)
 # Vermilion, which stays apart from grey for every kind of colour vision.
 WRONG = (213, 94, 0)
+# Sky blue, apart from vermilion and grey for every kind of colour vision.
+NOT_THERE = (86, 180, 233)
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,16 @@ class ShownImage:
 
     Attributes:
         name: of its file.
-        scores: "mIoU" and "pACC" in percent.
+        scores: of the evaluation, such as "mIoU" in percent.
         size: (width, height) that all its pictures are shown in, as a ratio.
         pictures: image, ground truth, prediction, errors.
         priors: the semantic-prior map of each stage and their sum; none without a prior.
-        legend: name and (R, G, B) of the classes that can be seen, the most frequent first.
+        legend: name and (R, G, B) of the classes that can be seen, the most frequent first, or of
+            all classes of the priors.
     """
 
     name: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, Any]
     size: tuple[int, int]
     pictures: tuple[Picture, ...]
     priors: tuple[Picture, ...]
@@ -98,18 +101,12 @@ def show_image(
     valid = label != ignore_label
     truth = np.where(valid, label.astype(np.int64), -1)
     size = fitting(image.shape[1], image.shape[0])
-
-    def class_picture(title: str, classes: np.ndarray, note: str = "") -> Picture:
-        shown = painted(classes, colors, fitting(classes.shape[1], classes.shape[0]))
-        alt = f"{title}: {_summary(classes, class_names)}"
-        return Picture(f"{title}{note}", alt, data_uri(shown, "PNG"))
-
     wrong = valid & (prediction != label)
     share = wrong.sum() / max(valid.sum(), 1)
     pictures = (
-        Picture("Image", "The photograph", data_uri(resized(image, size), "JPEG"), is_map=False),
-        class_picture("Ground truth", truth),
-        class_picture("Prediction", prediction),
+        photograph("Image", "The photograph", image, size),
+        class_picture("Ground truth", truth, class_names, colors),
+        class_picture("Prediction", prediction, class_names, colors),
         Picture(
             "Errors",
             f"Wrong pixels in orange: {100 * share:.1f} % of those that count",
@@ -117,16 +114,7 @@ def show_image(
             is_map=False,
         ),
     )
-    priors = []
-    strides = prior_strides_of(model)
-    for name, maps in output.get("priors", {}).items():
-        classes = class_map(maps)
-        title = prior_title(name, strides)
-        priors.append(class_picture(title, classes, agreement(classes, truth)))
-    if priors and "prior" in output:
-        classes = class_map(output["prior"])
-        priors.append(class_picture("Priors summed", classes, agreement(classes, truth)))
-
+    priors = prior_pictures(output, prior_strides_of(model), truth, class_names, colors)
     pixels = np.bincount(
         np.concatenate([truth[valid], prediction.ravel()]), minlength=len(class_names)
     )
@@ -136,9 +124,68 @@ def show_image(
         scores=dict(scores),
         size=size,
         pictures=pictures,
-        priors=tuple(priors),
+        priors=priors,
         legend=tuple((class_names[index], tuple(colors[index].tolist())) for index in seen),
     )
+
+
+def photograph(title: str, alt: str, pixels: np.ndarray, size: tuple[int, int]) -> Picture:
+    """(H, W, 3) RGB pixels as a picture of ``size`` (width, height)."""
+    return Picture(title, alt, data_uri(resized(pixels, size), "JPEG"), is_map=False)
+
+
+def class_picture(
+    title: str, classes: np.ndarray, names: Sequence[str], colors: np.ndarray, note: str = ""
+) -> Picture:
+    """A map of classes, -1 where there is none, in their colours.
+
+    Args:
+        title: what it is.
+        classes: (H, W).
+        names, colors: of the K classes; colours are (K, 3) uint8, RGB.
+        note: behind the title.
+    """
+    shown = painted(classes, colors, fitting(classes.shape[1], classes.shape[0]))
+    alt = f"{title}: {_summary(classes, names)}"
+    return Picture(f"{title}{note}", alt, data_uri(shown, "PNG"))
+
+
+def prior_pictures(
+    output: Mapping[str, Any],
+    strides: Mapping[str, int],
+    truth: np.ndarray | None,
+    names: Sequence[str],
+    colors: np.ndarray,
+) -> tuple[Picture, ...]:
+    """The prior map of each stage and their sum, with how often they are right.
+
+    Args:
+        output: of the model; without "priors" there are none.
+        strides: of the stages' maps.
+        truth: (H, W) class of each pixel, -1 = it does not count; None = not known.
+        names, colors: of the priors' classes.
+    """
+    maps = {prior_title(name, strides): each for name, each in output.get("priors", {}).items()}
+    if maps and "prior" in output:
+        maps["Priors summed"] = output["prior"]
+    pictures = []
+    for title, scores in maps.items():
+        classes = class_map(scores)
+        note = "" if truth is None else agreement(classes, truth)
+        pictures.append(class_picture(title, classes, names, colors, note))
+    return tuple(pictures)
+
+
+def pale(image: np.ndarray) -> np.ndarray:
+    """A photograph as the ground of marks: grey and light, (H, W, 3) float64."""
+    grey = image.mean(axis=2, keepdims=True)
+    return np.repeat(165 + grey * 85 / 255, 3, axis=2)
+
+
+def mark(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
+    """Lay a colour over the pixels of a mask (H, W), in place."""
+    where = mask > 0
+    picture[where] = 0.25 * picture[where] + 0.75 * np.array(color)
 
 
 def prior_title(name: str, strides: Mapping[str, int]) -> str:
@@ -156,10 +203,9 @@ def _error_map(
     image: np.ndarray, wrong: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> Image.Image:
     """The pale photograph with wrong pixels in orange and ignored ones hatched."""
-    grey = image.mean(axis=2, keepdims=True)
-    pale = np.repeat(165 + grey * 85 / 255, 3, axis=2)
-    pale[wrong] = 0.12 * pale[wrong] + 0.88 * np.array(WRONG)
-    picture = resized(pale, size)
+    ground = pale(image)
+    ground[wrong] = 0.12 * ground[wrong] + 0.88 * np.array(WRONG)
+    picture = resized(ground, size)
     if not valid.all():
         ignored = Image.fromarray((~valid).astype(np.uint8) * 255)
         picture.paste(hatching(size), mask=ignored.resize(size, Image.Resampling.NEAREST))

@@ -5,7 +5,6 @@ It is made of the result file that ``SemSegConfusionEvaluator`` writes with the 
 costs no memory and little time: the confidences of each image, and a score of it.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,14 +28,16 @@ from semask.report.charts import (
     shade_position,
     spread_chart,
 )
-from semask.report.page import modification_date, render
+from semask.report.page import (
+    defined,
+    modification_date,
+    read_evaluation,
+    worst_and_best,
+    write_page,
+)
 from semask.report.pictures import ShownImage, show_image
-from semask.utils.files import read_json, replacing
 from semask.utils.palette import class_colors
 
-logger = logging.getLogger(__name__)
-
-REPORT_FILE = "report.html"
 # The confusion matrix of more classes is too wide to be read beside another column.
 _HALF_WIDTH_CLASSES = 8
 # In percent, below its colour scale.
@@ -77,11 +78,14 @@ def write_report(
             another dataset.
     """
     source = os.path.join(folder, RESULT_FILE)
-    document = _read(source, dataset_name)
+    document = read_evaluation(
+        *(source, dataset_name, ("images", "calibration")),
+        hint="Evaluate with TEST.REPORT True.",
+    )
     names: list[str] = document["class_names"]
     metadata = MetadataCatalog.get(dataset_name)
     colors = class_colors(len(names), metadata.get("stuff_colors"))
-    worst, best = _chosen(ranked(document["images"]), num_images)
+    worst, best = worst_and_best(ranked(document["images"]), num_images)
     with evaluating(model) as model:
 
         def shown(images: Sequence[Mapping[str, Any]]) -> list[ShownImage]:
@@ -101,10 +105,10 @@ def write_report(
         records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         pictures = shown(worst), shown(best)
     matrix = np.array(document["confusion_matrix"], dtype=np.int64)
-    metrics = {key: _defined(value) for key, value in document["results"].items()}
+    metrics = {key: defined(value) for key, value in document["results"].items()}
     curve = CalibrationCurve.from_document(document["calibration"])
-    page = render(
-        "semantic.html.j2",
+    return write_page(
+        *(folder, "semantic.html.j2"),
         title=dataset_name,
         facts=[
             ("Evaluated", modification_date(source)),
@@ -121,39 +125,6 @@ def write_report(
         best=pictures[1],
         **_calibration_values(curve),
     )
-    path = os.path.join(folder, REPORT_FILE)
-    with replacing(path) as file:
-        file.write(page.encode())
-    logger.info("Report: %s", path)
-    return path
-
-
-def _read(source: str, dataset_name: str) -> dict[str, Any]:
-    """The evaluation's result file, with everything that a report needs."""
-    hint = "Evaluate with TEST.REPORT True."
-    try:
-        document = read_json(source)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no evaluation '{source}' to report on. {hint}") from error
-    except ValueError as error:
-        raise DataError(f"'{source}' is damaged ({error}). {hint}") from error
-    missing = [key for key in ("images", "calibration") if key not in document]
-    if missing:
-        raise DataError(f"'{source}' has no {' and no '.join(missing)}. {hint}")
-    if document["dataset"] != dataset_name:
-        raise DataError(
-            f"'{source}' is an evaluation of '{document['dataset']}', not of '{dataset_name}'."
-        )
-    return document
-
-
-def _chosen(
-    images: Sequence[dict[str, Any]], number: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The worst, beginning with the worst, and the best, beginning with the best; none twice."""
-    worst = list(images[: min(number, -(-len(images) // 2))])
-    best = list(images[len(worst) :][-number:]) if number else []
-    return worst, best[::-1]
 
 
 def _record(
@@ -267,8 +238,3 @@ def _calibration_values(curve: CalibrationCurve) -> dict[str, Any]:
             for index, (share, confidence, accuracy) in enumerate(values)
         ],
     }
-
-
-def _defined(value: float | None) -> float:
-    """JSON's null is NaN again."""
-    return float("nan") if value is None else value

@@ -1,4 +1,4 @@
-"""Detection and instance segmentation by Detectron2's detectors, evaluated by AP."""
+"""Detection and instance segmentation by detectors or mask classification, evaluated by AP."""
 
 import contextlib
 import itertools
@@ -71,10 +71,18 @@ class InstanceTask(Task):
 
     def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
         """As :meth:`Task.check_datasets`; all datasets need the same categories."""
+        if is_mask_classification(self.cfg):
+            self._check_predicted("INSTANCE_ON")
         check_same_categories(names)
         if not eval_only:
             self._check_best_metric()
         super().check_datasets(names, eval_only=eval_only)
+
+    def _check_predicted(self, key: str) -> None:
+        if not self.cfg.MODEL.MASK_FORMER.TEST[key]:
+            raise ConfigError(
+                f"TASK is '{self.name}', but MODEL.MASK_FORMER.TEST.{key} is False: set it to True."
+            )
 
     def _check_best_metric(self) -> None:
         metric = self.cfg.TEST.BEST_METRIC
@@ -214,10 +222,18 @@ class InstanceTask(Task):
         return write_instance_report(model, dataset_name, mapper, folder, facts=facts)
 
     def training_size(self) -> tuple[int, int]:
-        """The crop of ``INPUT.LSJ``, or the largest MIN_SIZE_TRAIN x MAX_SIZE_TRAIN."""
+        """The crop of ``INPUT.LSJ``, or the largest MIN_SIZE_TRAIN x MAX_SIZE_TRAIN.
+
+        Of mask classification the square that crops are padded to, or the crop.
+        """
         inputs = self.cfg.INPUT
         if inputs.LSJ.ENABLED:
             return int(inputs.LSJ.SIZE[0]), int(inputs.LSJ.SIZE[1])
+        if is_mask_classification(self.cfg):
+            if inputs.SIZE_DIVISIBILITY > 0:
+                return inputs.SIZE_DIVISIBILITY, inputs.SIZE_DIVISIBILITY
+            if inputs.CROP.ENABLED and inputs.CROP.TYPE == "absolute":
+                return int(inputs.CROP.SIZE[0]), int(inputs.CROP.SIZE[1])
         return max(inputs.MIN_SIZE_TRAIN), inputs.MAX_SIZE_TRAIN
 
     def placeholder_inputs(self, size: tuple[int, int], count: int) -> list[dict[str, Any]]:

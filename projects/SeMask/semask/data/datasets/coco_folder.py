@@ -268,6 +268,9 @@ def _is_category(entry: Mapping[str, Any]) -> bool:
 
 def category_ids(metadata: Any, number: int) -> list[int]:
     """The ids that a dataset's own file has for the categories 0..number-1; else 1, 2, ..."""
-    contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-    ids = {index: given for given, index in contiguous.items()}
+    ids = {
+        index: given
+        for key in ("stuff_dataset_id_to_contiguous_id", "thing_dataset_id_to_contiguous_id")
+        for given, index in (metadata.get(key) or {}).items()
+    }
     return [ids.get(index, index + 1) for index in range(number)]

@@ -1,0 +1,156 @@
+"""Looking at an evaluation of segments: ``report.html``, one file that opens without a network.
+
+It is made of the file that ``PanopticEvaluator`` writes, and of what is evaluated beside it. Only
+the few images it shows are predicted again.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from torch import nn
+
+from semask.errors import DataError
+from semask.evaluation import sem_seg_evaluator
+from semask.evaluation.instance_evaluators import RESULT_FILE
+from semask.evaluation.panoptic_evaluator import PANOPTIC_FILE
+from semask.inference.model_outputs import Mapper, evaluating
+from semask.report.charts import spread_chart
+from semask.report.page import (
+    defined,
+    modification_date,
+    read_evaluation,
+    worst_and_best,
+    write_page,
+)
+from semask.report.panoptic_pictures import show_segments
+from semask.utils.files import read_json
+
+# Results, what they are called on the page, and what they are.
+_TILES = (
+    ("PQ", "PQ", "panoptic quality"),
+    ("SQ", "SQ", "mean IoU of the right segments"),
+    ("RQ", "RQ", "F1 of finding segments"),
+    ("PQ_th", "PQ things", "mean over the things"),
+    ("PQ_st", "PQ stuff", "mean over the stuff"),
+)
+# The same of what may have been evaluated beside: file and place of the result.
+_BESIDE = (
+    (RESULT_FILE, ("segm", "AP"), "Mask AP", "things, mean over IoU 0.50 to 0.95"),
+    (RESULT_FILE, ("bbox", "AP"), "Box AP", "things, mean over IoU 0.50 to 0.95"),
+    (sem_seg_evaluator.RESULT_FILE, ("mIoU",), "mIoU", "mean IoU of the classes"),
+)
+
+
+def write_panoptic_report(
+    model: nn.Module,
+    dataset_name: str,
+    mapper: Mapper,
+    folder: str,
+    *,
+    num_images: int = 4,
+    facts: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Write the report of an evaluation beside its result file, complete or not at all.
+
+    To be called in one process only. The model's training mode is the same afterwards.
+
+    Args:
+        model: the evaluated model, possibly wrapped for distributed training.
+        dataset_name: the registered dataset that it was evaluated on.
+        mapper: turns a dataset dict into the model's input, as in evaluation.
+        folder: where the evaluators have written their result files.
+        num_images: how many of the worst images are shown, and of the best.
+        facts: short names and values to show at the top, e.g. ("Weights", "model_final.pth").
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: there is no result file, or it or an image is of another dataset.
+    """
+    source = os.path.join(folder, PANOPTIC_FILE)
+    document = read_evaluation(source, dataset_name, ("images", "classes"))
+    images: list[dict[str, Any]] = document["images"]
+    scored = sorted(
+        (image for image in images if image["PQ"] is not None),
+        key=lambda image: (image["PQ"], -image["missed"], image["file_name"]),
+    )
+    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+    groups = worst_and_best(scored, num_images)
+    for image in (*groups[0], *groups[1]):
+        if image["image_id"] not in records:
+            raise DataError(
+                f"'{source}' names image {image['image_id']!r}, which the dataset does not have."
+            )
+    with evaluating(model) as model:
+        worst, best = (
+            [
+                show_segments(
+                    *(model, records[image["image_id"]], image, mapper), dataset_name=dataset_name
+                )
+                for image in group
+            ]
+            for group in groups
+        )
+    results = {key: defined(value) for key, value in document["results"].items()}
+    classes = [
+        {
+            **row,
+            **{key: defined(row[key]) for key in ("PQ", "SQ", "RQ")},
+            "AP": _result(folder, RESULT_FILE, dataset_name, ("segm", f"AP-{row['name']}")),
+        }
+        for row in document["classes"]
+    ]
+    return write_page(
+        *(folder, "panoptic.html.j2"),
+        title=dataset_name,
+        facts=[
+            ("Evaluated", modification_date(source)),
+            ("Images", f"{len(images):,}"),
+            ("Classes", f"{len(classes)}, {sum(row['isthing'] for row in classes)} of them things"),
+            ("Segments", f"{sum(image['segments'] for image in images):,}"),
+            *facts,
+        ],
+        tiles=[
+            *((name, results[key], words) for key, name, words in _TILES),
+            *(
+                (name, value, words)
+                for file, place, name, words in _BESIDE
+                if (value := _result(folder, file, dataset_name, place)) is not None
+            ),
+        ],
+        results=results,
+        groups=[
+            (name, key, _best_first(classes, isthing=isthing))
+            for name, key, isthing in (("Things", "PQ_th", True), ("Stuff", "PQ_st", False))
+        ],
+        spread=spread_chart(
+            np.histogram([image["PQ"] for image in scored], bins=20, range=(0, 100))[0], "PQ"
+        ),
+        unscored=len(images) - len(scored),
+        worst=worst,
+        best=best,
+    )
+
+
+def _best_first(classes: Sequence[Mapping[str, Any]], *, isthing: bool) -> list[Mapping[str, Any]]:
+    """Things or stuff, absent ones last; the sort keeps the dataset's order among equals."""
+    chosen = [row for row in classes if row["isthing"] == isthing]
+    return sorted(chosen, key=lambda row: -np.nan_to_num(row["PQ"], nan=-1))
+
+
+def _result(folder: str, file: str, dataset_name: str, place: Sequence[str]) -> float | None:
+    """A result of an evaluation of the same dataset; None where there is none."""
+    path = os.path.join(folder, file)
+    document = read_json(path) if os.path.isfile(path) else {}
+    if document.get("dataset") != dataset_name:
+        return None
+    value: Any = document["results"]
+    for key in place:
+        if key not in value:
+            return None
+        value = value[key]
+    return defined(value)

@@ -1,0 +1,140 @@
+"""The pictures of the report on segments: one image with everything that was made of it."""
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from semask.data.reading import read_image
+from semask.evaluation.panoptic_scores import match_segments
+from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
+from semask.inference.model_outputs import Mapper, predict_instances, prior_classes_of
+from semask.modeling.meta_arch.prior_maps import prior_strides_of
+from semask.report.pictures import (
+    NOT_THERE,
+    WRONG,
+    ShownImage,
+    fitting,
+    mark,
+    pale,
+    photograph,
+    prior_pictures,
+)
+from semask.utils.palette import class_colors
+from semask.visualize.instances import DrawnSegment, draw_segments
+
+
+def show_segments(
+    model: nn.Module,
+    record: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    mapper: Mapper,
+    *,
+    dataset_name: str,
+) -> ShownImage:
+    """Predict one image again and draw it.
+
+    Args:
+        model: in evaluation mode, not wrapped.
+        record: its dataset dict.
+        scores: of the evaluation.
+        mapper: turns a dataset dict into the model's input.
+        dataset_name: the registered dataset.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    image = read_image(record["file_name"])
+    metadata = MetadataCatalog.get(dataset_name)
+    truth = PanopticTruth(dataset_name)
+    truth_ids, truth_segments = (
+        truth.ids(record["image_id"]),
+        truth.segments(record["image_id"]),
+    )
+    output = predict_instances(model, mapper(copy.deepcopy(dict(record))), priors=True)
+    found_ids, descriptions = output["panoptic_seg"]
+    found_ids, found = found_ids.cpu().numpy(), found_segments(descriptions, metadata)
+    size = fitting(image.shape[1], image.shape[0])
+    colors = _stuff_colors(truth)
+
+    def drawn(ids: np.ndarray, segments: Mapping[int, Segment]) -> np.ndarray:
+        shown = {
+            number: DrawnSegment(
+                truth.categories[segment.category]["name"], colors.get(segment.category)
+            )
+            for number, segment in segments.items()
+            if not segment.crowd
+        }
+        return draw_segments(image, ids, shown)
+
+    errors = pale(image)
+    matching = match_segments(truth_ids, truth_segments, found_ids, found)
+    for number in matching.false:
+        mark(errors, found_ids == number, NOT_THERE)
+    for number in matching.missed:
+        mark(errors, truth_ids == number, WRONG)
+    pictures = (
+        photograph("Image", "The photograph", image, size),
+        photograph(
+            *("Ground truth", f"{scores['segments']} segments"),
+            *(drawn(truth_ids, truth_segments), size),
+        ),
+        photograph("Prediction", f"{len(found)} segments", drawn(found_ids, found), size),
+        photograph(
+            "Errors",
+            f"{scores['missed']} segments missed, in orange; {scores['false']} predicted ones "
+            "that are not there, in blue",
+            errors.astype(np.uint8),
+            size,
+        ),
+    )
+    priors = output.get("priors", {})
+    number = next(iter(priors.values())).shape[0] if priors else 0
+    names, prior_colors = prior_classes_of(dataset_name, number)
+    semantic = _semantic(truth_ids, truth_segments, metadata, number)
+    return ShownImage(
+        name=os.path.basename(record["file_name"]),
+        scores=dict(scores),
+        size=size,
+        pictures=pictures,
+        priors=prior_pictures(output, prior_strides_of(model), semantic, names, prior_colors),
+        legend=tuple(
+            (truth.categories[category]["name"], color)
+            for category, color in colors.items()
+            if category in {each.category for each in (*truth_segments.values(), *found.values())}
+        ),
+    )
+
+
+def _stuff_colors(truth: PanopticTruth) -> dict[int, tuple[int, ...]]:
+    """(R, G, B) of each category that is stuff: the file's own, else of a fixed series."""
+    series = class_colors(len(truth.categories)).tolist()
+    return {
+        given: tuple(entry.get("color") or color)
+        for (given, entry), color in zip(truth.categories.items(), series, strict=True)
+        if not entry.get("isthing", 1)
+    }
+
+
+def _semantic(
+    ids: np.ndarray, segments: Mapping[int, Segment], metadata: Any, num_classes: int
+) -> np.ndarray | None:
+    """(H, W) class of each pixel, -1 = none, as the priors of ``num_classes`` count classes.
+
+    None where things and stuff are counted separately, or the priors' classes are others.
+    """
+    contiguous = {
+        **metadata.get("stuff_dataset_id_to_contiguous_id", {}),
+        **metadata.get("thing_dataset_id_to_contiguous_id", {}),
+    }
+    if not len(set(contiguous.values())) == len(contiguous) == num_classes:
+        return None
+    classes = np.full(ids.shape, -1, np.int64)
+    for number, segment in segments.items():
+        if not segment.crowd:
+            classes[ids == number] = contiguous[segment.category]
+    return classes

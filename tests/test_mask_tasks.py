@@ -1,0 +1,216 @@
+"""Instance and panoptic segmentation by mask classification: evaluated, reported and predicted."""
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+import semask
+import tiny_masks
+from semask.data import register_coco_folder
+from semask.data.datasets.catalog import forget_dataset
+from semask.engine import Trainer
+from semask.errors import ConfigError, DataError
+from semask.report.page import REPORT_FILE
+from semask.tasks import build_task, inference_folder
+from tiny_instances import SIDE, two_boxes, write_dataset
+from tiny_model import photograph
+from tiny_panoptic import register_joint, two_boxes_on_stuff
+
+pytestmark = pytest.mark.usefixtures("catalogs", "one_thread")
+
+
+def config(folder: Path, task: str, **overrides: Any) -> CfgNode:
+    """A model for the dataset "own", which is written and registered."""
+    if task == "panoptic":
+        register_joint(folder)
+    else:
+        path = write_dataset(folder, [two_boxes(), two_boxes(), []])
+        register_coco_folder("own", folder / "images", path)
+    test = {
+        "SEMANTIC_ON": task == "panoptic",
+        "INSTANCE_ON": True,
+        "PANOPTIC_ON": task == "panoptic",
+        "OBJECT_MASK_THRESHOLD": 0.0,
+        "OVERLAP_THRESHOLD": 0.0,
+    }
+    keys: dict[str, Any] = {
+        "SEM_SEG_HEAD__NUM_CLASSES": 0,
+        "SEM_SEG_HEAD__CONVS_DIM": 64,
+        "MASK_FORMER__HIDDEN_DIM": 64,
+        "SEMASK__PRIOR_TARGET": "sem_seg" if task == "panoptic" else "instances",
+        **{f"MASK_FORMER__TEST__{key}": value for key, value in test.items()},
+    }
+    file = tiny_masks.write_config(
+        folder / "config.yaml",
+        TASK=task,
+        DATASETS={"TRAIN": ["own"], "TEST": ["own"]},
+        OUTPUT_DIR=str(folder / "out"),
+    )
+    options = [
+        part
+        for key, value in {**keys, **overrides}.items()
+        for part in (f"MODEL.{key.replace('__', '.')}", value)
+    ]
+    options += ["TEST.BEST_METRIC", "", "INPUT.MASK_FORMAT", "bitmask"]
+    return semask.load_config(file, options)
+
+
+def seeing(cfg: CfgNode) -> nn.Module:
+    """A model with queries that differ."""
+    torch.manual_seed(6)
+    model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "class_embed.weight", "mask_embed.layers.2.weight")):
+            nn.init.normal_(parameter, std=3.0)
+    return model
+
+
+TASKS = ("instance", "panoptic")
+
+
+@pytest.mark.parametrize("paths", ["auto", "none"])
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation_and_report(tmp_path: Path, task: str, paths: str) -> None:
+    cfg = config(tmp_path, task, FAST_PATHS=paths)
+    assert (4 if task == "panoptic" else 2) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert (4 if task == "panoptic" else 3) == cfg.MODEL.SEMASK.NUM_CLASSES
+    build_task(cfg).check_datasets(["own"], eval_only=True)
+    model = Trainer.build_model(cfg)
+    model.load_state_dict(seeing(cfg).state_dict())
+    results = Trainer.test(cfg, model)
+    folder = Path(inference_folder(cfg, "own"))
+    assert {"bbox", "segm"} <= set(results)
+    if task == "panoptic":
+        assert {"sem_seg", "panoptic_seg"} <= set(results)
+        assert results["panoptic_seg"]["PQ"] >= 0
+    page = (folder / REPORT_FILE).read_text()
+    root = ET.fromstring(page.split("\n", 1)[1])
+    titles = ["".join(element.itertext()) for element in root.iter("figcaption")]
+    for title in ("Image", "Ground truth", "Prediction", "Errors", "Priors summed"):
+        assert any(each.startswith(title) for each in titles)
+    assert "http" not in page.replace('http-equiv="', "")
+    words = " ".join("".join(root.itertext()).split())
+    assert ("SQ" in words) == (task == "panoptic")
+    assert "light" in words
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fast_and_plain_evaluation_find_the_same(tmp_path: Path, task: str) -> None:
+    found = []
+    cfg = config(tmp_path, task)
+    cfg.defrost()
+    for paths in ("auto", "none"):
+        cfg.MODEL.FAST_PATHS = paths
+        cfg.OUTPUT_DIR = str(tmp_path / paths)
+        cfg.TEST.REPORT = False
+        model = Trainer.build_model(cfg)
+        model.load_state_dict(seeing(cfg).state_dict())
+        results = Trainer.test(cfg, model)
+        found.append({k: v for kind in results.values() for k, v in kind.items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5, nan_ok=True)
+
+
+class Perfect(nn.Module):
+    """Gives the ground truth, in classes of one series."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        ids, _ = two_boxes_on_stuff()
+        classes = np.select([ids == k for k in (1, 2, 3, 4)], [2, 3, 0, 1])
+        segments = [
+            {"id": number, "isthing": number > 2, "category_id": category}
+            for number, category in {1: 2, 2: 3, 3: 0, 4: 1}.items()
+        ]
+        things = torch.from_numpy(np.stack([ids == 3, ids == 4]))
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (each["bbox"] for each in two_boxes())]
+        instances = Instances((SIDE, SIDE), pred_boxes=Boxes(torch.tensor(corners).float()))
+        instances.scores, instances.pred_classes = torch.ones(2), torch.tensor([0, 1])
+        instances.pred_masks = things
+        scores = torch.nn.functional.one_hot(torch.from_numpy(classes), 4).permute(2, 0, 1).float()
+        output = {
+            "panoptic_seg": (torch.from_numpy(ids), segments),
+            "instances": instances,
+            "sem_seg": scores,
+        }
+        return [output for _ in batch]
+
+
+def test_the_ground_truth_is_perfect(tmp_path: Path) -> None:
+    """AP of the things and mIoU are computed from the panoptic maps alone."""
+    cfg = config(tmp_path, "panoptic")
+    cfg.defrost()
+    cfg.TEST.BOUNDARY_IOU = True
+    results = Trainer.test(cfg, Perfect())
+    for kind, name in (
+        *(("panoptic_seg", "PQ"), ("panoptic_seg", "PQ_th"), ("panoptic_seg", "PQ-sky")),
+        *(("segm", "AP"), ("bbox", "AP"), ("boundary", "AP"), ("segm", "AP-dark")),
+        ("sem_seg", "mIoU"),
+    ):
+        assert results[kind][name] == pytest.approx(100), (kind, name)
+    document = json.loads(
+        (Path(inference_folder(cfg, "own")) / "panoptic_evaluation.json").read_text()
+    )
+    assert [image["PQ"] for image in document["images"]] == [100, 100]
+    assert [row["right"] for row in document["classes"]] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predictor(tmp_path: Path, task: str) -> None:
+    cfg = config(tmp_path, task)
+    torch.save({"model": seeing(cfg).state_dict()}, tmp_path / "model.pth")
+    predictor: Any = semask.Predictor(cfg, tmp_path / "model.pth")
+    assert isinstance(predictor, semask.InstancePredictor)
+    found = predictor(photograph(50, 70), priors=True)  # predicted at 40 x 56
+    assert found.masks.shape == (len(found), 50, 70)
+    assert np.all(np.diff(found.scores) <= 0)
+    assert found.prior.shape == (50, 70)
+    assert {name: maps.shape[1:] for name, maps in found.priors.items()} == {
+        "prior2": (10, 14),
+        "prior3": (5, 7),
+        "prior4": (3, 4),
+        "prior5": (2, 2),
+    }
+    assert (found.panoptic is not None) == (task == "panoptic")
+    overlay = found.overlay(min_score=0.0)
+    assert overlay.shape == (50, 70, 3)
+    found.save(str(tmp_path / "saved"), "a")
+    found.save_classes(str(tmp_path / "saved"))
+    described = json.loads((tmp_path / "saved/classes.json").read_text())
+    if task == "panoptic":
+        assert found.class_names == ("light", "dark", "grass", "sky")
+        assert found.category_ids == (3, 7, 10, 11)
+        assert set(found.classes.tolist()) <= {0, 1}  # things alone are instances
+        assert (overlay != photograph(50, 70)).any(axis=-1)[found.panoptic > 0].all()
+        assert (tmp_path / "saved/panoptic/a.png").is_file()
+        assert "stuff" in described
+    else:
+        assert found.class_names == ("light", "dark")
+
+
+def test_what_a_task_needs_is_asked_for(tmp_path: Path) -> None:
+    for task, key in (("instance", "INSTANCE_ON"), ("panoptic", "PANOPTIC_ON")):
+        folder = tmp_path / task
+        folder.mkdir()
+        cfg = config(folder, task, **{f"MASK_FORMER__TEST__{key}": False})
+        with pytest.raises(ConfigError, match=rf"MODEL\.MASK_FORMER\.TEST\.{key}"):
+            build_task(cfg).check_datasets(["own"], eval_only=False)
+        forget_dataset("own")
+
+
+def test_maps_of_another_size_are_refused(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "panoptic")
+    evaluator = build_task(cfg).build_evaluator("own", inference_folder(cfg, "own"))
+    evaluator.reset()
+    (output,) = Perfect()([{}])
+    output["panoptic_seg"] = (output["panoptic_seg"][0][:-1], output["panoptic_seg"][1])
+    with pytest.raises(DataError, match=r"0\.png"):
+        evaluator.process([DatasetCatalog.get("own")[0]], [output])
