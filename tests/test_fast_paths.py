@@ -38,14 +38,14 @@ def config(tmp_path: Path, *overrides: Any) -> Any:
 
 def test_automatic_choice(tmp_path: Path) -> None:
     everywhere = {"striped_loss", "fused_optimizer", "gathered", "split", "folded"}
-    everywhere |= {"early_sum", "streamed"}
-    on_cpu = everywhere | {"winograd", "chunked", "recomputed", "bagged"}
+    everywhere |= {"early_sum", "streamed", "levelled", "factored"}
+    on_cpu = everywhere | {"winograd", "chunked", "recomputed", "bagged", "pointwise"}
     on_cpu |= {"kept_memory"} if can_keep_memory() else set()
     assert select_fast_paths(config(tmp_path)) >= on_cpu
     assert "sdpa" not in select_fast_paths(config(tmp_path))
     on_gpu = select_fast_paths(config(tmp_path, "MODEL.DEVICE", "cuda"))
     assert on_gpu >= everywhere | {"sdpa"}
-    assert not on_gpu & {"winograd", "chunked", "recomputed", "bagged", "kept_memory"}
+    assert not on_gpu & (on_cpu - everywhere)
 
 
 def test_mixed_precision_in_training_leaves_the_choice_as_it_is(tmp_path: Path) -> None:

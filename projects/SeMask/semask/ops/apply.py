@@ -26,13 +26,19 @@ from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock
 from semask.modeling.backbone.windows import WindowAttention
 from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention
 from semask.modeling.losses.cross_entropy import SegmentationLoss
+from semask.modeling.losses.mask_losses import Mask2FormerCriterion
+from semask.modeling.losses.matcher import Mask2FormerMatcher
+from semask.modeling.mask_decoder.mask2former import Mask2FormerDecoder
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
+from semask.ops.conv1x1 import LinearConv2d, PlainLinearConv2d
 from semask.ops.conv3x3 import WinogradConv2d
 from semask.ops.deformable_attention import BaggedDeformableAttention
 from semask.ops.malloc import can_keep_memory
+from semask.ops.mask_decoder import LevelledMask2FormerDecoder
+from semask.ops.mask_losses import FactoredCriterion, OneSoftplusMatcher
 from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
 from semask.ops.semantic_layer import (
     ChunkedSemanticLayer,
@@ -155,6 +161,19 @@ FAST_PATHS = {
         "the points of deformable attention are summed by embedding_bag",
         pays_on=("cpu",),
         forms={MultiScaleDeformableAttention: BaggedDeformableAttention},
+    ),
+    "pointwise": FastPath(
+        "1x1 convolutions of maps in channels_last as linear layers",
+        pays_on=("cpu",),
+        forms={Conv2d: LinearConv2d, nn.Conv2d: PlainLinearConv2d},
+    ),
+    "levelled": FastPath(
+        "attention masks from mask features of the size of the map that is attended to",
+        forms={Mask2FormerDecoder: LevelledMask2FormerDecoder},
+    ),
+    "factored": FastPath(
+        "mask losses with gradients of the matched masks alone",
+        forms={Mask2FormerCriterion: FactoredCriterion, Mask2FormerMatcher: OneSoftplusMatcher},
     ),
     "sdpa": FastPath(
         "window attention by scaled_dot_product_attention",

@@ -75,10 +75,11 @@ class MaskCriterion(nn.Module):
     def _losses(
         self, prediction: MaskPrediction, targets: Sequence[MaskTarget], num_masks: Tensor
     ) -> dict[str, Tensor]:
-        prediction = MaskPrediction(*(at_least_float32(x) for x in prediction))
-        matches = self.matcher(prediction, targets)
+        logits = at_least_float32(prediction.logits)
+        masks = at_least_float32(prediction.masks)
+        matches = self.matcher(MaskPrediction(logits, masks), targets)
         loss_class = class_loss(
-            prediction.logits, matched_labels(prediction, targets, matches), self.no_object_weight
+            logits, matched_labels(prediction, targets, matches), self.no_object_weight
         )
         broken = [i for i, match in enumerate(matches) if not match.finite]
         if broken:
@@ -87,13 +88,22 @@ class MaskCriterion(nn.Module):
                 ", ".join(map(str, broken)),
             )
             loss_class = loss_class * float("nan")
-        masks, target_masks = matched_masks(prediction, targets, matches)
-        loss_mask, loss_dice = self.mask_losses(masks, target_masks)
+        goals = [
+            target.masks[match.targets] for target, match in zip(targets, matches, strict=True)
+        ]
+        pairs = at_least_float32(self.matched_masks(prediction, matches))
+        loss_mask, loss_dice = self.mask_losses(pairs, torch.cat(goals))
         return {
             "loss_ce": self.class_weight * loss_class,
             "loss_mask": self.mask_weight * loss_mask.sum() / num_masks,
             "loss_dice": self.dice_weight * loss_dice.sum() / num_masks,
         }
+
+    def matched_masks(self, prediction: MaskPrediction, matches: Sequence[Match]) -> Tensor:
+        """The mask logits of the M pairs of a batch, image by image: (M, h, w)."""
+        return torch.cat(
+            [masks[match.queries] for masks, match in zip(prediction.masks, matches, strict=True)]
+        )
 
     @abstractmethod
     def mask_losses(self, masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,15 +260,6 @@ def matched_labels(
     for row, target, match in zip(labels, targets, matches, strict=True):
         row[match.queries] = target.labels[match.targets]
     return labels
-
-
-def matched_masks(
-    prediction: MaskPrediction, targets: Sequence[MaskTarget], matches: Sequence[Match]
-) -> tuple[Tensor, Tensor]:
-    """The M pairs of a batch, image by image: logits (M, h, w) and targets (M, H, W) bool."""
-    masks = [masks[match.queries] for masks, match in zip(prediction.masks, matches, strict=True)]
-    goals = [target.masks[match.targets] for target, match in zip(targets, matches, strict=True)]
-    return torch.cat(masks), torch.cat(goals)
 
 
 def mean_number_of_masks(targets: Sequence[MaskTarget], like: Tensor) -> Tensor:
