@@ -246,7 +246,7 @@ def _products(rows: Tensor, grad: Tensor, table: Tensor) -> Tensor:
     """Each query's gradient times the tokens around its points, of the shape of ``rows``."""
     per_query = rows.shape[-2:].numel()
     ends = torch.arange(0, rows.numel() + 1, per_query, dtype=torch.int32, device=rows.device)
-    values = grad.new_empty(rows.numel())  # overwritten, as beta is 0
+    values = grad.new_zeros(rows.numel())  # on the CPU, beta = 0 does not hide a NaN
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         entries = torch.sparse_csr_tensor(
