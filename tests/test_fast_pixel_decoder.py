@@ -10,6 +10,8 @@ from semask.modeling.layers.deformable_attention import (
     MultiScaleDeformableAttention,
     reference_points,
 )
+from semask.modeling.pixel_decoder.deformable import EncoderLayer
+from semask.ops import feed_forward
 from semask.ops.apply import apply_fast_paths
 from semask.ops.deformable_attention import BaggedDeformableAttention
 
@@ -77,3 +79,34 @@ def test_bagged_deformable_attention_of_what_is_not_finite() -> None:
     output.sum().backward()
     assert tokens.grad is not None
     assert tokens.grad[0].isnan().any()
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 10**6])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("frozen", [(), ("norm1", "linear2")])
+def test_recomputed_encoder_layer(
+    tokens: int, dropout: float, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_forward, "CHUNK_TOKENS", tokens)
+    _, x, points = attention(1.0)
+    plain = EncoderLayer(
+        channels=32, hidden_channels=64, dropout=dropout, num_levels=3, num_heads=4, num_points=4
+    ).double()
+    nn.init.uniform_(plain.self_attn.sampling_offsets.bias, -3, 3)
+    for name in frozen:
+        plain.get_submodule(name).requires_grad_(False)
+    fast = apply_fast_paths(copy.deepcopy(plain), ["recomputed"])
+    assert type(fast) is feed_forward.RecomputedEncoderLayer
+    position, pull = torch.randn_like(x[0]), torch.randn_like(x)
+    for training in (True, False):
+        results = []
+        for layer in (plain, fast):
+            layer.train(training).zero_grad()
+            torch.manual_seed(0)
+            inputs = x.clone().requires_grad_()
+            output = layer(inputs, position, points, SIZES)
+            output.backward(pull)
+            gradients = [p.grad for p in layer.parameters() if p.requires_grad]
+            results.append([output, inputs.grad, *gradients])
+        for want, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)

@@ -32,10 +32,12 @@ from semask.modeling.mask_decoder.mask2former import Mask2FormerDecoder
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
+from semask.modeling.pixel_decoder.deformable import EncoderLayer
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 from semask.ops.conv1x1 import LinearConv2d, PlainLinearConv2d
 from semask.ops.conv3x3 import WinogradConv2d
 from semask.ops.deformable_attention import BaggedDeformableAttention
+from semask.ops.feed_forward import RecomputedEncoderLayer
 from semask.ops.malloc import can_keep_memory
 from semask.ops.mask_decoder import LevelledMask2FormerDecoder
 from semask.ops.mask_losses import FactoredCriterion, OneSoftplusMatcher
@@ -152,9 +154,13 @@ FAST_PATHS = {
         },
     ),
     "recomputed": FastPath(
-        "training keeps the input of each Swin block alone and recomputes the rest",
+        "training keeps the input of Swin blocks and feed-forward layers and recomputes the rest",
         pays_on=("cpu",),
-        forms={SemanticLayer: RecomputedSemanticLayer, SwinBlock: RecomputedSwinBlock},
+        forms={
+            EncoderLayer: RecomputedEncoderLayer,
+            SemanticLayer: RecomputedSemanticLayer,
+            SwinBlock: RecomputedSwinBlock,
+        },
         spared=_not_worth_recomputing,
     ),
     "bagged": FastPath(

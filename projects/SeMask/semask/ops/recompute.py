@@ -81,7 +81,7 @@ class _Recomputed(torch.autograd.Function):
         for part in window_parts(ctx.layout):
             x = part.take(tokens).detach().requires_grad_()
             with torch.enable_grad(), ctx.autocast():
-                out = ctx.block(part, x, inputs, _call_unvalued)
+                out = ctx.block(part, x, inputs, call_unvalued)
             grad_x, *found = torch.autograd.grad(
                 out, [x, *sources], part.take(grad), allow_unused=True
             )
@@ -100,7 +100,7 @@ def call(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def _call_unvalued(layer: nn.Module, x: Tensor) -> Tensor:
+def call_unvalued(layer: nn.Module, x: Tensor) -> Tensor:
     """The same for a layer of which only the gradient is asked for."""
     hooks = layer._forward_pre_hooks or layer._forward_hooks
     if type(layer) is not nn.Linear or hooks:  # pruned, adapted, ...: only it knows how
