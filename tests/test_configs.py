@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from timm.models import get_pretrained_cfg
 
 from semask.config.loading import load_config
 
@@ -73,6 +74,58 @@ def test_config_opens_with_what_to_expect_and_its_command(name: str) -> None:
     assert re.search(rf"semask train {name.removesuffix('.yaml')}\b", head)
     if "own_dataset" not in name:
         assert re.search("published|measured here", head, re.IGNORECASE)
+
+
+# Other encoders than Swin, by the recipes of the Swin of a similar size.
+OTHER_ENCODERS = {
+    **{
+        f"ade20k/semask_{encoder}_fpn": "ade20k/semask_swin_tiny_fpn"
+        for encoder in (
+            *("mit_b0", "mit_b2", "mit_b5", "convnext_tiny", "convnext_base"),
+            *("pvt_v2_b2", "caformer_s18"),
+        )
+    },
+    "ade20k/semask_mit_b2_mask2former": "ade20k/semask_swin_tiny_mask2former",
+    "ade20k/semask_convnext_tiny_mask2former": "ade20k/semask_swin_tiny_mask2former",
+    "ade20k/semask_convnext_base_mask2former": "ade20k/semask_swin_base_mask2former",
+    **{
+        f"{dataset}/semask_{encoder}": f"{dataset}/semask_{dataset}"
+        for dataset in ("scenes", "camvid")
+        for encoder in ("mit_b0", "convnext_atto")
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ENCODERS)
+def test_recipe_of_another_encoder_differs_in_the_encoder_alone(name: str) -> None:
+    cfg, swin = (
+        load_config(str(CONFIGS / f"{config}.yaml")) for config in (name, OTHER_ENCODERS[name])
+    )
+    timm = cfg.MODEL.TIMM
+    assert (CONFIGS / "_base_/backbones" / f"{timm.NAME.partition('.')[0]}.yaml").is_file()
+    # Its weights are those for images that are normalised like this.
+    published = get_pretrained_cfg(timm.NAME)
+    for given, wanted in (
+        (cfg.MODEL.PIXEL_MEAN, published.mean),
+        (cfg.MODEL.PIXEL_STD, published.std),
+    ):
+        assert given == pytest.approx([255 * value for value in wanted])
+    assert name.replace("/", "_").endswith(cfg.OUTPUT_DIR.removeprefix("output/").replace("/", "_"))
+    for config in (cfg, swin):
+        config.MODEL.BACKBONE.NAME = config.OUTPUT_DIR = ""
+        config.MODEL.pop("TIMM")
+    assert cfg == swin
+
+
+@pytest.mark.parametrize("size", ["tiny", "base"])
+def test_networks_that_heads_of_configs_name_are_known(size: str) -> None:
+    heads = [
+        (CONFIGS / "ade20k" / f"semask_convnext_{size}_{head}.yaml").read_text()
+        for head in ("fpn", "mask2former")
+    ]
+    names = {name for head in heads for name in re.findall(r"MODEL\.TIMM\.NAME=(\S+)", head)}
+    assert len(names) == 1
+    assert get_pretrained_cfg(names.pop()).license == "dinov3-license"
 
 
 def test_backbone_and_head_parameters_of_semask_t() -> None:

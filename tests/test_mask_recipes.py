@@ -139,7 +139,7 @@ def case(request: pytest.FixtureRequest) -> tuple[CfgNode, str, Recipe]:
 
 def test_every_shipped_one_is_in_the_table() -> None:
     folders = ("ade20k", "cityscapes", "coco_stuff_10k")
-    files = [file for folder in folders for file in (CONFIGS / folder).glob("*mask*former*.yaml")]
+    files = [file for folder in folders for file in (CONFIGS / folder).glob("*swin*former*.yaml")]
     assert {f"{file.parent.name}/{file.stem}" for file in files} == set(RECIPES)
 
 
