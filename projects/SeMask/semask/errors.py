@@ -39,3 +39,7 @@ class MissingCheckpointError(DamagedCheckpointError):
 
 class UnwritableCheckpointError(CheckpointError):
     """A checkpoint that cannot be written, for instance because the disk is full."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A device has too little memory; the message says which settings would have fitted."""

@@ -247,6 +247,35 @@ def analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="every module, as JSON")
 
 
+def fit(parser: argparse.ArgumentParser) -> None:
+    """What a training needs of a device's memory, and the settings that make it fit.
+
+        semask fit ade20k/semask_swin_large_fpn --memory 24GiB
+        semask fit ade20k/semask_swin_large_fpn --memory 24GiB --num-gpus 8
+        semask fit CONFIG MODEL.DEVICE=cpu
+
+    Peak memory of a training step for several numbers of images, as configured, in mixed precision
+    and with activation checkpointing; its parts; the peak of an evaluation; and the KEY=VALUE pairs
+    that make the config's own SOLVER.IMS_PER_BATCH fit, by SOLVER.ACCUMULATE_STEPS where needed.
+    Nothing is trained: shapes alone are followed (a detector runs on the CPU), so a GPU is not
+    needed. Counted are PyTorch's tensors; of --memory, 1 GiB (on the CPU 1.5) is left for the rest.
+    Exit status: 0; 1 where not even one image fits; 2 for a mistake in config or arguments.
+    """
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("opts", nargs="*", metavar=KEY_VALUE, help="overrides of the config")
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="of one device, such as 24GiB; default: of this machine's"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="that share IMS_PER_BATCH")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of an image in evaluation, in pixels; default: like a training image",
+    )
+
+
 def export(parser: argparse.ArgumentParser) -> None:
     """Write the inference path of a trained model as an ONNX or a torch.export file.
 
@@ -296,6 +325,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "check": check,
     "convert": convert,
     "analyze": analyze,
+    "fit": fit,
     "export": export,
     "plot": plot,
 }

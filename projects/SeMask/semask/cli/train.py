@@ -23,6 +23,7 @@ from semask.engine import (
     run_lock,
     set_up_run,
 )
+from semask.engine.fit import explained_out_of_memory, log_expected_memory
 from semask.tasks import build_task
 from semask.utils.imports import import_modules
 
@@ -59,6 +60,8 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
         if args.eval_only:
             evaluate(cfg, resume=args.resume)
         else:
+            if comm.is_main_process():
+                log_expected_memory(cfg, comm.get_world_size())
             trainer = Trainer(cfg)
             torchrun = Torchrun.from_environment()
             restarted = torchrun is not None and torchrun.restarts > 0
@@ -75,7 +78,7 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
 def process(cfg: CfgNode, args: argparse.Namespace) -> None:
     """``main``, with one message instead of a traceback for what a user can mend."""
     ignore_storage_warning()
-    with exit_statuses():
+    with exit_statuses(), explained_out_of_memory(cfg, comm.get_world_size()):
         import_modules(args.imports)  # those that ``launch`` starts have not yet
         main(cfg, args)
 

@@ -5,6 +5,7 @@ import errno
 import sys
 from collections.abc import Iterator
 
+import torch
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -16,6 +17,7 @@ from semask.errors import (
     ConfigError,
     DataError,
     MissingCheckpointError,
+    OutOfMemoryError,
     UnwritableCheckpointError,
 )
 from semask.utils.text import one_line
@@ -43,15 +45,16 @@ def exit_statuses() -> Iterator[None]:
 
     Raises:
         SystemExit: with 2 for a mistake in config, data or checkpoint and for a full disk, 1 for a
-            loss that is not finite or another process that is gone (of the run, or one that loads
-            data), 130 after Ctrl-C. Other errors stay as they are.
+            loss that is not finite, a device with too little memory, or another process that is
+            gone (of the run, or one that loads data), 130 after Ctrl-C. Other errors stay as they
+            are.
     """
     try:
         yield
     except USER_ERRORS as error:
         _report(error)
         raise SystemExit(2) from None
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, OutOfMemoryError) as error:
         _report(error)
         raise SystemExit(1) from None
     except ProcessExitedException as error:  # of ``launch``; the process has said why
@@ -78,12 +81,20 @@ def exit_statuses() -> Iterator[None]:
 
 def is_expected(error: BaseException) -> bool:
     """Whether ``exit_statuses`` has a message for an error, so that nobody needs its traceback."""
-    known = (*USER_ERRORS, NonFiniteLossError, ProcessExitedException)
+    known = (*USER_ERRORS, NonFiniteLossError, OutOfMemoryError, ProcessExitedException)
     return (
         isinstance(error, known)
         or _is_full_disk(error)
         or is_lost_peer(error)
         or is_lost_loader(error)
+        or is_out_of_memory(error)
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is PyTorch's, of the GPU's or of the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
     )
 
 

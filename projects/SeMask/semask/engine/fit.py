@@ -1,0 +1,244 @@
+"""Which batch and which settings fit into a device's memory, and what to change where none does."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from semask.config import merge_overrides
+from semask.engine.launch.exit_status import is_out_of_memory
+from semask.engine.memory import StepMemory, evaluation_memory, training_memory
+from semask.errors import ConfigError, OutOfMemoryError
+from semask.tasks import build_task
+from semask.utils.text import one_line
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+# What a process takes beside PyTorch's tensors: on a GPU its context and libraries, on the CPU the
+# program itself; and what kernels allocate inside themselves and allocators lose between blocks.
+RESERVE = {"cuda": 1 * GIB, "cpu": int(1.5 * GIB)}
+# Sections of the config with the activation checkpointing of an encoder.
+_ENCODERS = ("TIMM", "SWIN")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to take the config's effective batch on one device.
+
+    Attributes:
+        means: what it changes, for people.
+        images: of the parts that a step is computed in.
+        accumulate: number of these parts.
+        memory: of a training step.
+        pairs: the changes, each as KEY=VALUE.
+    """
+
+    means: str
+    images: int
+    accumulate: int
+    memory: StepMemory
+    pairs: tuple[str, ...]
+
+
+class Fit:
+    """What fits a config's training into the memory of each of its devices."""
+
+    def __init__(self, cfg: CfgNode, limit: int, *, devices: int = 1) -> None:
+        """
+        Args:
+            cfg: the config; ``MODEL.DEVICE`` says whose faster forms count. It is not changed.
+            limit: memory of one device in bytes, as its maker states it.
+            devices: that share ``SOLVER.IMS_PER_BATCH``.
+
+        Raises:
+            ConfigError: the images of a step cannot be shared so.
+        """
+        self.cfg = cfg
+        self.limit = limit
+        #: bytes for PyTorch's tensors
+        self.usable = limit - RESERVE.get(torch.device(cfg.MODEL.DEVICE).type, 0)
+        parts = devices * cfg.SOLVER.ACCUMULATE_STEPS
+        if cfg.SOLVER.IMS_PER_BATCH % devices or devices > cfg.SOLVER.IMS_PER_BATCH:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared by {devices} "
+                "devices: it has to be a multiple of their number."
+            )
+        self.images = cfg.SOLVER.IMS_PER_BATCH // devices
+        self.part = max(1, cfg.SOLVER.IMS_PER_BATCH // parts)
+        self._known: dict[tuple[tuple[str, ...], int], StepMemory] = {}
+
+    @cached_property
+    def means(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Name and KEY=VALUE pairs of each way to need less memory, the least costly first."""
+        precision: tuple[str, ...] = ()
+        checkpoint: tuple[str, ...] = ()
+        if not self.cfg.SOLVER.AMP.ENABLED:
+            precision = ("SOLVER.AMP.ENABLED=True",)
+        name = self.cfg.MODEL.BACKBONE.NAME.upper()
+        for section in _ENCODERS:
+            stages = self.cfg.MODEL[section].ACTIVATION_CHECKPOINT
+            if section in name and not all(stages):
+                every = ",".join(["True"] * len(stages))
+                checkpoint = (f"MODEL.{section}.ACTIVATION_CHECKPOINT=[{every}]",)
+                break
+        both = "mixed precision and activation checkpointing"
+        ways = [
+            ("as configured", ()),
+            ("mixed precision", precision),
+            ("activation checkpointing", checkpoint),
+            (both, precision + checkpoint if precision and checkpoint else ()),
+        ]
+        return [(means, pairs) for means, pairs in ways if pairs or means == "as configured"]
+
+    def memory(self, pairs: Sequence[str], images: int) -> StepMemory:
+        """Of a part of a training step, with changes of the config."""
+        key = (tuple(pairs), images)
+        if key not in self._known:
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            merge_overrides(cfg, pairs)
+            self._known[key] = training_memory(cfg, images)
+        return self._known[key]
+
+    def plans(self) -> list[Plan]:
+        """For each of the means, the largest parts of the effective batch that fit.
+
+        Those that fit no image at all are left out.
+        """
+        found = []
+        for means, pairs in self.means:
+            accumulate = self.cfg.SOLVER.ACCUMULATE_STEPS
+            while accumulate <= self.images:
+                images = self.images // accumulate
+                # The estimate spares the way from the largest parts down.
+                if self.images % accumulate == 0 and self._estimate(pairs, images) <= self.usable:
+                    memory = self.memory(pairs, images)
+                    if memory.peak <= self.usable:
+                        if accumulate != self.cfg.SOLVER.ACCUMULATE_STEPS:
+                            pairs = (*pairs, f"SOLVER.ACCUMULATE_STEPS={accumulate}")
+                        found.append(Plan(means, images, accumulate, memory, pairs))
+                        break
+                accumulate += 1
+        return found
+
+    def _estimate(self, pairs: Sequence[str], images: int) -> float:
+        """Bytes at the peak, between those of one image and of the config's part."""
+        first, last = self.memory(pairs, 1).peak, self.memory(pairs, self.part).peak
+        return first + (last - first) * (images - 1) / max(1, self.part - 1)
+
+    def table(self) -> str:
+        """Peaks by means and images, and the parts of the least and the largest, as text."""
+        counts = [1]
+        while counts[-1] < self.part:
+            counts.append(min(2 * counts[-1], self.part))
+        rows = [
+            [means, *(self._shown(self._estimate(pairs, count)) for count in counts)]
+            for means, pairs in self.means
+        ]
+        headers = ["training step, peak in GiB", *(_images(count) for count in counts)]
+        return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+    def parts(self) -> str:
+        """Of the config as it is: what its peak is made of, as text."""
+        memory = self.memory((), self.part)
+        height, width = build_task(self.cfg).training_size()
+        return (
+            f"{_images(self.part)} of {width}x{height} pixels, as configured: "
+            f"{memory.weights / GIB:.2f} GiB weights, {memory.optimizer / GIB:.2f} optimizer, "
+            f"{memory.activations / GIB:.2f} activations, {memory.transient / GIB:.2f} gradients "
+            f"and what comes and goes; {memory.peak / GIB:.2f} together."
+        )
+
+    def advice(self) -> str:
+        """The pairs to give, one of the ways a line, or that nothing fits, as text."""
+        usable = f"{self.usable / GIB:.1f} of {self.limit / GIB:.1f} GiB"
+        plans = self.plans()
+        if not plans:
+            return (
+                f"Not even one image fits into the {usable} that tensors can use: take a smaller "
+                "model or smaller images (INPUT)."
+            )
+        step = f"{_images(self.images)} a step"
+        if not plans[0].pairs:
+            return f"The config fits as it is into the {usable} that tensors can use ({step})."
+        ways = (f"    {' '.join(p.pairs)}  ({p.memory.peak / GIB:.2f} GiB)" for p in plans)
+        return "\n".join([f"{step} fit into the {usable} that tensors can use with:", *ways])
+
+    def _shown(self, peak: float) -> str:
+        return f"{peak / GIB:.2f}" + ("" if peak <= self.usable else " (too much)")
+
+
+def evaluation_text(cfg: CfgNode, size: tuple[int, int] | None = None) -> str:
+    """The peak of an evaluation, for people.
+
+    Args:
+        cfg: the config.
+        size: height and width of the image in pixels; None = the height of a training image and
+            a third more.
+    """
+    side = build_task(cfg).training_size()[0]
+    height, width = size or (side, side * 4 // 3)
+    memory = evaluation_memory(cfg, (height, width))
+    return (
+        f"Evaluation of an image of {width}x{height} pixels (TEST.PROTOCOL {cfg.TEST.PROTOCOL}): "
+        f"{memory.peak / GIB:.2f} GiB, {memory.weights / GIB:.2f} of them weights."
+    )
+
+
+def device_memory(device: str) -> int:
+    """Bytes of the GPU that ``device`` names, or of this machine."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(torch.device(device)).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def log_expected_memory(cfg: CfgNode, devices: int) -> None:
+    """Log what a training step will need, and a warning where the device has less."""
+    try:
+        fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
+        memory = fit.memory((), fit.part)
+    except Exception as error:  # of a model of the user's: the training need not know
+        logger.info("The memory of a training step is not known: %s", one_line(error))
+        return
+    logger.info(
+        "Memory of a training step: %.2f GiB of tensors; %s has %.1f GiB",
+        *(memory.peak / GIB, cfg.MODEL.DEVICE, fit.limit / GIB),
+    )
+    if memory.peak > fit.usable:
+        logger.warning("That may be too much; 'semask fit' says what fits.")
+
+
+@contextlib.contextmanager
+def explained_out_of_memory(cfg: CfgNode, devices: int) -> Iterator[None]:
+    """Say which settings would have fitted where a device has too little memory.
+
+    Args:
+        cfg: of the run.
+        devices: of the run.
+
+    Raises:
+        OutOfMemoryError: in place of PyTorch's.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        message = one_line(error)
+    fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
+    # Less than the device has is what there was: others use it, too.
+    fit.usable = min(fit.usable, fit.memory((), fit.part).peak - 1)
+    raise OutOfMemoryError(
+        f"The memory of {cfg.MODEL.DEVICE} is not enough. {fit.advice()}\n({message})"
+    )
+
+
+def _images(count: int) -> str:
+    return f"{count} image" + ("s" if count > 1 else "")

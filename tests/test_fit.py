@@ -1,0 +1,182 @@
+"""What fits into memory: the estimate against the allocator's own count, and the advice."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.memory import measured
+from detectron2.config import CfgNode
+
+import tiny
+import train_command
+from semask.cli.fit import parse_size
+from semask.cli.main import main
+from semask.config import load_config
+from semask.engine import Trainer
+from semask.engine.fit import Fit, device_memory, log_expected_memory
+from semask.engine.memory import LiveMemory, evaluation_memory, training_memory
+from semask.errors import ConfigError
+
+GIB = 2**30
+CHECKPOINTED = "MODEL.SWIN.ACTIVATION_CHECKPOINT=[True,True,True,True]"
+SHALLOW = ("MODEL.SWIN.DEPTHS=[1,1,1,1]",)
+CONFIGS = ("scenes/semask_scenes", "scenes/semask_mask2former")
+
+
+def small(name: str, *overrides: Any) -> CfgNode:
+    return load_config(name, ["MODEL.DEVICE=cpu", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        (CONFIGS[0], ()),
+        (CONFIGS[0], ("MODEL.FAST_PATHS=none", "SOLVER.AMP.ENABLED=True")),
+        (CONFIGS[1], ("MODEL.FAST_PATHS=none", CHECKPOINTED)),
+    ],
+)
+def test_the_estimate_is_what_the_allocator_reports(name: str, overrides: tuple[str, ...]) -> None:
+    cfg = small(name, *overrides)
+    memory = training_memory(cfg, 2)
+    assert memory.peak == pytest.approx(measured(cfg, 2)[0], rel=0.05)
+    assert min(memory.weights, memory.optimizer, memory.activations, memory.transient) > 0
+    assert memory.peak < training_memory(cfg, 4).peak
+
+
+def test_detectors_are_run() -> None:
+    cfg = small("nuclei/semask_mask_rcnn")
+    memory = training_memory(cfg, 1, (64, 64))
+    assert memory.peak > memory.weights + memory.optimizer > 2 * memory.weights > 0
+
+
+def test_estimates_use_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    training_memory(small(CONFIGS[1]), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("protocol", ["whole", "multi_scale", "slide"])
+def test_an_evaluation_needs_more_for_larger_images(protocol: str) -> None:
+    cfg = small(CONFIGS[0], *SHALLOW, f"TEST.PROTOCOL={protocol}", "TEST.SLIDE_CROP=[64,64]")
+    cfg.TEST.SLIDE_STRIDE = [64, 64]
+    peaks = [evaluation_memory(cfg, (side, side)).peak for side in (64, 1024)]
+    assert peaks[0] < peaks[1]
+
+
+def test_memory_is_counted_until_it_is_freed() -> None:
+    with LiveMemory() as live:
+        first = torch.zeros(1000)
+        view = first[10:]
+        second = first + 1
+        assert live.now == 8000
+        del first
+        assert live.now == 8000  # the view holds it
+        del view
+        assert (live.now, live.peak) == (4000, 8000)
+        live.note([second, {"a": second}])
+        assert live.now == 4000
+
+
+def test_what_the_advice_says_fits() -> None:
+    overrides = ("SOLVER.IMS_PER_BATCH=8", "MODEL.FAST_PATHS=none", *SHALLOW)
+    cfg = small(CONFIGS[0], *overrides)
+    whole, one = (training_memory(cfg, images).peak for images in (8, 1))
+    fit = Fit(cfg, 0)
+    fit.usable = (whole + one) // 2
+    plans = fit.plans()
+    assert plans[0].means == "as configured"
+    assert plans[0].pairs == (f"SOLVER.ACCUMULATE_STEPS={plans[0].accumulate}",)
+    for plan in plans:
+        assert plan.images * plan.accumulate == 8
+        changed = small(CONFIGS[0], *overrides, *plan.pairs)
+        assert training_memory(changed, plan.images) == plan.memory
+        assert plan.memory.peak <= fit.usable
+        assert " ".join(plan.pairs) in fit.advice()
+    fit.usable = whole
+    assert fit.plans()[0].pairs == ()
+    assert "fits as it is" in fit.advice()
+    fit.usable = 0
+    assert fit.plans() == []
+    assert "Not even one image" in fit.advice()
+
+
+def test_images_that_devices_cannot_share() -> None:
+    with pytest.raises(ConfigError, match=r"SOLVER\.IMS_PER_BATCH"):
+        Fit(small(CONFIGS[0], "SOLVER.IMS_PER_BATCH=8"), GIB, devices=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 * GIB), ("24g", 24 * GIB), ("1.5 GB", 1.5 * GIB), ("80", 80)]
+)
+def test_sizes(text: str, size: float) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-3GiB", "0", "3 PiB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="--memory"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(("memory", "status"), [("24GiB", 0), ("1.5GiB", 1), ("?", 2)])
+def test_the_command(memory: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["MODEL.DEVICE=cpu", "SOLVER.IMS_PER_BATCH=2", "MODEL.FAST_PATHS=none", *SHALLOW]
+    assert main(["fit", CONFIGS[0], "--memory", memory, *config]) == status
+    printed = capsys.readouterr()
+    if status == 2:
+        assert "--memory" in printed.err
+        return
+    assert re.search(r"\| as configured +\| \d+\.\d\d.* \| \d+\.\d\d", printed.out)
+    assert "activation checkpointing" in printed.out
+    assert "Evaluation of an image" in printed.out
+    assert ("fits as it is" in printed.out) == (status == 0)
+
+
+@pytest.fixture
+def datasets(tmp_path: Path) -> Iterator[None]:
+    with tiny.datasets(tmp_path), tiny.own_loggers():
+        yield
+
+
+@pytest.mark.usefixtures("datasets")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_a_run_without_memory_is_told_what_fits(
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run_step(_trainer: Trainer) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    status = train_command.run(tmp_path, "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 4)
+    assert status == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert "SOLVER.ACCUMULATE_STEPS=" in printed
+    assert "ACTIVATION_CHECKPOINT=" in printed
+
+
+def test_the_start_of_a_training_says_what_it_expects(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "semask")
+    cfg = small(CONFIGS[0], *SHALLOW)
+    log_expected_memory(cfg, 1)
+    assert f"cpu has {device_memory('cpu') / GIB:.1f} GiB" in caplog.text
+    monkeypatch.setattr("semask.engine.fit.device_memory", lambda device: GIB)
+    log_expected_memory(cfg, 1)
+    assert "semask fit" in caplog.text
+    caplog.clear()
+    log_expected_memory(small(CONFIGS[0], "MODEL.BACKBONE.NAME=Missing"), 1)
+    assert "not known" in caplog.text
