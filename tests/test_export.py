@@ -131,8 +131,10 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., int]:
-    weights = checkpoint(tmp_path)
+def command(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., int]:
+    """With a model of the decoder that a test may name."""
+    decoder = getattr(request, "param", "fpn")
+    weights = checkpoint(tmp_path) if decoder == "fpn" else tiny_masks.checkpoint(tmp_path)
 
     def run(*arguments: Any) -> int:
         options = ["--config", tmp_path / "config.yaml", "--weights", weights, *arguments]
@@ -141,6 +143,7 @@ def command(tmp_path: Path) -> Callable[..., int]:
     return run
 
 
+@pytest.mark.parametrize("command", ["fpn", "mask2former"], indirect=True)
 def test_command_writes_and_compares(
     tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,23 +2,21 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from torch import nn
 
 import semask
 import tiny
 import tiny_masks
 import train_command
-from semask.config import load_config
 from semask.modeling.heads.mask_classification import DECODERS, register_decoder
 from semask.modeling.pixel_decoder import FPNPixelDecoder
 from tiny_model import photograph
@@ -42,39 +40,33 @@ def command(tmp_path: Path) -> Iterator[Callable[..., int]]:
         yield functools.partial(train_command.run, tmp_path)
 
 
-def weights(file: str, folder: Path) -> str:
-    """Of a model whose queries differ."""
-    torch.manual_seed(6)  # with which every class is predicted somewhere
-    model = build_model(load_config(file))
-    for name, parameter in model.named_parameters():
-        if name.endswith(("gamma", "class_embed.weight", "mask_embed.layers.2.weight")):
-            nn.init.normal_(parameter, std=3.0)
-    torch.save({"model": model.state_dict()}, folder / "weights.pth")
-    return str(folder / "weights.pth")
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_fast_and_plain_evaluation_find_the_same_pixels(
     tmp_path: Path, command: Callable[..., int], protocol: str
 ) -> None:
-    # Two numbers in each group of the norm at stride 32, where these images are one pixel.
-    model = {"SEM_SEG_HEAD": {"CONVS_DIM": 64}, "MASK_FORMER": {"HIDDEN_DIM": 64}}
-    file = tiny_masks.write_config(tmp_path / "config.yaml", MODEL=model)
-    options = ("--eval-only", "MODEL.WEIGHTS", weights(file, tmp_path), *PROTOCOLS[protocol])
-    matrices = []
+    weights = tiny_masks.checkpoint(tmp_path)
+    file = str(tmp_path / "config.yaml")
+    options = ("--eval-only", "MODEL.WEIGHTS", weights, *PROTOCOLS[protocol])
+    matrices, queries = [], []
     for paths in ("auto", "none"):
         keys = ("MODEL.FAST_PATHS", paths, "OUTPUT_DIR", tmp_path / paths)
         assert command(*options, *keys, config=file) == 0
-        found = tmp_path / paths / "inference" / "tiny_val" / "sem_seg_evaluation.json"
-        matrices.append(np.array(json.loads(found.read_text())["confusion_matrix"]))
+        folder = tmp_path / paths / "inference" / "tiny_val"
+        found = json.loads((folder / "sem_seg_evaluation.json").read_text())
+        matrices.append(np.array(found["confusion_matrix"]))
+        page = (folder / "report.html").read_text()
+        queries.append(re.findall(r"<figcaption>(\w+ [01]\.\d\d · query \d)</figcaption>", page))
+        assert "sums over the queries" in page  # no probabilities, says the calibration
     np.testing.assert_array_equal(matrices[0], matrices[1])
+    assert queries[0] == queries[1]
+    assert len(set(queries[0])) > 1
     assert (matrices[0].sum(axis=1) > 0).sum() > 1
 
 
 @pytest.mark.parametrize("decoder", tiny_masks.DECODERS)
 def test_predictor(tmp_path: Path, decoder: str) -> None:
-    file = tiny_masks.write_config(tmp_path / "config.yaml", decoder)
-    predictor = semask.Predictor(file, weights(file, tmp_path))
+    weights = tiny_masks.checkpoint(tmp_path, decoder)
+    predictor = semask.Predictor(tmp_path / "config.yaml", weights)
     prediction = predictor(photograph(50, 70), probabilities=True, priors=True)
     probabilities = prediction.probabilities
     assert probabilities is not None

@@ -164,12 +164,15 @@ def test_images_without_targets_teach_no_object_alone(decoder: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_half_precision_gives_losses_in_float32() -> None:
-    model = build("mask2former").train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_half_precision_gives_losses_in_float32(decoder: str, dtype: torch.dtype) -> None:
+    model = build(decoder).train()
+    with torch.autocast("cpu", dtype=dtype):
         losses = model(batch((64, 64)))
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -312,6 +315,16 @@ def test_streamed_semantic_scores_equal_plain(decoder: str) -> None:
     assert torch.equal(got["sem_seg"].labels(), want["sem_seg"].argmax(dim=0))
     assert got["prior"].shape == want["prior"].shape == want["sem_seg"].shape
     assert set(got["priors"]) == {"prior2", "prior3", "prior4", "prior5"}
+
+
+@torch.no_grad()
+def test_queries_are_asked_without_the_padding() -> None:
+    model = build()
+    (sample,) = batch((38, 70))  # padded to 64 x 96
+    found = model.predict_queries(sample, 3)
+    assert found.masks.shape == (3, 10, 18)
+    whole = model.sem_seg_head(model.backbone(model._normalized(sample["image"])))["pred_masks"]
+    assert torch.equal(found.masks, whole[0, found.queries, :10, :18].sigmoid())
 
 
 @torch.no_grad()

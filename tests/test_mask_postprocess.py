@@ -21,6 +21,7 @@ from semask.modeling.mask_decoder.postprocess import (
     mask_boxes,
     panoptic_prediction,
     select_instances,
+    strongest_queries,
 )
 from semask.ops.lazy_scores import LazyScores
 from semask.ops.mask_postprocess import (
@@ -118,6 +119,37 @@ def test_fewer_pairs_than_asked_for_are_all_kept() -> None:
     queries, classes, _ = select_instances(torch.randn(3, 5), top=100)
     pairs = set(zip(queries.tolist(), classes.tolist(), strict=True))
     assert pairs == {(q, c) for q in range(3) for c in range(4)}
+
+
+@pytest.mark.parametrize("name", INSTANCE_CASES)
+def test_the_strongest_queries_are_instances_of_their_most_probable_class(name: str) -> None:
+    case = Case(name)
+    found = strongest_queries(case.logits, case.masks, top=5)
+    pairs = instance_prediction(case.logits, case.masks, top=10**6)
+    of_pair = {
+        pair: (score, mask)
+        for *pair, score, mask in zip(
+            *(pairs.queries.tolist(), pairs.classes.tolist(), pairs.scores.tolist(), pairs.masks),
+            strict=True,
+        )
+        for pair in [tuple(pair)]
+    }
+    best = [max(s for (q, _), (s, _) in of_pair.items() if q == k) for k in range(len(case.logits))]
+    assert found.scores.tolist() == pytest.approx(sorted(best, reverse=True)[:5])
+    assert found.num_classes == case.logits.shape[1] - 1
+    for query, category, score, mask in zip(
+        *(found.queries.tolist(), found.classes.tolist(), found.scores.tolist(), found.masks),
+        strict=True,
+    ):
+        assert of_pair[query, category][0] == pytest.approx(score)
+        assert torch.equal(mask > 0.5, of_pair[query, category][1])
+
+
+def test_a_query_with_an_empty_mask_says_nothing() -> None:
+    masks = torch.full((2, 4, 5), -1.0)
+    masks[1, 0, 0] = 2.0
+    found = strongest_queries(torch.zeros(2, 3), masks, top=100)
+    assert found.queries.tolist() == [1]
 
 
 def test_nothing_seen_gives_no_segment() -> None:

@@ -1,6 +1,7 @@
 """Instance and panoptic segmentation by mask classification: evaluated, reported and predicted."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from semask.data import register_coco_folder
 from semask.data.datasets.catalog import forget_dataset
 from semask.engine import Trainer
 from semask.errors import ConfigError, DataError
+from semask.report import pictures
 from semask.report.page import REPORT_FILE
 from semask.tasks import build_task, inference_folder
 from tiny_instances import SIDE, two_boxes, write_dataset
@@ -80,7 +82,10 @@ TASKS = ("instance", "panoptic")
 
 @pytest.mark.parametrize("paths", ["auto", "none"])
 @pytest.mark.parametrize("task", TASKS)
-def test_evaluation_and_report(tmp_path: Path, task: str, paths: str) -> None:
+def test_evaluation_and_report(
+    tmp_path: Path, task: str, paths: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "LOWEST_SCORE", 0.0)  # queries that see nothing have pictures too
     cfg = config(tmp_path, task, FAST_PATHS=paths)
     assert (4 if task == "panoptic" else 2) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert (4 if task == "panoptic" else 3) == cfg.MODEL.SEMASK.NUM_CLASSES
@@ -98,6 +103,8 @@ def test_evaluation_and_report(tmp_path: Path, task: str, paths: str) -> None:
     titles = ["".join(element.itertext()) for element in root.iter("figcaption")]
     for title in ("Image", "Ground truth", "Prediction", "Errors", "Priors summed"):
         assert any(each.startswith(title) for each in titles)
+    names = "light|dark|grass|sky" if task == "panoptic" else "light|dark"
+    assert any(re.fullmatch(rf"({names}) [01]\.\d\d · query \d", each) for each in titles)
     assert "http" not in page.replace('http-equiv="', "")
     words = " ".join("".join(root.itertext()).split())
     assert ("SQ" in words) == (task == "panoptic")

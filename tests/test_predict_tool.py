@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiny_masks
 from semask import Predictor
 from semask.cli import main
 from semask.cli.predict import find_inputs
@@ -17,8 +18,13 @@ from tiny_model import checkpoint, photograph
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> str:
-    return checkpoint(tmp_path)
+def weights(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A checkpoint beside its config.yaml; of which decoder, tests may say."""
+    decoder = getattr(request, "param", "fpn")
+    return checkpoint(tmp_path) if decoder == "fpn" else tiny_masks.checkpoint(tmp_path, decoder)
+
+
+DECODERS = pytest.mark.parametrize("weights", ["fpn", "mask2former"], indirect=True)
 
 
 @pytest.fixture
@@ -59,6 +65,7 @@ def save_video(path: Path, frames: int, height: int = 20, width: int = 30) -> No
 # ---- images
 
 
+@DECODERS
 def test_overlay_labels_and_priors_of_an_image(
     tmp_path: Path, command: Callable[..., int], weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,8 +73,10 @@ def test_overlay_labels_and_priors_of_an_image(
     assert command("a.png", "--priors", "--alpha", "0.3") == 0
     assert capsys.readouterr().out.splitlines() == ["1 of 1 inputs segmented.", "out"]
     out = tmp_path / "out"
-    assert written(out) == ["labels/a.png", "overlay/a.png", "prior2/a.png", "prior3/a.png"]
     prediction = Predictor("config.yaml", weights)(tmp_path / "a.png", priors=True)
+    kinds = ("labels", "overlay", *prediction.prior_pictures())
+    assert written(out) == [f"{kind}/a.png" for kind in kinds]
+    assert len(kinds) >= 4
     assert np.array_equal(pixels(out / "labels/a.png"), prediction.labels)
     with Image.open(out / "labels/a.png") as labels:
         assert labels.mode == "L"
@@ -204,7 +213,11 @@ def test_the_help_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None
 # ---- videos
 
 
-@pytest.mark.parametrize("format", ["mp4", "avi"])
+@pytest.mark.parametrize(
+    ("weights", "format"),
+    [("fpn", "mp4"), ("fpn", "avi"), ("mask2former", "mp4")],
+    indirect=["weights"],
+)
 def test_a_video_becomes_a_video(
     tmp_path: Path, command: Callable[..., int], weights: str, format: str
 ) -> None:
@@ -212,11 +225,12 @@ def test_a_video_becomes_a_video(
     options = ("--priors", "--video-labels", "--video-format", format)
     assert command(f"drive.{format}", *options) == 0
     out = tmp_path / "out"
+    predictor = Predictor("config.yaml", weights)
+    priors = predictor(photograph(20, 30), priors=True).prior_pictures()
     assert written(out) == [
         *(f"labels/drive/{index:06}.png" for index in range(3)),
-        *(f"{kind}/drive.{format}" for kind in ("overlay", "prior2", "prior3")),
+        *(f"{kind}/drive.{format}" for kind in ("overlay", *priors)),
     ]
-    predictor = Predictor("config.yaml", weights)
     with (
         VideoReader(tmp_path / f"drive.{format}") as given,
         VideoReader(out / f"overlay/drive.{format}") as made,

@@ -241,6 +241,8 @@ def test_stock_model_has_no_priors(tmp_path: Path, records: list[dict[str, Any]]
     page = report(tmp_path, model)
     assert "Prior" not in page
     assert "semantic priors" not in page
+    assert "quer" not in page.split("</style>")[1]
+    assert "the highest class probability of a pixel" in page
     assert texts(page, ".//figcaption")[:4] == ["Image", "Ground truth", "Prediction", "Errors"]
 
 

@@ -110,6 +110,20 @@ def write_config(path: Path, decoder: str = "mask2former", **sections: Any) -> s
     return tiny.write_config(path, **own)
 
 
+def checkpoint(folder: Path, decoder: str = "mask2former") -> str:
+    """The weights of a model whose queries differ, in a file beside its ``config.yaml``."""
+    # Two numbers in each group of the norm at stride 32, where small images are one pixel.
+    wide = {"SEM_SEG_HEAD": {"CONVS_DIM": 64}, "MASK_FORMER": {"HIDDEN_DIM": 64}}
+    cfg = load_config(write_config(folder / "config.yaml", decoder, MODEL=wide))
+    torch.manual_seed(6)  # with which every class is predicted somewhere
+    model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "class_embed.weight", "mask_embed.layers.2.weight")):
+            nn.init.normal_(parameter, std=3.0)
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    return str(folder / "model.pth")
+
+
 def batch(*sizes: tuple[int, int], empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     """Images with a mask for each class; those of ``empty`` have no target and no valid pixel."""
     generator = torch.Generator().manual_seed(5)

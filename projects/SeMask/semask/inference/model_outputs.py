@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind
 from semask.modeling.heads.prior import PriorSupervision
+from semask.modeling.mask_decoder.postprocess import QueryMasks
 from semask.modeling.meta_arch.prior_maps import gives_priors, prior_maps_of, without_padding
 from semask.ops.lazy_scores import LazyScores, lazy
 from semask.ops.mask_postprocess import EncodedMasks
@@ -89,6 +90,27 @@ def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> di
             output = model([inputs])[0]
     kinds: dict[str, ScoreKind] = {"sem_seg": kind, "prior": "logits"}
     return {**output, **{key: lazy(output[key], kinds[key]) for key in kinds if key in output}}
+
+
+def score_kind_of(model: nn.Module) -> ScoreKind:
+    """What "sem_seg" of a model is; of one that does not say, logits."""
+    kind: ScoreKind = getattr(model, "score_kind", "logits") if gives_scores(model) else "logits"
+    return kind
+
+
+def predict_queries(model: nn.Module, inputs: dict[str, Any], top: int) -> QueryMasks | None:
+    """What a model's strongest queries say about one image.
+
+    Args:
+        model: asked as ``model.predict_queries(inputs, top)`` where it has this method.
+        inputs: what the mapper made of a dataset dict.
+        top: how many queries, at most.
+
+    Returns:
+        None of models without queries.
+    """
+    answer = getattr(model, "predict_queries", None)
+    return answer(inputs, top) if callable(answer) else None
 
 
 def class_map(scores: LazyScores | torch.Tensor) -> np.ndarray:

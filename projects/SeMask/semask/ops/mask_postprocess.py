@@ -60,8 +60,6 @@ class CroppedRows(Rows):
 class _ClassScoreRows(Rows):
     """Class scores of the rows of mask logits."""
 
-    in_stripes = True  # there can be more masks than classes
-
     in_stripes = True  # the masks' probabilities would all be held
 
     def __init__(self, masks: Rows, probabilities: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The pictures of the report on instances: one image with everything that was made of it."""
 
 import copy
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,10 @@ from semask.evaluation.instance_scores import FALSE, SCORE, match_instances
 from semask.inference.model_outputs import (
     FoundInstances,
     Mapper,
+    category_colors,
     predict_instances,
     prior_classes_of,
+    stuff_classes_of,
 )
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.report.pictures import (
@@ -32,6 +35,7 @@ from semask.report.pictures import (
     pale,
     photograph,
     prior_pictures,
+    query_pictures,
 )
 from semask.report.samples import draw_annotations
 from semask.visualize.instances import detection_texts, draw_instances
@@ -61,7 +65,8 @@ def show_instances(
     """
     image = read_image(record["file_name"])
     names = MetadataCatalog.get(dataset_name).thing_classes
-    output = predict_instances(model, mapper(copy.deepcopy(dict(record))), priors=True)
+    inputs = mapper(copy.deepcopy(dict(record)))
+    output = predict_instances(model, inputs, priors=True)
     found = FoundInstances.of(output["instances"], SCORE)
     size = fitting(image.shape[1], image.shape[0])
 
@@ -100,7 +105,18 @@ def show_instances(
         pictures=pictures,
         priors=priors,
         legend=legend,
+        queries=query_pictures(
+            model, inputs, image, functools.partial(_query_classes, dataset_name)
+        ),
     )
+
+
+def _query_classes(dataset_name: str, number: int) -> tuple[Sequence[str], np.ndarray]:
+    """Names and colours of a model's classes: the categories, or those of things and stuff."""
+    metadata = MetadataCatalog.get(dataset_name)
+    if number == len(metadata.thing_classes):
+        return metadata.thing_classes, category_colors(metadata, number)
+    return stuff_classes_of(dataset_name, number)
 
 
 def _error_picture(

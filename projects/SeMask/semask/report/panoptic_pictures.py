@@ -1,6 +1,7 @@
 """The pictures of the report on segments: one image with everything that was made of it."""
 
 import copy
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,12 @@ from torch import nn
 from semask.data.reading import read_image
 from semask.evaluation.panoptic_scores import match_segments
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
-from semask.inference.model_outputs import Mapper, predict_instances, prior_classes_of
+from semask.inference.model_outputs import (
+    Mapper,
+    predict_instances,
+    prior_classes_of,
+    stuff_classes_of,
+)
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.report.pictures import (
     NOT_THERE,
@@ -23,6 +29,7 @@ from semask.report.pictures import (
     pale,
     photograph,
     prior_pictures,
+    query_pictures,
 )
 from semask.utils.palette import class_colors
 from semask.visualize.instances import DrawnSegment, draw_segments
@@ -55,7 +62,8 @@ def show_segments(
         truth.ids(record["image_id"]),
         truth.segments(record["image_id"]),
     )
-    output = predict_instances(model, mapper(copy.deepcopy(dict(record))), priors=True)
+    inputs = mapper(copy.deepcopy(dict(record)))
+    output = predict_instances(model, inputs, priors=True)
     found_ids, descriptions = output["panoptic_seg"]
     found_ids, found = found_ids.cpu().numpy(), found_segments(descriptions, metadata)
     size = fitting(image.shape[1], image.shape[0])
@@ -106,6 +114,9 @@ def show_segments(
             (truth.categories[category]["name"], color)
             for category, color in colors.items()
             if category in {each.category for each in (*truth_segments.values(), *found.values())}
+        ),
+        queries=query_pictures(
+            model, inputs, image, functools.partial(stuff_classes_of, dataset_name)
         ),
     )
 

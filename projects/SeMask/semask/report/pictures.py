@@ -4,7 +4,7 @@ import base64
 import copy
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,16 @@ from torch import nn
 
 from semask.data.reading import read_image, read_label
 from semask.errors import DataError
-from semask.inference.model_outputs import Mapper, class_map, predict
+from semask.inference.model_outputs import Mapper, class_map, predict, predict_queries
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.visualize.drawing import hatching, painted, resized
 
 # Larger images are shrunk to fit into this (width, height).
 BOX = (560, 480)
+# So many queries of an image are shown, if they have this score, in pictures of at most this size.
+QUERIES = 12
+LOWEST_SCORE = 0.1
+QUERY_BOX = (300, 260)
 # Vermilion, which stays apart from grey for every kind of colour vision.
 WRONG = (213, 94, 0)
 # Sky blue, apart from vermilion and grey for every kind of colour vision.
@@ -53,6 +57,7 @@ class ShownImage:
         size: (width, height) that all its pictures are shown in, as a ratio.
         pictures: image, ground truth, prediction, errors.
         priors: the semantic-prior map of each stage and their sum; none without a prior.
+        queries: the masks of the strongest queries; none of models without queries.
         legend: name and (R, G, B) of the classes that can be seen, the most frequent first, or of
             all classes of the priors.
     """
@@ -63,6 +68,7 @@ class ShownImage:
     pictures: tuple[Picture, ...]
     priors: tuple[Picture, ...]
     legend: tuple[tuple[str, tuple[int, ...]], ...]
+    queries: tuple[Picture, ...] = ()
 
 
 def show_image(
@@ -91,7 +97,8 @@ def show_image(
     """
     image = read_image(record["file_name"])
     label = read_label(record["sem_seg_file_name"], label_map=record.get("label_map"))
-    output = predict(model, mapper(copy.deepcopy(dict(record))))
+    inputs = mapper(copy.deepcopy(dict(record)))
+    output = predict(model, inputs)
     prediction = class_map(output["sem_seg"])
     if not image.shape[:2] == label.shape == prediction.shape:
         raise DataError(
@@ -126,6 +133,7 @@ def show_image(
         pictures=pictures,
         priors=priors,
         legend=tuple((class_names[index], tuple(colors[index].tolist())) for index in seen),
+        queries=query_pictures(model, inputs, image, lambda _: (class_names, colors)),
     )
 
 
@@ -176,6 +184,54 @@ def prior_pictures(
     return tuple(pictures)
 
 
+def query_pictures(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    image: np.ndarray,
+    classes_of: Callable[[int], tuple[Sequence[str], np.ndarray]],
+) -> tuple[Picture, ...]:
+    """What the strongest queries say: each one's mask in the colour of its class.
+
+    Args:
+        model: in evaluation mode; see ``semask.inference.model_outputs.predict_queries``.
+        inputs: what the mapper made of the image.
+        image: (H, W, 3) uint8, RGB.
+        classes_of: names of K classes, and their colours, (K, 3) uint8, RGB.
+
+    Returns:
+        None of models without queries.
+    """
+    found = predict_queries(model, inputs, QUERIES)
+    if found is None:
+        return ()
+    names, colors = classes_of(found.num_classes)
+    size = fitting(image.shape[1], image.shape[0], QUERY_BOX)
+    ground = np.asarray(resized(pale(image), size), dtype=np.float64)
+    pictures = []
+    for query, category, score, mask in zip(
+        found.queries.tolist(),
+        found.classes.tolist(),
+        found.scores.tolist(),
+        found.masks.float().cpu().numpy(),
+        strict=True,
+    ):
+        if score < LOWEST_SCORE:
+            break
+        opacity = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR))
+        shown = ground + 0.85 * opacity[..., None] * (colors[category] - ground)
+        share = 100 * (mask >= 0.5).mean()
+        pictures.append(
+            Picture(
+                f"{names[category]} {score:.2f} · query {query}",
+                f"Query {query}: {names[category]} with the score {score:.2f}, in {share:.0f} % of "
+                "the image",
+                data_uri(Image.fromarray(shown.astype(np.uint8)), "JPEG"),
+                is_map=False,
+            )
+        )
+    return tuple(pictures)
+
+
 def pale(image: np.ndarray) -> np.ndarray:
     """A photograph as the ground of marks: grey and light, (H, W, 3) float64."""
     grey = image.mean(axis=2, keepdims=True)
@@ -193,9 +249,9 @@ def prior_title(name: str, strides: Mapping[str, int]) -> str:
     return f"Prior, stride {strides[name]}" if name in strides else f"Prior, {name}"
 
 
-def fitting(width: int, height: int) -> tuple[int, int]:
+def fitting(width: int, height: int, box: tuple[int, int] = BOX) -> tuple[int, int]:
     """The (width, height) that a picture of this size is shown in."""
-    scale = min(1.0, BOX[0] / width, BOX[1] / height)
+    scale = min(1.0, box[0] / width, box[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -19,7 +19,7 @@ from semask.evaluation.confusion import ClassCounts, mean_iou_of_labelled_classe
 from semask.evaluation.image_scores import ImageScores, ranked, spread
 from semask.evaluation.metric import Metric
 from semask.evaluation.sem_seg_evaluator import RESULT_FILE
-from semask.inference.model_outputs import Mapper, evaluating
+from semask.inference.model_outputs import Mapper, evaluating, score_kind_of
 from semask.report.charts import (
     NAMED_CLASSES,
     SHADES,
@@ -104,6 +104,7 @@ def write_report(
 
         records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         pictures = shown(worst), shown(best)
+        score_kind = score_kind_of(model)
     matrix = np.array(document["confusion_matrix"], dtype=np.int64)
     metrics = {key: defined(value) for key, value in document["results"].items()}
     curve = CalibrationCurve.from_document(document["calibration"])
@@ -123,6 +124,7 @@ def write_report(
         unscored=sum(image["mIoU"] is None for image in document["images"]),
         worst=pictures[0],
         best=pictures[1],
+        score_kind=score_kind,
         **_calibration_values(curve),
     )
 

@@ -117,6 +117,42 @@ def mask_quality(masks: Tensor, inside: Tensor) -> Tensor:
     return total / (inside.flatten(1).sum(dim=1) + 1e-6)
 
 
+@dataclass
+class QueryMasks:
+    """What single queries say about an image, the strongest first.
+
+    Attributes:
+        queries: (N,) int64.
+        classes: (N,) int64, the most probable one beside "no object".
+        scores: (N,), class probability times the mean mask probability inside the mask.
+        masks: (N, h, w) probabilities.
+        num_classes: K.
+    """
+
+    queries: Tensor
+    classes: Tensor
+    scores: Tensor
+    masks: Tensor
+    num_classes: int
+
+
+def strongest_queries(logits: Tensor, masks: Tensor, *, top: int) -> QueryMasks:
+    """The queries with the highest scores; those whose mask has no pixel are left out.
+
+    Args:
+        logits: (Q, K + 1).
+        masks: (Q, h, w) logits.
+        top: how many, at most.
+    """
+    probabilities, classes = class_probabilities(logits).max(dim=-1)
+    num_classes = logits.shape[-1] - 1
+    scores = probabilities * mask_quality(masks, masks > 0)
+    best = scores.topk(min(top, len(scores)))
+    queries = best.indices[best.values > 0]
+    probable = masks[queries].sigmoid()
+    return QueryMasks(queries, classes[queries], scores[queries], probable, num_classes)
+
+
 def mask_boxes(masks: Tensor) -> Tensor:
     """(N, H, W) bool to (N, 4) float32: the smallest boxes (x0, y0, x1, y1); 0 if empty."""
     limits = []

@@ -18,10 +18,12 @@ from semask.modeling.layers.precision import at_least_float32
 from semask.modeling.layers.resize import resize
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
+    QueryMasks,
     class_scores,
     crop_and_resize,
     instance_prediction,
     panoptic_prediction,
+    strongest_queries,
 )
 from semask.modeling.meta_arch.protocol import TestProtocol, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
@@ -220,6 +222,26 @@ class SeMaskMaskFormer(SeMaskSegmentor):
             prediction["pred_logits"][0], prediction["pred_masks"][0], image_size, size
         )
         return output | (self.prior_maps(features, image_size, size) if with_priors else {})
+
+    def predict_queries(self, inputs: Mapping[str, Any], top: int) -> QueryMasks:
+        """What the strongest queries say about an image, whatever the task.
+
+        Args:
+            inputs: "image" (3, H, W), 0..255.
+            top: how many queries, at most.
+
+        Returns:
+            With masks (N, h, w) of the image without padding, at the decoder's resolution.
+        """
+        image = inputs["image"]
+        prediction = self.head_prediction(self.backbone(self._normalized(image)))
+        logits, masks = prediction["pred_logits"][0], prediction["pred_masks"][0]
+        padded = self.padded_size((image.shape[-2], image.shape[-1]))
+        height, width = (
+            -(-side * shown // whole)
+            for side, shown, whole in zip(masks.shape[-2:], image.shape[-2:], padded, strict=True)
+        )
+        return strongest_queries(logits, masks[:, :height, :width], top=top)
 
     def postprocess(
         self, logits: Tensor, masks: Tensor, image_size: tuple[int, int], size: tuple[int, int]
