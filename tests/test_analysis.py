@@ -242,13 +242,17 @@ def test_what_cannot_be_analysed(tmp_path: Path, arguments: dict[str, Any], mess
         analyze_model(tiny_config(tmp_path), **arguments)
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tiny.write_config(tmp_path / "config.yaml")
-    assert run([file, "--size", "16", "24", "--json", "MODEL.SWIN.EMBED_DIM", "16"]) == 0
+@pytest.mark.parametrize("of", [tiny, tiny_masks])
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], of: Any) -> None:
+    file = of.write_config(tmp_path / "config.yaml")
+    assert run([file, "--size", "32", "64", "--json", "MODEL.SWIN.EMBED_DIM", "16"]) == 0
     written = json.loads(capsys.readouterr().out)
-    assert (written["height"], written["width"], written["device"]) == (16, 24, "meta")
+    device = "meta" if of is tiny else "cpu"  # matching needs values
+    assert (written["height"], written["width"], written["device"]) == (32, 64, device)
     assert written["modules"]["backbone"]["flops"] > 0
-    assert run([file, "--depth", "1"]) == 0
+    # Two pixels at stride 32, which the norm of the mask decoder needs.
+    size = [] if of is tiny else ["--size", "32", "64"]
+    assert run([file, "--depth", "1", *size]) == 0
     assert "| sem_seg_head" in capsys.readouterr().out
 
 

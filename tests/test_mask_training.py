@@ -18,6 +18,7 @@ import runs
 import tiny
 import tiny_masks
 import train_command
+from semask.cli import main
 from semask.config import load_config
 from semask.data.loading.unreadable import UnreadableFiles
 from semask.engine import Trainer, wrap_ddp
@@ -60,6 +61,10 @@ def test_training_with_evaluation_and_report(
     assert 0 <= results["mIoU"] <= 100
     assert (folder / "report.html").is_file()
     assert (out / "panels.png").is_file()
+    plotted = str(tmp_path / "curves.png")
+    assert main.run("plot", [f"{decoder}={out}", "--output", plotted]) == 0
+    assert Path(plotted).stat().st_size > 0
+    assert main.run("check", ["--config", str(tmp_path / "config.yaml")]) == 0
 
 
 # Dropout, stochastic depth, random points and every augmentation are on.

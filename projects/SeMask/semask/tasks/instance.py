@@ -267,6 +267,7 @@ class InstanceTask(Task):
         """As :meth:`Task.analysis_config`; ``TEST.DETECTIONS_PER_IMAGE`` boxes get a mask."""
         cfg = super().analysis_config()
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # untrained scores are below any other
+        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0  # and how many of the boxes overlap is chance
         return cfg
 
 
