@@ -164,6 +164,8 @@ def test_model(case: tuple[CfgNode, str, Recipe]) -> None:
     assert former.IMPORTANCE_SAMPLE_RATIO == 0.75
     assert former.SIZE_DIVISIBILITY == 32
     assert (former.TEST.SEMANTIC_ON, former.TEST.INSTANCE_ON) == (True, False)
+    published = 0.7 if recipe.decoder == "maskformer" else 0.8
+    assert (published, 0.8) == (former.TEST.OBJECT_MASK_THRESHOLD, former.TEST.OVERLAP_THRESHOLD)
     assert not former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
 
 
