@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import tiny
+import tiny_masks
 import train_command
 from semask.cli.arguments import parse
 from semask.cli.train import setup
@@ -93,6 +94,40 @@ def test_config_mistakes(
     assert len(message.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 0], ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"]),
+        (["MODEL.MASK_FORMER.DECODER", "segformer"], ["'segformer'", "mask2former_fapn"]),
+        (["MODEL.SWIN.OUT_FEATURES", "['res3', 'res4']"], ["IN_FEATURES", "asks for res2, res5"]),
+        (
+            ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res3', 'res4']"],
+            ["IN_FEATURES", "res3 of stride 8, res4"],
+        ),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4], ["'tiny_train' has 3", "NUM_CLASSES is 4"]),
+        (["MODEL.SEMASK.NUM_CLASSES", 7], ["MODEL.SEMASK.NUM_CLASSES is 7", "has 3"]),
+        (["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False], ["MODEL.MASK_FORMER.TEST.SEMANTIC_ON"]),
+        (["TASK", "depth"], ["TASK is 'depth'", "semantic"]),
+        (["TASK", "panoptic"], ["TASK", "MODEL.MASK_FORMER.TEST.PANOPTIC_ON"]),
+    ],
+    ids=lambda value: value[0] if len(value) == 2 and "." in value[0] else None,
+)
+@pytest.mark.parametrize("decoder", ["maskformer", "mask2former"])
+def test_mistakes_with_mask_classification(
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    decoder: str,
+    overrides: list[Any],
+    parts: list[str],
+) -> None:
+    file = tiny_masks.write_config(tmp_path / "masks.yaml", decoder)
+    message = refusal(command(*overrides, config=file), tmp_path, capsys)
+    for part in parts:
+        assert part in message, message
+    assert len(message.strip().splitlines()) == 1
+
+
 def test_config_that_runs_code_is_refused(
     tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +161,74 @@ def test_checkpoint_of_another_class_count(
             assert "name the 3 classes in DATASETS.FOLDER_CLASSES" in message
     finally:
         tiny.unregister("tiny_four")
+
+
+def weights_of(tmp_path: Path, decoder: str, **model: Any) -> Path:
+    """A checkpoint of the model that another config describes."""
+    path = tmp_path / "other.yaml"
+    if decoder == "fpn":
+        file = tiny.write_config(path, MODEL={"DEVICE": "cpu", **model})
+    else:
+        file = tiny_masks.write_config(path, decoder, MODEL=model)
+    state = Trainer.build_model(load_config(file)).state_dict()
+    torch.save({"model": state, "iteration": 7}, tmp_path / "other.pth")
+    return tmp_path / "other.pth"
+
+
+PLAIN = {"SEMASK": {"ATTENTION": ["none"] * 4}}
+
+
+@pytest.mark.parametrize(
+    ("of", "model", "to", "parts"),
+    [
+        ("maskformer", {}, "mask2former", ["'maskformer'", "'mask2former'", "DECODER"]),
+        ("mask2former_fapn", {}, "mask2former_msfapn", ["'mask2former_fapn'", "DECODER"]),
+        ("mask2former", PLAIN, "mask2former", ["lacks the semantic layers", "'initialise'"]),
+    ],
+)
+def test_checkpoint_of_another_mask_model(
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    of: str,
+    model: dict[str, Any],
+    to: str,
+    parts: list[str],
+) -> None:
+    """Refused by its name, and a start where that is asked for."""
+    weights = ("MODEL.WEIGHTS", weights_of(tmp_path, of, **model))
+    file = tiny_masks.write_config(tmp_path / "masks.yaml", to)
+    for flags in ((), ("--eval-only",)):
+        message = refusal(command(*flags, *weights, config=file), tmp_path, capsys)
+        for part in (*parts, "other.pth"):
+            assert part in message, message
+    short = ("TEST.REPORT", False, "TEST.NUM_PANELS", 0, "SOLVER.MAX_ITER", 1)
+    assert command(*weights, *short, "MODEL.WEIGHTS_MODE", "initialise", config=file) == 0
+    assert "start anew" in (tmp_path / "out" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("decoder", ["fpn", "maskformer", "mask2former"])
+def test_an_own_checkpoint_with_other_classes_is_a_start(
+    tmp_path: Path, command: Callable[..., int], decoder: str
+) -> None:
+    """From its weights to a trained and evaluated model."""
+    weights = weights_of(tmp_path, decoder, SEM_SEG_HEAD={"NUM_CLASSES": 5})
+    if decoder == "fpn":
+        file = tiny.write_config(tmp_path / "own.yaml", MODEL={"DEVICE": "cpu"})
+    else:
+        file = tiny_masks.write_config(tmp_path / "own.yaml", decoder)
+    options = ("SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 1e-9, "SOLVER.WEIGHT_DECAY", 0.0)
+    start = ("MODEL.WEIGHTS", weights, "MODEL.WEIGHTS_MODE", "initialise")
+    assert command(*start, *options, config=file) == 0
+    assert "as they depend on the classes" in (tmp_path / "out" / "log.txt").read_text()
+    assert (tmp_path / "out" / "inference" / "tiny_val" / "report.html").is_file()
+    given = torch.load(weights, weights_only=True)["model"]
+    trained = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    different = {name for name, value in trained.items() if value.shape != given[name].shape}
+    assert {name.split(".")[0] for name in different} == {"backbone", "sem_seg_head"}
+    for name, value in trained.items():
+        if name not in different and "running" not in name and "num_batches" not in name:
+            assert torch.allclose(value, given[name], atol=1e-6), name
 
 
 def test_a_pretrained_backbone_cannot_be_evaluated(
@@ -184,6 +287,7 @@ def broken(record: dict[str, Any], kind: str) -> str:
 DAMAGES = ("label of another size", "label value", "label with three channels", "truncated image")
 
 
+@pytest.mark.parametrize("of", [tiny, tiny_masks])
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_bad_first_image(
     tmp_path: Path,
@@ -191,9 +295,10 @@ def test_bad_first_image(
     capsys: pytest.CaptureFixture[str],
     records: list[dict[str, Any]],
     kind: str,
+    of: Any,
 ) -> None:
     words = broken(records[0], kind)
-    message = refusal(command(), tmp_path, capsys)
+    message = refusal(command(config=of.write_config(tmp_path / "c.yaml")), tmp_path, capsys)
     assert words in message
     assert records[0]["file_name"].removesuffix(".png") in message
 
