@@ -42,6 +42,17 @@ for _variant in ("tiny", "small", "base", "large"):
         PARAMETERS[f"{_dataset}/swin_{_variant}_fpn.yaml"] = PARAMETERS[
             f"ade20k/swin_{_variant}_fpn.yaml"
         ] + (CLASSES[_dataset] - 150) * (256 + 1)
+# What projects/SeMask/README.md says, as "| count | ... [name](config)" or "[count](config)".
+TABLES = {
+    name: int(count.replace(",", ""))
+    for pattern in (
+        r"\| ([\d,]{9,}) \|.*\(\.\./\.\./configs/(\S+\.yaml)\)",
+        r"\[([\d,]{9,})\]\(\.\./\.\./configs/(\S+\.yaml)\)",
+    )
+    for count, name in re.findall(
+        pattern, (CONFIGS.parent / "projects/SeMask/README.md").read_text()
+    )
+}
 
 
 def build_on_meta(cfg: CfgNode) -> torch.nn.Module:
@@ -60,7 +71,9 @@ def test_config_builds(name: str) -> None:
     cfg = load_config(str(CONFIGS / name))
     model = build_on_meta(cfg)
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == PARAMETERS.get(name, count)
+    assert count == PARAMETERS.get(name, count) == TABLES.get(name, count)
+    if name.split("/")[0] in CLASSES:
+        assert name in TABLES
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert num_classes == CLASSES.get(name.split("/")[0], num_classes)
     semantic = any(".semantic_layers." in key for key, _ in model.named_parameters())
