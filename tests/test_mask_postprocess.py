@@ -127,12 +127,11 @@ def test_the_strongest_queries_are_instances_of_their_most_probable_class(name: 
     found = strongest_queries(case.logits, case.masks, top=5)
     pairs = instance_prediction(case.logits, case.masks, top=10**6)
     of_pair = {
-        pair: (score, mask)
-        for *pair, score, mask in zip(
+        (query, category): (score, mask)
+        for query, category, score, mask in zip(
             *(pairs.queries.tolist(), pairs.classes.tolist(), pairs.scores.tolist(), pairs.masks),
             strict=True,
         )
-        for pair in [tuple(pair)]
     }
     best = [max(s for (q, _), (s, _) in of_pair.items() if q == k) for k in range(len(case.logits))]
     assert found.scores.tolist() == pytest.approx(sorted(best, reverse=True)[:5])
