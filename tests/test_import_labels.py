@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import tifffile
 from PIL import Image
 
 import label_sources
-from semask.cli import main
+from semask.cli import import_labels, main
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.importers import FORMATS, Options, Result, convert_labels
 from semask.data.reading import read_image, read_label
@@ -508,6 +509,29 @@ def test_classes_that_mark_what_does_not_count(tmp_path: Path) -> None:
     ignored = convert_labels(root, tmp_path / "o2", Options(unlabelled="ignore"))
     assert ignored.classes == ["bed"]
     assert set(np.unique(label_maps(ignored)["garden_0"])) == {0, 255}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_images_with_bands(tmp_path: Path, suffix: str) -> None:
+    """The keys of their channels are measured, and printed with the others."""
+    root = write_pairs(tmp_path / "in", {name: halves(0, 255) for name in "abc"})
+    rng = np.random.default_rng(0)
+    for path in list((root / "images").iterdir()):
+        path.unlink()
+        values = rng.integers(0, 4096, (32, 32, 5)).astype(np.uint16)
+        if suffix == ".npy":
+            np.save(path.with_suffix(".npy"), values)
+        else:
+            tifffile.imwrite(
+                path.with_suffix(".tif"), values, photometric="minisblack", planarconfig="contig"
+            )
+    result = convert_labels(root, tmp_path / "out")
+    keys = dict(key.split("=") for key in result.band_keys)
+    assert keys["INPUT.VALUE_RANGE"] == "[0,4095]"
+    assert np.allclose(json.loads(keys["MODEL.PIXEL_MEAN"]), [127.5] * 5, atol=3)
+    assert np.allclose(json.loads(keys["MODEL.PIXEL_STD"]), [73.6] * 5, atol=3)
+    arguments = ["--config", "own_dataset/semask_small_example", *import_labels.keys(result)]
+    assert main.main(["check", *arguments]) == 0
 
 
 # ---- from a folder of labels to a trained model

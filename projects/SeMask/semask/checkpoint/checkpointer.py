@@ -10,6 +10,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
+from semask.checkpoint.channels import adapt_channels
 from semask.checkpoint.convert import (
     CheckpointKind,
     UnknownNamesError,
@@ -250,6 +251,8 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         if backbone_alone or partial:
             found = below_pyramid(found, wanted)
             found = resize_bias_tables(found, wanted)
+        if backbone_alone or partial or kind is CheckpointKind.ENCODER:
+            found = adapt_channels(found, wanted)
         if partial:
             return select_start(found, wanted, path)
         mismatch = compare(found, wanted, kind)

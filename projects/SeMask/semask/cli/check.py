@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from semask.config import load_config
 from semask.data import register_coco_folder, register_folder
+from semask.data.bands import RGB, ImageReader
 from semask.data.checks.instances import (
     InstanceDatasetReport,
     check_instance_dataset,
@@ -82,7 +83,7 @@ def refused_by_training(cfg: CfgNode) -> Iterator[str]:
             yield str(error)
 
 
-def draw(name: str, rows: int, path: str) -> bool:
+def draw(name: str, rows: int, path: str, reader: ImageReader = RGB) -> bool:
     """Write a picture of some images; whether any of them can be drawn."""
     try:
         records = list_dataset(name)
@@ -91,7 +92,7 @@ def draw(name: str, rows: int, path: str) -> bool:
     except DataError:  # It is in the report.
         return False
     render = render_instance_samples if has_instances(name) else render_samples
-    picture = render(name, evenly_spaced(records, rows))
+    picture = render(name, evenly_spaced(records, rows), reader)
     if picture is not None:
         save_picture(picture, path)
     return picture is not None
@@ -107,15 +108,16 @@ def run(args: argparse.Namespace) -> int:
     """Print the reports and write what was asked for; returns the exit status."""
     reports: list[DatasetReport | InstanceDatasetReport] = []
     names, cfg = named_datasets(args)
+    reader = RGB if cfg is None else ImageReader.from_config(cfg)
     for name in names:
         bar = partial(tqdm, desc=name, unit="image", disable=None, leave=False)
         check = check_instance_dataset if has_instances(name) else check_dataset
-        report = check(name, sample=args.sample, threads=args.threads, progress=bar)
+        report = check(name, sample=args.sample, threads=args.threads, progress=bar, reader=reader)
         reports.append(report)
         print(report.text(), flush=True)
         if args.picture:
             path = picture_path(args.picture, name, len(names))
-            if draw(name, args.rows, path):
+            if draw(name, args.rows, path, reader):
                 print(f"Picture: {path}")
         print()
     if args.json:

@@ -21,7 +21,9 @@ def run(args: argparse.Namespace) -> int:
     height, width = args.size or build_task(predictor.cfg).training_size()
     size = (int(height), int(width))
     WRITERS[suffix](predictor.model, size, args.output)
-    print(f"Input: image (1, 3, {size[0]}, {size[1]}), {predictor.cfg.INPUT.FORMAT}, 0..255")
+    channels = len(predictor.cfg.MODEL.PIXEL_MEAN)
+    order = f"{predictor.cfg.INPUT.FORMAT}, " if channels == 3 else ""
+    print(f"Input: image (1, {channels}, {size[0]}, {size[1]}), {order}0..255")
     print(f"Output: logits (1, {len(predictor.class_names)}, {size[0]}, {size[1]})")
     if suffix == ".onnx" and importlib.util.find_spec("onnxruntime") is None:
         print("Not compared with the model: onnxruntime is not installed.")

@@ -36,7 +36,7 @@ def keys(result: Result) -> list[str]:
         found.append(f"DATASETS.FOLDER_CLASSES={json.dumps(result.classes, ensure_ascii=False)}")
     elif result.boxes_alone:
         found += ["MODEL.MASK_ON=False", "TEST.BEST_METRIC=bbox/AP"]
-    return found
+    return [*found, *result.band_keys]
 
 
 def summary(result: Result) -> str:

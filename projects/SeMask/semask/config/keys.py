@@ -192,6 +192,16 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Missing or damaged files that a run skips, and names at its end, before it gives up.
     cfg.DATALOADER.MAX_UNREADABLE = 10
 
+    # ---- channels and values of the images ----
+    # Detectron2's MODEL.PIXEL_MEAN and PIXEL_STD have a number for each channel: three for RGB, one
+    # for grey, N for TIFFs with bands and .npy arrays (docs/own_data.md).
+    # The values of the files that become 0 and 255, such as [0, 4095] for 12 bits; [] = 0 and the
+    # largest value of the files' type (of photographs with 16 bits the upper eight are used).
+    cfg.INPUT.VALUE_RANGE = []
+    # The three channels that pictures show as red, green and blue; [] = the first three, or the
+    # first one in grey where there are fewer.
+    cfg.INPUT.PICTURE_BANDS = []
+
     # ---- input (beside Detectron2's INPUT.FORMAT, INPUT.CROP and INPUT.RANDOM_FLIP) ----
     # With TASK "instance" and "panoptic", Detectron2's keys (MIN_SIZE_TRAIN, ...), LSJ and
     # PHOTOMETRIC_DISTORTION count in place of those on scales and crops.
@@ -204,7 +214,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     # uniformly between the two given ("range").
     cfg.INPUT.SCALE_FACTORS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
     cfg.INPUT.SCALE_SAMPLING = "choice"
-    # Random brightness, contrast, saturation and hue.
+    # Random brightness, contrast, saturation and hue, of 8-bit RGB images alone.
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
     # INPUT.CROP.SIZE is (height, width) in pixels, and what smaller images are padded to.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0

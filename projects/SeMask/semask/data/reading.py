@@ -146,10 +146,11 @@ def is_nearly_black(pixels: np.ndarray, mode: str = "") -> bool:
     Values of 0..1 or 0..15 in 8 bits, or of 10, 12 or 14 bits in a file of 16.
 
     Args:
-        pixels: (H, W, 3) uint8.
-        mode: how the file stores them, as Pillow calls it; "" = not known.
+        pixels: (H, W, C), 0..255.
+        mode: how the file stores them, as ``image_mode`` says it; "" = not known.
     """
-    return bool(pixels.max(initial=0) < (64 if mode.startswith("I") else 16))
+    deep = mode.startswith("I") or mode.endswith("uint16")
+    return bool(pixels.max(initial=0) < (64 if deep else 16))
 
 
 def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np.ndarray:

@@ -51,7 +51,7 @@ class ImageToLogits(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """
         Args:
-            image: (1, 3, H, W) float32, 0..255, in the channel order of ``INPUT.FORMAT``.
+            image: (1, C, H, W) float32, 0..255, in the channel order of ``INPUT.FORMAT``.
 
         Returns:
             Logits, (1, K, H, W) float32; of mask classification its class scores.
@@ -79,7 +79,8 @@ def export_program(model: nn.Module, size: tuple[int, int]) -> torch.export.Expo
     if min(size) < 1:
         raise ConfigError(f"The image's size has to be positive, not {size[0]}x{size[1]}.")
     network = ImageToLogits(model)
-    image = torch.zeros(1, 3, *size, device=network.model.device)
+    channels = len(network.model.pixel_mean)
+    image = torch.zeros(1, channels, *size, device=network.model.device)
     with evaluating(model):
         return torch.export.export(network.eval(), (image,))
 
@@ -140,7 +141,8 @@ def largest_difference(
         ExportError: onnxruntime is missing.
     """
     network = ImageToLogits(model)
-    image = 255 * torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    channels = len(network.model.pixel_mean)
+    image = 255 * torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
     on_device = image.to(network.model.device)
     with evaluating(model):
         expected = network(on_device)

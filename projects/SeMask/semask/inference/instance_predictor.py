@@ -80,7 +80,8 @@ class InstancePredictor(ImagePredictor):
                 "This model has no semantic priors to return: its backbone has no semantic layers "
                 "(MODEL.BACKBONE.NAME, MODEL.SEMASK.ATTENTION)."
             )
-        pixels = image_pixels(image)
+        reader = self._mapper.reader
+        pixels = image_pixels(image, reader)
         with torch.inference_mode(), evaluation_autocast(self.cfg):
             output = predict_instances(self.model, self._mapper.transform(pixels), priors=priors)
         if "instances" in output:
@@ -88,7 +89,7 @@ class InstancePredictor(ImagePredictor):
         else:
             found = FoundInstances.none(*pixels.shape[:2])
         return InstancePrediction(
-            image=pixels,
+            image=reader.picture(pixels),
             **found._asdict(),
             class_names=self.class_names,
             category_ids=self.category_ids,

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from semask.checkpoint import SeMaskCheckpointer
 from semask.config import load_config, merge_overrides, split_overrides
+from semask.data.bands import RGB, ImageReader
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.image_files import explained
 from semask.data.mappers.semantic import build_semantic_mapper
-from semask.data.reading import read_image, rgb_pixels
+from semask.data.reading import rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
 from semask.inference.model_outputs import class_map, gives_scores, predict
 from semask.inference.prediction import ImagePrediction, Prediction
@@ -88,7 +89,8 @@ class ImagePredictor(ABC):
         """The prediction for one image.
 
         Args:
-            image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array.
+            image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array; of a model with other
+                channels or values an (H, W, C) array with the values of the files.
             priors: also return the semantic priors.
 
         Raises:
@@ -161,7 +163,8 @@ class Predictor(ImagePredictor):
         """Segment one image.
 
         Args:
-            image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array.
+            image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array; of a model with other
+                channels or values an (H, W, C) array with the values of the files.
             probabilities: also return those of all classes, K * H * W numbers.
             priors: also return the semantic priors.
 
@@ -169,18 +172,22 @@ class Predictor(ImagePredictor):
             DataError: the image cannot be read.
             ConfigError: the model has no semantic priors.
         """
+        pixels = image_pixels(image, self._mapper.reader)
+        return self._segment(pixels, probabilities=probabilities, priors=priors)
+
+    def _segment(self, pixels: np.ndarray, *, probabilities: bool, priors: bool) -> Prediction:
+        """The prediction for an image as the mapper's reader gives it."""
         if priors and not self.has_priors:
             raise ConfigError(
                 "This model has no semantic priors to return: it is no SeMaskSegmentor, or has no "
                 "semantic layers (MODEL.META_ARCHITECTURE, MODEL.SEMASK.ATTENTION)."
             )
-        pixels = image_pixels(image)
         inputs = self._mapper.transform(pixels)
         with torch.inference_mode(), evaluation_autocast(self.cfg):
             output = predict(self.model, inputs, priors=priors)
             scores = output["sem_seg"]
             return Prediction(
-                image=pixels,
+                image=self._mapper.reader.picture(pixels),
                 labels=self._labels(scores),
                 class_names=self.class_names,
                 colors=self.colors,
@@ -215,12 +222,12 @@ class Predictor(ImagePredictor):
         unreadable = 0
         for file in files:
             try:
-                pixels = read_image(file)
+                pixels = self._mapper.reader.read(file)
             except DataError as error:
                 unreadable += 1
                 logger.warning("Left out: %s", error)
                 continue
-            yield file, self(pixels, probabilities=probabilities, priors=priors)
+            yield file, self._segment(pixels, probabilities=probabilities, priors=priors)
         if unreadable:
             logger.warning(
                 "%d of the %d images in '%s' could not be read.", unreadable, len(files), folder
@@ -306,12 +313,20 @@ def _classes(cfg: CfgNode) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(f"class {index}" for index in range(number)), class_colors(number)
 
 
-def image_pixels(image: AnyImage) -> np.ndarray:
-    """(H, W, 3) uint8, RGB.
+def image_pixels(image: AnyImage, reader: ImageReader = RGB) -> np.ndarray:
+    """(H, W, 3) uint8, RGB, or what else the reader gives.
+
+    Args:
+        image: a path, a Pillow image, or an array: of RGB, or with the values of the files.
+        reader: of the model.
 
     Raises:
         DataError: it is no such image, or cannot be read.
     """
+    if isinstance(image, np.ndarray) and not reader.is_rgb:
+        return reader.scaled(image)
+    if isinstance(image, Image.Image) and not reader.is_rgb:
+        return reader.scaled(np.asarray(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise DataError(
@@ -323,7 +338,7 @@ def image_pixels(image: AnyImage) -> np.ndarray:
         name = getattr(image, "filename", "") or "(Pillow image)"
         with explained(name, "image"):
             return rgb_pixels(image, name)
-    return read_image(image)
+    return reader.read(image)
 
 
 def _array(values: Tensor) -> np.ndarray:

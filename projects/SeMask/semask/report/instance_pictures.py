@@ -13,8 +13,8 @@ from detectron2.structures import BoxMode
 from torch import nn
 
 from semask.data.annotations import inspect
+from semask.data.bands import reader_of
 from semask.data.mappers.prior_target import PriorTarget, Region, annotation_region
-from semask.data.reading import read_image
 from semask.evaluation.instance_scores import FALSE, SCORE, match_instances
 from semask.inference.model_outputs import (
     FoundInstances,
@@ -63,7 +63,7 @@ def show_instances(
     Raises:
         DataError: the image cannot be read.
     """
-    image = read_image(record["file_name"])
+    image = reader_of(mapper).read_picture(record["file_name"])
     names = MetadataCatalog.get(dataset_name).thing_classes
     inputs = mapper(copy.deepcopy(dict(record)))
     output = predict_instances(model, inputs, priors=True)

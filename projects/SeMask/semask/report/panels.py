@@ -10,7 +10,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from semask.data.reading import read_image, read_label
+from semask.data.bands import reader_of
+from semask.data.reading import read_label
 from semask.errors import ConfigError, DataError, UnreadableError
 from semask.inference.model_outputs import Mapper, class_map, evaluating, predict
 from semask.utils.palette import class_colors
@@ -96,7 +97,7 @@ def _panel(model: nn.Module, record: dict[str, Any], mapper: Mapper, ignore_labe
         accuracy = 100 * float((prediction == label)[valid].mean())
         caption += f"   pixel accuracy {accuracy:.1f} %"
     return Panel(
-        image=read_image(record["file_name"]),
+        image=reader_of(mapper).read_picture(record["file_name"]),
         label=label,
         prediction=prediction,
         prior=class_map(output["prior"]) if "prior" in output else None,

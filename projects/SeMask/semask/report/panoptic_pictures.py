@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from semask.data.reading import read_image
+from semask.data.bands import reader_of
 from semask.evaluation.panoptic_scores import match_segments
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
 from semask.inference.model_outputs import (
@@ -55,7 +55,7 @@ def show_segments(
     Raises:
         DataError: a file cannot be read.
     """
-    image = read_image(record["file_name"])
+    image = reader_of(mapper).read_picture(record["file_name"])
     metadata = MetadataCatalog.get(dataset_name)
     truth = PanopticTruth(dataset_name)
     truth_ids, truth_segments = (

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from semask.data.reading import read_image, read_label
+from semask.data.bands import reader_of
+from semask.data.reading import read_label
 from semask.errors import DataError
 from semask.inference.model_outputs import Mapper, class_map, predict, predict_queries
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
@@ -95,7 +96,7 @@ def show_image(
     Raises:
         DataError: a file cannot be read, or image, label map and prediction differ in size.
     """
-    image = read_image(record["file_name"])
+    image = reader_of(mapper).read_picture(record["file_name"])
     label = read_label(record["sem_seg_file_name"], label_map=record.get("label_map"))
     inputs = mapper(copy.deepcopy(dict(record)))
     output = predict(model, inputs)

@@ -10,8 +10,9 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from semask.data.annotations import inspect
+from semask.data.bands import RGB, ImageReader
 from semask.data.mappers.prior_target import annotation_region
-from semask.data.reading import read_image, read_label
+from semask.data.reading import read_label
 from semask.errors import DataError
 from semask.utils.palette import class_colors
 from semask.visualize.drawing import FAINT, TEXT_SIZE, Panel, compose_panels, write_text
@@ -23,19 +24,22 @@ _IN_A_ROW = 3
 _GAP = 8
 
 
-def render_samples(dataset_name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+def render_samples(
+    dataset_name: str, records: Sequence[Mapping[str, Any]], reader: ImageReader = RGB
+) -> np.ndarray | None:
     """Draw images and label maps (ignored pixels and values that are no class hatched).
 
     Args:
         dataset_name: a registered dataset with class names.
         records: dicts of the images to draw; those that cannot be read are left out.
+        reader: reads the images.
 
     Returns:
         (height, width, 3) uint8, RGB; None where none of them can be read.
     """
     metadata = MetadataCatalog.get(dataset_name)
     names = metadata.stuff_classes
-    panels = [panel for record in records if (panel := _panel(record)) is not None]
+    panels = [panel for record in records if (panel := _panel(record, reader)) is not None]
     if not panels:
         return None
     return compose_panels(
@@ -46,9 +50,9 @@ def render_samples(dataset_name: str, records: Sequence[Mapping[str, Any]]) -> n
     )
 
 
-def _panel(record: Mapping[str, Any]) -> Panel | None:
+def _panel(record: Mapping[str, Any], reader: ImageReader) -> Panel | None:
     try:
-        image = read_image(record["file_name"])
+        image = reader.read_picture(record["file_name"])
         label = read_label(record["sem_seg_file_name"], record.get("label_map"))
     except (DataError, KeyError):  # The report that the picture goes with names it.
         return None
@@ -56,13 +60,14 @@ def _panel(record: Mapping[str, Any]) -> Panel | None:
 
 
 def render_instance_samples(
-    dataset_name: str, records: Sequence[Mapping[str, Any]]
+    dataset_name: str, records: Sequence[Mapping[str, Any]], reader: ImageReader = RGB
 ) -> np.ndarray | None:
     """Draw images with their instances, as far as these can be used, above their file names.
 
     Args:
         dataset_name: a registered dataset with category names.
         records: dicts of the images to draw; those that cannot be read are left out.
+        reader: reads the images.
 
     Returns:
         (height, width, 3) uint8, RGB; None where none of them can be read.
@@ -71,7 +76,7 @@ def render_instance_samples(
     pictures: list[tuple[str, Image.Image]] = []
     for record in records:
         try:
-            image = read_image(record["file_name"])
+            image = reader.read_picture(record["file_name"])
         except DataError:  # The report that the picture goes with names it.
             continue
         drawn = Image.fromarray(draw_annotations(image, record, names))

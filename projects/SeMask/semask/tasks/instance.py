@@ -14,11 +14,12 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from semask.data.annotations import is_usable, list_problems
+from semask.data.bands import ImageReader
 from semask.data.checks.report import dark_words
 from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
 from semask.data.loading.unreadable import ReadableDataset
 from semask.data.mappers.instance import InstanceMapper
-from semask.data.reading import is_nearly_black, read_image
+from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import build_instance_evaluator, check_evaluator_type
 from semask.inference.instance_predictor import InstancePredictor
@@ -194,12 +195,11 @@ class InstanceTask(Task):
                 *(name, max(numbers), limit),
             )
 
-    @staticmethod
-    def _warn_of_dark(name: str, sample: Sequence[dict[str, Any]]) -> None:
-        dark = 0
+    def _warn_of_dark(self, name: str, sample: Sequence[dict[str, Any]]) -> None:
+        reader, dark = ImageReader.from_config(self.cfg), 0
         for record in sample:
             with contextlib.suppress(DataError):  # of those that may be unreadable
-                dark += is_nearly_black(read_image(record["file_name"]))
+                dark += is_nearly_black(reader.read(record["file_name"]))
         if dark:
             logger.warning("Dataset '%s': %s", name, dark_words(dark, len(sample)))
 
@@ -254,7 +254,7 @@ class InstanceTask(Task):
                 mask[y0:y1, x0:x1] = True
             instances.gt_masks = BitMasks(masks)
         sample = {
-            "image": torch.zeros(3, *size),
+            "image": torch.zeros(len(self.cfg.MODEL.PIXEL_MEAN), *size),
             "height": height,
             "width": width,
             "instances": instances,

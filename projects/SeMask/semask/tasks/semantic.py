@@ -94,6 +94,7 @@ class SemanticTask(Task):
             *(name, head.NUM_CLASSES, head.IGNORE_VALUE, sample),
             is_train=is_train,
             max_unreadable=limit,
+            reader=mapper.reader,
         )
         ReadableDataset(records[: limit + 1], mapper, limit)[0]
 
@@ -151,7 +152,8 @@ class SemanticTask(Task):
 
     def placeholder_inputs(self, size: tuple[int, int], count: int) -> list[dict[str, Any]]:
         """Black images of class 0; for mask classification, with one mask."""
-        image, label = torch.zeros(3, *size), torch.zeros(size, dtype=torch.int64)
+        channels = len(self.cfg.MODEL.PIXEL_MEAN)
+        image, label = torch.zeros(channels, *size), torch.zeros(size, dtype=torch.int64)
         sample = {"image": image, "sem_seg": label, "height": size[0], "width": size[1]}
         instances = Instances(size)  # made here: shapes alone say nothing of a label map's classes
         instances.gt_classes = torch.zeros(1, dtype=torch.int64)

@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from semask.data.annotations import check_stated_size, describe, inspect
+from semask.data.bands import RGB, ImageReader
 from semask.data.checks.report import (
     SHOWN,
     Problem,
@@ -36,7 +37,7 @@ from semask.data.checks.semantic import (
     registered_metadata,
 )
 from semask.data.datasets.coco_folder import AnnotationFileError
-from semask.data.reading import is_nearly_black, read_image
+from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
 
 # Detectron2's default of TEST.DETECTIONS_PER_IMAGE.
@@ -211,7 +212,12 @@ def has_instances(name: str) -> bool:
 
 
 def check_instance_dataset(
-    name: str, *, sample: int = 0, threads: int = 1, progress: Progress | None = None
+    name: str,
+    *,
+    sample: int = 0,
+    threads: int = 1,
+    progress: Progress | None = None,
+    reader: ImageReader = RGB,
 ) -> InstanceDatasetReport:
     """Read the images of a dataset, and see what is wrong with them and their annotations.
 
@@ -221,6 +227,7 @@ def check_instance_dataset(
         threads: number of images that are read at once.
         progress: wraps the iteration over the images, as ``tqdm`` does: ``progress(images,
             total=number)``.
+        reader: reads the images.
 
     Returns:
         The report, in which everything is that is wrong.
@@ -246,7 +253,7 @@ def check_instance_dataset(
     chosen = evenly_spaced(records, sample)
     pool = ThreadPoolExecutor(threads)
     try:
-        examine = partial(examine_instances, num_categories=len(report.categories))
+        examine = partial(examine_instances, num_categories=len(report.categories), reader=reader)
         images: Iterable[InstancesOfImage] = pool.map(examine, chosen)
         for image in progress(images, total=len(chosen)) if progress else images:
             report.add(image)
@@ -260,18 +267,21 @@ def check_instance_dataset(
     return report
 
 
-def examine_instances(record: Record, num_categories: int) -> InstancesOfImage:
+def examine_instances(
+    record: Record, num_categories: int, reader: ImageReader = RGB
+) -> InstancesOfImage:
     """Read an image, as training does, and see what is wrong with it and its annotations.
 
     Args:
         record: the dataset dict.
         num_categories: N; category ids are 0..N-1.
+        reader: reads the image.
     """
     report = InstancesOfImage()
     with noted(report, BAD_IMAGE):
-        image = read_image(record["file_name"])
+        image = reader.read(record["file_name"])
         report.size = (image.shape[1], image.shape[0])
-        report.mode = image_mode(record["file_name"])
+        report.mode = image_mode(record["file_name"], reader)
         report.dark = is_nearly_black(image, report.mode)
     width, height = report.size or (record.get("width", 0), record.get("height", 0))
     with noted(report, BAD_SIZE):

@@ -188,8 +188,8 @@ def dark_words(dark: int, examined: int) -> str:
     """How many images are nearly black, and what that can come from."""
     return (
         f"{dark} of {pluralize(examined, 'image')} are nearly black. Are their values 0..1, or of "
-        "10 to 14 bits in files of 16 bits, of which the upper eight are read? Then save them "
-        "with the full range."
+        "10 to 14 bits in files of 16 bits, of which the upper eight are read? Then name their "
+        "range, as in INPUT.VALUE_RANGE=[0,4095] for 12 bits, or save them with the full range."
     )
 
 

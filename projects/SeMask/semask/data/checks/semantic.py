@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from semask.data.bands import RGB, ImageReader
 from semask.data.checks.report import DatasetReport, PairReport, Problem, dark_words
 from semask.data.datasets.catalog import datasets_root
 from semask.data.datasets.pairs import PairingError
@@ -23,7 +24,6 @@ from semask.data.reading import (
     check_label_values,
     check_same_size,
     is_nearly_black,
-    read_image,
     read_label,
 )
 from semask.errors import ConfigError, DataError, UnreadableError
@@ -67,7 +67,12 @@ def list_dataset(name: str) -> list[Record]:
 
 
 def check_dataset(
-    name: str, *, sample: int = 0, threads: int = 1, progress: Progress | None = None
+    name: str,
+    *,
+    sample: int = 0,
+    threads: int = 1,
+    progress: Progress | None = None,
+    reader: ImageReader = RGB,
 ) -> DatasetReport:
     """Read the images and label maps of a dataset and see what is wrong with them.
 
@@ -77,6 +82,7 @@ def check_dataset(
         threads: number of images that are read at once.
         progress: wraps the iteration over the images, as ``tqdm`` does: ``progress(images,
             total=number)``.
+        reader: reads the images.
 
     Returns:
         The report, in which everything is that is wrong with the files.
@@ -95,7 +101,9 @@ def check_dataset(
     except DataError as error:
         report.problems.append(Problem(UNLISTED, str(error)))
     report.pairs = len(records)
-    examine = partial(examine_pair, num_classes=len(report.classes), ignore=report.ignore)
+    examine = partial(
+        examine_pair, num_classes=len(report.classes), ignore=report.ignore, reader=reader
+    )
     chosen = evenly_spaced(records, sample)
     pool = ThreadPoolExecutor(threads)
     try:
@@ -148,6 +156,7 @@ def quick_check(
     *,
     is_train: bool = True,
     max_unreadable: int = 0,
+    reader: ImageReader = RGB,
 ) -> list[Record]:
     """Refuse a dataset that cannot be used, as far as a sample of it tells.
 
@@ -161,6 +170,7 @@ def quick_check(
         sample: number of images to look at, evenly spaced; 0 = only list the dataset.
         is_train: it is trained on; otherwise a single class is only warned of.
         max_unreadable: so many missing or damaged files give a warning only.
+        reader: reads the images.
 
     Returns:
         The dicts of the dataset.
@@ -171,7 +181,7 @@ def quick_check(
     """
     records = list_dataset(name)
     chosen = evenly_spaced(records, sample) if sample > 0 else []
-    reports = [examine_pair(record, num_classes, ignore) for record in chosen]
+    reports = [examine_pair(record, num_classes, ignore, reader) for record in chosen]
     problems = [problem for report in reports for problem in report.problems]
     if not problems and chosen:
         _check_meaning(name, records, reports, is_train=is_train)
@@ -216,20 +226,23 @@ def _check_meaning(
     logger.warning("%s", problems[0].message)
 
 
-def examine_pair(record: Record, num_classes: int, ignore: int) -> PairReport:
+def examine_pair(
+    record: Record, num_classes: int, ignore: int, reader: ImageReader = RGB
+) -> PairReport:
     """Read an image and its label map, as training does, and see what is wrong with them.
 
     Args:
         record: the dataset dict.
         num_classes: K; labels are 0..K-1,
         ignore: or this.
+        reader: reads the image.
     """
     report = PairReport()
     image_path, label_path = record["file_name"], record.get("sem_seg_file_name")
     image = label = None
     with noted(report, BAD_IMAGE):
-        image = read_image(image_path)
-        report.size, report.mode = (image.shape[1], image.shape[0]), image_mode(image_path)
+        image = reader.read(image_path)
+        report.size, report.mode = (image.shape[1], image.shape[0]), image_mode(image_path, reader)
         report.dark = is_nearly_black(image, report.mode)
     with noted(report, BAD_LABEL):
         if label_path is None:
@@ -265,12 +278,14 @@ def noted(report: HasProblems, kind: str) -> Iterator[None]:
         report.problems.append(Problem(kind, str(error), error.advice))
 
 
-def image_mode(path: str) -> str:
+def image_mode(path: str, reader: ImageReader = RGB) -> str:
     """How an image file stores pixels, as Pillow calls it, and what of it is not used.
 
     Raises:
-        DataError: as of ``read_image``.
+        DataError: as of ``reader.read``.
     """
+    if mode := reader.mode(path):
+        return mode
     with opened_image(path, "image") as image:
         unused = unused_channels(image)
         return f"{image.mode} with {pluralize(unused, 'unused channel')}" if unused else image.mode

@@ -11,7 +11,8 @@ from semask.data.image_files import JPEG_LABELS, is_jpeg
 from semask.data.reading import LABEL_MAPS, MAX_CLASSES, check_label_map, register_label_map
 from semask.utils.palette import class_colors
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+# An array counts where there is no other image of its name.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".npy")
 # No JPEG or WebP: they change the values of the pixels.
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".mat")
 

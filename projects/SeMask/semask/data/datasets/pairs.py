@@ -164,7 +164,9 @@ def find_files(
             path = os.path.join(folder, name)
             key = os.path.relpath(path, root)[: -len(suffixes[rank])].replace(os.sep, "/")
             other = found.get(key)
-            if other is not None and (other[0] == rank or not first_suffix_wins):
+            array = other is not None and ".npy" in (suffixes[rank], suffixes[other[0]])
+            wins = (first_suffix_wins or array) and other is not None and other[0] != rank
+            if other is not None and not wins:
                 first, second = sorted((other[1], path))
                 raise DataError(
                     f"'{first}' and '{second}' have the same name up to the suffix, so that "

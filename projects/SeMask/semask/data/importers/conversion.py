@@ -9,12 +9,9 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from PIL import ExifTags
-
-from semask.data.datasets.folder import IMAGE_EXTENSIONS
-from semask.data.image_files import opened_image
+from semask.data.importers.bands import band_keys
 from semask.data.importers.classes import BACKGROUND, ClassTable, class_table
 from semask.data.importers.coco_layout import CocoWriter
 from semask.data.importers.contract import (
@@ -27,10 +24,10 @@ from semask.data.importers.contract import (
     Note,
     Source,
 )
-from semask.data.importers.files import cached_json, split_of
+from semask.data.importers.files import cached_json
 from semask.data.importers.folder_layout import FolderWriter
-from semask.data.importers.raster import ImageFacts
-from semask.errors import ConfigError, DataError, UnreadableError
+from semask.data.importers.image_output import image_facts, output_names, place
+from semask.errors import ConfigError, DataError
 from semask.utils.files import replacing
 from semask.utils.palette import class_colors
 from semask.utils.text import pluralize
@@ -46,9 +43,6 @@ PALETTE_FILE = "palette.csv"
 NOTES_FILE = "import_notes.csv"
 SPLIT_FILE = "split.csv"
 CLASSES_FILE = "classes.json"
-
-# Folders that say what is in them, and are left out of the names of the images.
-_PLAIN_FOLDERS = ("images", "image", "img", "imgs", "jpegimages", "default", "data")
 
 Progress = Callable[..., Iterable[tuple[ImportedImage, str]]]
 
@@ -92,6 +86,7 @@ class Result:
         counts: for each class a row of the summary: name, images, and pixels or instances.
         unit: what is counted, "pixels" or "instances".
         boxes_alone: there are no masks.
+        band_keys: keys of a config for images that are no photographs; see ``band_keys``.
         notes: what was left out or changed.
     """
 
@@ -104,6 +99,7 @@ class Result:
     counts: list[tuple[str, int, int]]
     unit: str
     boxes_alone: bool = False
+    band_keys: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
 
@@ -145,9 +141,11 @@ def convert_labels(
     )
     partial_folder = target.with_name(f".{target.name}.partial")
     try:
-        writer, rows = _write(labels, table, layout, partial_folder, options, progress)
+        writer, rows, channels = _write(labels, table, layout, partial_folder, options, progress)
         writer.finish()
         _write_lists(partial_folder, rows, labels, table)
+        images = [partial_folder / row[1] for row in rows]
+        keys = band_keys(images, channels) if channels else []
         _take_place(partial_folder, target)
     except BaseException:
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -162,6 +160,7 @@ def convert_labels(
         writer.counts(),
         writer.unit,
         writer.boxes_alone,
+        keys,
         labels.notes,
     )
 
@@ -260,62 +259,6 @@ def divide(images: Sequence[ImportedImage], share: float, seed: int) -> list[str
     ]
 
 
-def output_names(labels: Labels) -> list[str]:
-    """The path of each image below its part, all different up to the suffix.
-
-    Folders that name a part or that all images have are left out, where that stays clear.
-    """
-    full = [PurePosixPath(image.name) for image in labels.images]
-    short = [_short(path) for path in full]
-    stems = Counter(path.with_suffix("").as_posix().lower() for path in short)
-    files = Counter(path.as_posix().lower() for path in short)
-    names: list[str] = []
-    taken: set[str] = set()
-    for image, whole, path in zip(labels.images, full, short, strict=True):
-        stem = path.with_suffix("").as_posix()
-        if stems[stem.lower()] > 1:
-            clear = path if files[path.as_posix().lower()] == 1 else whole
-            stem = "_".join(clear.parts).replace(".", "_")
-            labels.notes.append(
-                Note("changed", str(image.image or image.source), f"called '{stem}' in the output")
-            )
-        number, unique = 2, stem
-        while unique.lower() in taken:
-            unique, number = f"{stem}_{number}", number + 1
-        taken.add(unique.lower())
-        suffix = whole.suffix if whole.suffix.lower() in IMAGE_EXTENSIONS else ".png"
-        names.append(unique + suffix)
-    return names
-
-
-def _short(path: PurePosixPath) -> PurePosixPath:
-    parts = [
-        part
-        for part in path.parts[:-1]
-        if part.lower() not in _PLAIN_FOLDERS and not (split_of(part) and len(part) < 12)
-    ]
-    return PurePosixPath(*parts, path.name)
-
-
-def image_facts(path: Path) -> ImageFacts:
-    """Sizes and orientation of an image, which is decoded to see that it is sound.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    with opened_image(path, "image") as image:
-        image.load()
-        stored = image.size
-        try:
-            orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-        except Exception:  # damaged metadata, which reading the image reports
-            orientation = 1
-        if image.format == "TIFF":  # Pillow has turned it already.
-            orientation = 1
-    upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
-    return ImageFacts(stored, upright, orientation)
-
-
 Row = tuple[str, str, str, str]
 
 
@@ -326,7 +269,7 @@ def _write(
     folder: Path,
     options: Options,
     progress: Progress | None,
-) -> tuple[Writer, list[Row]]:
+) -> tuple[Writer, list[Row], int]:
     """Divide and write all images; where a part has none that can be used, divide the others anew.
 
     Raises:
@@ -337,11 +280,11 @@ def _write(
         shutil.rmtree(folder, ignore_errors=True)
         writer = LAYOUTS[layout](folder, table)
         parts = divide(labels.images, options.val, options.seed)
-        rows, failed = _write_images(
+        rows, failed, channels = _write_images(
             labels, parts, writer, folder, link=options.link, progress=progress
         )
         if {"train", "val"} <= {row[0] for row in rows}:
-            return writer, rows
+            return writer, rows, channels
         if len(rows) < 2:
             raise DataError(
                 f"{len(failed)} of {pluralize(len(parts), 'image')} cannot be used, and two are "
@@ -361,51 +304,42 @@ def _write_images(
     *,
     link: bool,
     progress: Progress | None,
-) -> tuple[list[Row], list[ImportedImage]]:
+) -> tuple[list[Row], list[ImportedImage], int]:
     """Write every image that can be used.
 
     Returns:
-        The rows of the list of parts, and the images that cannot be used.
+        The rows of the list of parts, the images that cannot be used, and the number of channels
+        that all others have; 0 = they are photographs, or differ.
     """
     rows: list[Row] = []
     failed: list[ImportedImage] = []
+    channels: Counter[int] = Counter()
     entries = list(zip(labels.images, output_names(labels), strict=True))
     wrapped = progress(entries, total=len(entries)) if progress else entries
     for (image, name), part in zip(wrapped, parts, strict=True):
         target = folder / "images" / part / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _place(image, target, link=link)
+            place(image, target, link=link)
             facts = image_facts(target)
-            changes = writer.add(image, part, name, facts)
-        except (LabelFileError, UnreadableError) as error:
+        except DataError as error:  # of the image; what is wrong with labels may concern all
             target.unlink(missing_ok=True)
-            source = image.image if isinstance(error, UnreadableError) else image.source
-            labels.leave_out(str(source), str(error).replace(str(target), str(image.image)))
+            reason = str(error).replace(str(target), str(image.image))
+            labels.leave_out(str(image.image or image.source), reason)
             failed.append(image)
             continue
+        try:
+            changes = writer.add(image, part, name, facts)
+        except LabelFileError as error:
+            target.unlink(missing_ok=True)
+            labels.leave_out(str(image.source), str(error))
+            failed.append(image)
+            continue
+        channels[facts.channels] += 1
         where = f"{image.source}: {image.name}"
         labels.notes += [Note("changed", where, change) for change in changes]
         rows.append((part, f"images/{part}/{name}", str(image.image or ""), str(image.source)))
-    return rows, failed
-
-
-def _place(image: ImportedImage, target: Path, *, link: bool) -> None:
-    """Copy or make the image file."""
-    if image.image is None:
-        target.write_bytes(image.pixels() if image.pixels is not None else b"")
-        return
-    if image.image.suffix.lower() != target.suffix.lower():  # of a kind that folders do not have
-        with opened_image(image.image, "image") as picture:
-            picture.convert("RGB").save(target)
-        return
-    try:
-        if link:
-            os.link(image.image, target)
-            return
-    except OSError:
-        pass  # another file system: copied
-    shutil.copyfile(image.image, target)
+    return rows, failed, next(iter(channels)) if len(channels) == 1 else 0
 
 
 def _write_lists(folder: Path, rows: list[Row], labels: Labels, table: ClassTable) -> None:

@@ -1,11 +1,11 @@
 """From regions to masks and label maps, upright as the image is read."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pycocotools.mask as mask_util
 
+from semask.data.bands import upright
 from semask.data.importers.classes import ClassTable
 from semask.data.importers.contract import IGNORE, LabelFileError, Region
 
@@ -13,17 +13,6 @@ OUTSIDE, CLIPPED = "outside the image", "beyond the image's edge: cut off there"
 NO_AREA = "a point, a line or something else without area"
 BOX_ALONE = "a box without an outline: its pixels are ignored"
 EMPTY = "too small for a single pixel"
-
-# How an image is turned upright, by its EXIF orientation.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.T,
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a.T[::-1, ::-1],
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 @dataclass(frozen=True)
@@ -34,11 +23,13 @@ class ImageFacts:
         stored: (width, height) of the pixels in the file.
         upright: (width, height) after its EXIF orientation has been applied, as images are read.
         orientation: the EXIF orientation, 1..8.
+        channels: of a file that is no photograph; 0 = it is one.
     """
 
     stored: tuple[int, int]
     upright: tuple[int, int]
     orientation: int = 1
+    channels: int = 0
 
     def labelled_size(self, stated: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) of what was labelled: the upright image, or the stored one.
@@ -58,9 +49,7 @@ class ImageFacts:
     def turn(self, labels: np.ndarray) -> np.ndarray:
         """Labels of the stored or the upright image as those of the upright one."""
         height, width = labels.shape
-        if (width, height) == self.upright or self.orientation not in _UPRIGHT:
-            return labels
-        return np.ascontiguousarray(_UPRIGHT[self.orientation](labels))
+        return labels if (width, height) == self.upright else upright(labels, self.orientation)
 
 
 @dataclass

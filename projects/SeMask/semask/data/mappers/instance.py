@@ -13,9 +13,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 
 from semask.data.annotations import NO_MASK, Segmentation, check_stated_size, describe, inspect
+from semask.data.bands import RGB, ImageReader
 from semask.data.mappers.prior_target import PriorTarget, annotation_region, panoptic_to_semantic
+from semask.data.mappers.semantic import build_distortion, channel_order
 from semask.data.reading import check_label_values, check_same_size, read_image, read_label
-from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.resizing import build_large_scale_jitter
 from semask.errors import ConfigError, DataError
 from semask.modeling.heads.prior import PRIOR_TARGET
@@ -52,9 +53,7 @@ def build_instance_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augment
     except (AssertionError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"INPUT (MIN_SIZE_TRAIN, RANDOM_FLIP, CROP, ...): {reason}.") from error
-    if is_train and cfg.INPUT.PHOTOMETRIC_DISTORTION:
-        augmentations.append(PhotometricDistortion())
-    return augmentations
+    return [*augmentations, *(build_distortion(cfg) if is_train else ())]
 
 
 class InstanceMapper:
@@ -79,6 +78,7 @@ class InstanceMapper:
         semantic_classes: int = 0,
         semantic_prior: bool = False,
         ignore_value: int = 255,
+        reader: ImageReader = RGB,
     ) -> None:
         """
         Args:
@@ -95,6 +95,7 @@ class InstanceMapper:
             semantic_classes: K of the dataset's semantic maps, which are read; 0 = they are not.
             semantic_prior: the semantic map is the target of the priors.
             ignore_value: of its pixels that do not count.
+            reader: reads the images.
 
         Raises:
             ConfigError: a format is not as described.
@@ -114,6 +115,7 @@ class InstanceMapper:
         self.semantic_classes = semantic_classes
         self.semantic_prior = semantic_prior
         self.ignore_value = ignore_value
+        self.reader = reader
         self.skipped = 0
 
     @classmethod
@@ -137,7 +139,8 @@ class InstanceMapper:
             "use_masks": predicts_masks(cfg),
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "crops": cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED,
-            "image_format": cfg.INPUT.FORMAT,
+            "image_format": channel_order(cfg),
+            "reader": ImageReader.from_config(cfg),
             "prior_target": prior_target,
             "semantic_classes": head.NUM_CLASSES if needs_map else 0,
             "semantic_prior": semantic_prior,
@@ -152,7 +155,7 @@ class InstanceMapper:
                 "segments_info" where the semantic map is asked for. It is not modified.
 
         Returns:
-            The given entries except the annotations, and: "image", a (3, H, W) uint8 tensor;
+            The given entries except the annotations, and: "image", a (C, H, W) tensor, 0..255;
             "height" and "width" of the image file (upright); in training "instances", and where
             asked for "sem_seg" and "prior_target", (H, W) int64 tensors.
 
@@ -161,7 +164,7 @@ class InstanceMapper:
                 says, a category does not exist, or the semantic map cannot be used.
         """
         path = dataset_dict["file_name"]
-        image = read_image(path)
+        image = self.reader.read(path)
         height, width = image.shape[:2]
         check_stated_size(dataset_dict, height, width)
         semantic = self._semantic_map(dataset_dict, image) if self.semantic_classes else None
@@ -188,7 +191,7 @@ class InstanceMapper:
         """What the model takes in evaluation, from an image that has been read already.
 
         Args:
-            image: (H, W, 3) uint8, RGB.
+            image: (H, W, C), as ``reader`` gives it.
 
         Returns:
             "image", "height" and "width", as :meth:`__call__` gives them.
@@ -199,7 +202,7 @@ class InstanceMapper:
         return {"height": height, "width": width, "image": self._tensor(inputs.image)}
 
     def _tensor(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) RGB pixels to a (3, H, W) tensor in the model's channel order."""
+        """(H, W, C) pixels to a (C, H, W) tensor in the model's channel order."""
         image = image if self.image_format == "RGB" else image[:, :, ::-1]
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 

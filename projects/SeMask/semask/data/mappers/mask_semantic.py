@@ -14,10 +14,10 @@ from semask.data.mappers.semantic import (
     SemSegMapper,
     blaming,
     build_crop,
+    build_distortion,
     build_flip,
     register_semantic_mapper,
 )
-from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
 from semask.modeling.meta_arch.mask_classification import class_masks
 
@@ -47,8 +47,7 @@ def build_mask_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentatio
             )
         ]
     augmentations += build_crop(cfg)
-    if inputs.PHOTOMETRIC_DISTORTION:
-        augmentations.append(PhotometricDistortion(hue_inclusive=True))
+    augmentations += build_distortion(cfg, hue_inclusive=True)
     augmentations += build_flip(cfg)
     if inputs.SIZE_DIVISIBILITY > 0:
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE

@@ -1,6 +1,7 @@
 """From a dataset dict to what a semantic segmentation model takes."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
+from detectron2.utils.logger import log_first_n
 from torch.utils.data import get_worker_info
 
+from semask.data.bands import RGB, ImageReader
 from semask.data.reading import (
     MAX_CLASSES,
     check_label_values,
     check_same_size,
-    read_image,
     read_label,
 )
 from semask.data.transforms.geometry import (
@@ -30,7 +32,7 @@ from semask.errors import ConfigError, DataError
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """The pipeline that ``cfg.INPUT`` describes, for RGB images.
+    """The pipeline that ``cfg.INPUT`` describes.
 
     Args:
         cfg: with this project's keys.
@@ -49,14 +51,42 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
             ResizeByScale(cfg.INPUT.SCALE, cfg.INPUT.SCALE_FACTORS, cfg.INPUT.SCALE_SAMPLING)
         ]
     augmentations += [*build_crop(cfg), *build_flip(cfg)]
-    if cfg.INPUT.PHOTOMETRIC_DISTORTION:
-        augmentations.append(PhotometricDistortion())
+    augmentations += build_distortion(cfg)
     if cfg.INPUT.CROP.ENABLED:
         mean = cfg.MODEL.PIXEL_MEAN
-        rgb_mean = mean[::-1] if cfg.INPUT.FORMAT == "BGR" else mean
+        rgb_mean = mean[::-1] if channel_order(cfg) == "BGR" else mean
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         augmentations.append(PadToSize(cfg.INPUT.CROP.SIZE, rgb_mean, ignore_value))
     return augmentations
+
+
+def build_distortion(cfg: CfgNode, *, hue_inclusive: bool = False) -> list[T.Augmentation]:
+    """``INPUT.PHOTOMETRIC_DISTORTION``; nothing where it is off, or not defined for the images.
+
+    Args:
+        cfg: with this project's keys.
+        hue_inclusive: see ``PhotometricDistortion``.
+
+    Raises:
+        ConfigError: the keys of the channels cannot be used.
+    """
+    if not cfg.INPUT.PHOTOMETRIC_DISTORTION:
+        return []
+    if not ImageReader.from_config(cfg).is_rgb:
+        log_first_n(
+            logging.INFO,
+            "INPUT.PHOTOMETRIC_DISTORTION is left out: it is defined for 8-bit RGB images, and "
+            "these have other channels (MODEL.PIXEL_MEAN) or values (INPUT.VALUE_RANGE).",
+            name=__name__,
+        )
+        return []
+    return [PhotometricDistortion(hue_inclusive=hue_inclusive)]
+
+
+def channel_order(cfg: CfgNode) -> str:
+    """``INPUT.FORMAT``, which is of three channels; others have the order of the files, "RGB"."""
+    order: str = cfg.INPUT.FORMAT
+    return order if len(cfg.MODEL.PIXEL_MEAN) == 3 else "RGB"
 
 
 def build_crop(cfg: CfgNode) -> list[T.Augmentation]:
@@ -158,17 +188,19 @@ class SemSegMapper:
         image_format: str = "RGB",
         test_scales: Sequence[T.Augmentation] = (),
         rescale_resized: bool = False,
+        reader: ImageReader = RGB,
     ) -> None:
         """
         Args:
             is_train: read, check and augment the label map too.
-            augmentations: applied in order, to RGB images.
+            augmentations: applied in order, to images as ``reader`` gives them.
             num_classes: in training at most 255; labels are 0..num_classes-1,
             ignore_value: or this, 0..255.
             image_format: channel order of the result, "RGB" or "BGR".
             test_scales: sizes that the multi-scale protocol wants.
             rescale_resized: make them from the augmented image, as the published
                 mask-classification models were tested, instead of from the original one.
+            reader: reads the images.
 
         Raises:
             ConfigError: the format, the classes or the ignore value are not as described.
@@ -192,6 +224,7 @@ class SemSegMapper:
         self.image_format = image_format
         self.test_scales = list(test_scales)
         self.rescale_resized = rescale_resized
+        self.reader = reader
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -200,8 +233,9 @@ class SemSegMapper:
             "augmentations": build_augmentations(cfg, is_train),
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "image_format": cfg.INPUT.FORMAT,
+            "image_format": channel_order(cfg),
             "test_scales": [] if is_train else build_test_scales(cfg),
+            "reader": ImageReader.from_config(cfg),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -212,10 +246,10 @@ class SemSegMapper:
                 It is not modified.
 
         Returns:
-            The given entries and: "image", a (3, H, W) tensor, uint8, or float32 where it has
-            been padded, both 0..255; in training "sem_seg", a (H, W) int64 tensor; "height" and
-            "width" of the image file (upright); for the multi-scale protocol "images", the
-            original image at each test scale.
+            The given entries and: "image", a (C, H, W) tensor, uint8, or float32 where it has
+            been padded or is no 8-bit RGB, both 0..255; in training "sem_seg", a (H, W) int64
+            tensor; "height" and "width" of the image file (upright); for the multi-scale protocol
+            "images", the original image at each test scale.
 
         Raises:
             DataError: a file is missing or damaged, the two differ in size, or a label is no
@@ -230,7 +264,7 @@ class SemSegMapper:
         """What the model takes, from an image that has been read already.
 
         Args:
-            image: (H, W, 3) uint8, RGB.
+            image: (H, W, C), as ``reader`` gives it.
             sem_seg: its label map, (H, W) uint8, to be augmented alike.
 
         Returns:
@@ -249,14 +283,14 @@ class SemSegMapper:
         return output
 
     def _tensor(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) RGB pixels to a (3, H, W) tensor in the model's channel order."""
+        """(H, W, C) pixels to a (C, H, W) tensor in the model's channel order."""
         rgb = planes(image)
         return torch.from_numpy(rgb if self.image_format == "RGB" else rgb[::-1].copy())
 
     def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         """The image, and in training its label map, both found sound."""
         image_path = dataset_dict["file_name"]
-        image = read_image(image_path)
+        image = self.reader.read(image_path)
         if not self.is_train:
             return image, None
         label_path = dataset_dict.get("sem_seg_file_name")

@@ -45,7 +45,8 @@ class OpenCVResizeTransform(Transform):
         self.h, self.w, self.new_h, self.new_w = h, w, new_h, new_w
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+        return resized if resized.ndim == img.ndim else resized[:, :, None]  # one channel
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return cv2.resize(segmentation, (self.new_w, self.new_h), interpolation=cv2.INTER_NEAREST)
@@ -233,7 +234,8 @@ def contiguous(image: np.ndarray) -> np.ndarray:
         image: (H, W) or (H, W, C), of a type that OpenCV knows; possibly a crop or mirrored.
     """
     if image.strides[1] < 0:  # OpenCV mirrors many times faster than NumPy copies the mirrored.
-        return cv2.flip(np.ascontiguousarray(image[:, ::-1]), 1)
+        flipped = cv2.flip(np.ascontiguousarray(image[:, ::-1]), 1)
+        return flipped if flipped.ndim == image.ndim else flipped[:, :, None]
     return np.ascontiguousarray(image)
 
 
@@ -241,10 +243,10 @@ def planes(image: np.ndarray) -> np.ndarray:
     """An image of separate channels, as networks take it; a copy where it is not stored so.
 
     Args:
-        image: (H, W, 3), of a type that OpenCV knows.
+        image: (H, W, C), of a type that OpenCV knows.
 
     Returns:
-        (3, H, W), contiguous.
+        (C, H, W), contiguous.
     """
     stored = image.transpose(2, 0, 1)
     if stored.flags.c_contiguous:

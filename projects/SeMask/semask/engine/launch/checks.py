@@ -77,9 +77,14 @@ def _check_numbers(cfg: CfgNode) -> None:
     ):
         if _value(cfg, key) < 0:
             raise ConfigError(f"{key} is {_value(cfg, key)}; it has to be 0 or more.")
-    for key, count in (("SOLVER.BETAS", 2), ("MODEL.PIXEL_MEAN", 3), ("MODEL.PIXEL_STD", 3)):
-        if len(_value(cfg, key)) != count:
-            raise ConfigError(f"{key} is {_value(cfg, key)}; it needs {count} numbers.")
+    if len(cfg.SOLVER.BETAS) != 2:
+        raise ConfigError(f"SOLVER.BETAS is {cfg.SOLVER.BETAS}; it needs 2 numbers.")
+    means, stds = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
+    if means != stds or not means:
+        raise ConfigError(
+            f"MODEL.PIXEL_MEAN has {means} numbers and MODEL.PIXEL_STD {stds}: each needs one for "
+            "each channel of the images, three for RGB."
+        )
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

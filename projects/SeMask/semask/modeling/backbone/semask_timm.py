@@ -19,7 +19,7 @@ class SeMaskTimm(SeMaskBackbone):
     """A network of timm with semantic layers; without any of them it is the plain network.
 
     Args (a list has one entry per stage, of which there are four):
-        name, pretrained, drop_path_rate: see :class:`TimmEncoder`.
+        name, pretrained, drop_path_rate, in_channels: see :class:`TimmEncoder`.
         semantic_attention, semantic_blocks, semantic_classes, semantic_window_size,
             semantic_dropout, semantic_init, semantic_norm: see :class:`SeMaskBackbone`.
         out_features: names among "res2".."res5"; stages behind the last one are left out.
@@ -37,6 +37,7 @@ class SeMaskTimm(SeMaskBackbone):
         name: str,
         pretrained: bool = False,
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
         semantic_attention: Sequence[str] = ("window", "window", "global", "global"),
         semantic_blocks: Sequence[int] = (1, 1, 1, 1),
         semantic_classes: int = 0,
@@ -69,6 +70,7 @@ class SeMaskTimm(SeMaskBackbone):
                 pretrained=pretrained,
                 drop_path_rate=drop_path_rate,
                 num_stages=num_stages,
+                in_channels=in_channels,
             ),
             semantic_attention=semantic_attention[:num_stages],
             semantic_blocks=semantic_blocks[:num_stages],
@@ -85,16 +87,12 @@ class SeMaskTimm(SeMaskBackbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         timm, semask = cfg.MODEL.TIMM, cfg.MODEL.SEMASK
-        if input_shape.channels != 3:
-            raise ConfigError(
-                "The networks of MODEL.TIMM take images of three channels: MODEL.PIXEL_MEAN has "
-                f"{input_shape.channels} numbers."
-            )
         return {
             "name": timm.NAME,
             # Weights that are given take their place.
             "pretrained": timm.PRETRAINED and not cfg.MODEL.WEIGHTS,
             "drop_path_rate": timm.DROP_PATH_RATE,
+            "in_channels": input_shape.channels,
             "semantic_attention": semask.ATTENTION,
             "semantic_blocks": semask.NUM_BLOCKS,
             "semantic_classes": semask.NUM_CLASSES or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,

@@ -39,6 +39,8 @@ class TimmEncoder(HierarchicalEncoder):
         drop_path_rate: that stochastic depth reaches in the last block; 0 = the network's own
             default.
         num_stages: how many of the four stages are kept.
+        in_channels: of the images. With others than three, timm's rule makes the first layer's
+            pre-trained weights fit: their sum for one channel; else they repeat, times 3 / N.
 
     Attributes:
         name: as given.
@@ -62,11 +64,14 @@ class TimmEncoder(HierarchicalEncoder):
         pretrained: bool = False,
         drop_path_rate: float = 0.0,
         num_stages: int = len(STRIDES),
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.name = name
         timm = _import_timm()
-        options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+        options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+        if in_channels != 3:
+            options["in_chans"] = in_channels
         features = _features_net(timm, name, options)
         pretrained = pretrained and torch.empty(0).device.type != "meta"
         network = _create(timm, name, {**options, "pretrained": pretrained})
@@ -95,7 +100,7 @@ class TimmEncoder(HierarchicalEncoder):
             if stage < num_stages
         )
         self.__dict__.update(stem=stem, stages=stages)
-        _try_out(name, features, starts, ends, self.layout)
+        _try_out(name, features, starts, ends, self.layout, in_channels)
 
 
 class PaddedSequence(nn.Module):
@@ -261,7 +266,12 @@ def _without_in_place(network: nn.Module) -> None:
 
 
 def _try_out(
-    name: str, features: Any, starts: Sequence[int], ends: Sequence[int], layout: Layout
+    name: str,
+    features: Any,
+    starts: Sequence[int],
+    ends: Sequence[int],
+    layout: Layout,
+    in_channels: int,
 ) -> None:
     """See whether a network takes images of any size, by shapes alone.
 
@@ -272,7 +282,7 @@ def _try_out(
     height, width = _TRIED_SIZE
     sizes = []
     try:
-        x = torch.empty(1, 3, height, width, device="meta")
+        x = torch.empty(1, in_channels, height, width, device="meta")
         x = _padded(x, STRIDES[0], "NCHW")
         for module in modules[: starts[0]]:
             x = module(x)

@@ -169,7 +169,8 @@ def _pasted(
 ) -> dict[str, Any]:
     """A shape of the kind "mask": a PNG of its box, whose corners are the points."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as picture:
+        data = io.BytesIO(base64.b64decode(shape["mask"]))
+        with Image.open(data, formats=["PNG"]) as picture:
             part = np.asarray(picture.convert("L")) > 0
     except Exception as error:  # Decoders raise nearly anything at damaged data.
         raise LabelFileError(f"'{path}': a mask cannot be read ({error})") from error

@@ -123,8 +123,8 @@ def _region(entry: Mapping[str, Any], height: int, width: int) -> Region:
     if kind in _NO_AREA:
         return Region(name)
     if kind == "bitmap":
-        data = zlib.decompress(base64.b64decode(entry["bitmap"]["data"]))
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+        data = io.BytesIO(zlib.decompress(base64.b64decode(entry["bitmap"]["data"])))
+        with Image.open(data, formats=["PNG"]) as picture:
             part = np.asarray(picture.convert("RGBA"))[:, :, 3] > 0
         x, y = (int(value) for value in entry["bitmap"]["origin"])
         mask = np.zeros((height, width), bool)
