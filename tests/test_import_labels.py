@@ -1,6 +1,8 @@
 """`semask import`: labels of other tools, as their programs write them and as people bring them."""
 
+import base64
 import csv
+import io
 import json
 import re
 import shlex
@@ -18,8 +20,12 @@ import label_sources
 from semask.cli import import_labels, main
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.importers import FORMATS, Options, Result, convert_labels
+from semask.data.importers.formats.masks import voc_color
+from semask.data.importers.palette import rgb
 from semask.data.reading import read_image, read_label
 from semask.errors import ConfigError, DataError
+
+RED, GREEN, BLUE = (200, 30, 30), (30, 200, 30), (30, 30, 200)
 
 KINDS = list(label_sources.IMAGE_FOLDERS)
 
@@ -158,8 +164,6 @@ def roboflow_yolo(tmp_path: Path) -> Path:
 
 def labelme_with_pixels(tmp_path: Path) -> Path:
     """LabelMe's files alone, with the images inside, one made of other shapes."""
-    import base64
-
     root = label_sources.source(tmp_path, "labelme")
     for path in root.glob("*.json"):
         content = json.loads(path.read_text())
@@ -196,6 +200,161 @@ def test_other_layouts(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     maps = label_maps(result)
     for name, expected in label_sources.truth().items():
         assert (maps[name] != order[expected]).mean() <= 0.03, name
+
+
+# ---- kinds of shapes, and of palettes
+
+SQUARE = np.zeros((40, 40), bool)
+SQUARE[10:30, 10:30] = True
+DISC = np.hypot(*(np.mgrid[:40, :40] + 0.5 - 20)) < 10
+RING = SQUARE.copy()
+RING[15:25, 15:25] = False
+
+
+def cvat_shape(root: Path, shape: str) -> None:
+    image = f'<image id="0" name="a.png" width="40" height="40">{shape}</image>'
+    other = image.replace("a.png", "b.png")
+    (root / "annotations.xml").write_text(f"<annotations>{image}{other}</annotations>")
+
+
+def labelme_shape(root: Path, shape: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        content = {"shapes": [{"label": "car", **shape}], "imagePath": f"{name}.png"}
+        (root / f"{name}.json").write_text(json.dumps(content))
+
+
+def label_studio_shape(root: Path, kind: str, value: dict[str, Any]) -> None:
+    sizes = {"original_width": 40, "original_height": 40}
+    result = {"type": kind, "value": {**value, kind: ["car"]}, **sizes}
+    tasks = [
+        {"id": 1, "data": {"image": f"s3://b/{name}.png"}, "annotations": [{"result": [result]}]}
+        for name in ("a", "b")
+    ]
+    (root / "export.json").write_text(json.dumps(tasks))
+
+
+def supervisely_shape(root: Path, shape: dict[str, Any]) -> None:
+    (root / "meta.json").write_text(json.dumps({"classes": [{"title": "car"}]}))
+    for name in ("a", "b"):
+        for kind in ("ann", "img"):
+            (root / "ds" / kind).mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.png").rename(root / "ds" / "img" / f"{name}.png")
+        content = {"size": {"height": 40, "width": 40}, "objects": [{"classTitle": "car", **shape}]}
+        (root / "ds" / "ann" / f"{name}.png.json").write_text(json.dumps(content))
+
+
+def png(mask: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file, "PNG")
+    return file.getvalue()
+
+
+TURNED = '<box label="car" xtl="10" ytl="10" xbr="30" ybr="30" rotation="90.0"/>'
+ELLIPSE = '<ellipse label="car" cx="20" cy="20" rx="10" ry="10"/>'
+RUNS = ", ".join(["0, 20"] + ["0, 20"] * 4)  # the first five rows, whole
+MASK = f'<mask label="car" rle="{RUNS}" left="10" top="10" width="20" height="5"/>'
+CORNERS = [[10, 10], [30, 10], [30, 30], [10, 30]]
+HOLE = [[15, 15], [25, 15], [25, 25], [15, 25]]
+
+
+@pytest.mark.parametrize(
+    ("write", "shape", "expected"),
+    [
+        (cvat_shape, (TURNED,), SQUARE),
+        (cvat_shape, (ELLIPSE,), DISC),
+        (cvat_shape, (MASK,), SQUARE & (np.arange(40)[:, None] < 15)),
+        (labelme_shape, ({"shape_type": "rectangle", "points": [[30, 10], [10, 30]]},), SQUARE),
+        (labelme_shape, ({"shape_type": "circle", "points": [[20, 20], [30, 20]]},), DISC),
+        (
+            labelme_shape,
+            (
+                {
+                    "shape_type": "mask",
+                    "points": [[10, 10], [29, 29]],
+                    "mask": base64.b64encode(png(RING[10:30, 10:30])).decode(),
+                },
+            ),
+            RING,
+        ),
+        (
+            label_studio_shape,
+            ("rectanglelabels", {"x": 75, "y": 25, "width": 50, "height": 50, "rotation": 90}),
+            SQUARE,
+        ),
+        (
+            label_studio_shape,
+            ("ellipselabels", {"x": 50, "y": 50, "radiusX": 25, "radiusY": 25}),
+            DISC,
+        ),
+        (
+            supervisely_shape,
+            ({"geometryType": "polygon", "points": {"exterior": CORNERS, "interior": [HOLE]}},),
+            RING,
+        ),
+        (
+            supervisely_shape,
+            ({"geometryType": "rectangle", "points": {"exterior": [[10, 10], [29, 29]]}},),
+            SQUARE,
+        ),
+    ],
+)
+def test_kinds_of_shapes(
+    tmp_path: Path, write: Callable[..., None], shape: tuple[Any, ...], expected: np.ndarray
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(root / f"{name}.png")
+    write(root, *shape)
+    found = label_maps(convert_labels(root, tmp_path / "out"))["a"] == 1
+    assert (found != expected).mean() < 0.02
+    result = convert_labels(root, tmp_path / "coco", Options(layout="coco"))
+    assert result.counts == [("car", 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labelmap.txt", "# label:color_rgb:parts:actions\nroad:200,30,30::\ntree:30,200,30::\n"),
+        ("class_dict.csv", "name,r,g,b\nroad, 200, 30, 30\ntree, 30, 200, 30\n"),
+        ("label_colors.txt", "200 30 30\troad\n30 200 30\ttree\n"),
+        ("palette.json", '{"road": [200, 30, 30], "tree": "#1ec81e"}'),
+        (
+            "classes.json",
+            '[{"name": "road", "color": [200, 30, 30]}, {"name": "tree", "color": [30, 200, 30]}]',
+        ),
+    ],
+)
+def test_palette_files(tmp_path: Path, name: str, text: str) -> None:
+    root = write_pairs(tmp_path / "in", {"a": halves(RED, GREEN), "b": halves(GREEN, RED)})
+    (root / name).write_text(text)
+    result = convert_labels(root, tmp_path / "out")
+    assert result.classes == ["road", "tree"]
+    assert np.array_equal(label_maps(result)["a"], halves(0, 1))
+    colors = json.loads((result.folder / "classes.json").read_text())["classes"]
+    assert [entry["color"] for entry in colors] == [[200, 30, 30], [30, 200, 30]]
+
+
+@pytest.mark.parametrize("names", ["", "__ignore__\n_background_\ncat\ndog\n"])
+def test_pascal_voc(tmp_path: Path, names: str) -> None:
+    """Palette images of the twenty classes; with class_names.txt, as LabelMe converts to them."""
+    root = tmp_path / "in"
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+        (root / folder).mkdir(parents=True)
+    palette = [channel for i in range(256) for channel in rgb(voc_color(i))]
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(root / "JPEGImages" / f"{name}.jpg")
+        labels = Image.fromarray(halves(0, 1, 2, 255))
+        labels.putpalette(palette)
+        labels.save(root / "SegmentationClass" / f"{name}.png")
+        labels.save(root / "SegmentationObject" / f"{name}.png")
+    if names:
+        (root / "class_names.txt").write_text(names)
+    result = convert_labels(root, tmp_path / "out")
+    expected = ["background", "cat", "dog"] if names else ["background", "aeroplane", "bicycle"]
+    assert [name.strip("_") for name in result.classes[:3]] == expected
+    assert len(result.classes) == (3 if names else 21)
+    assert np.array_equal(label_maps(result)["a"], halves(0, 1, 2, 255))
 
 
 # ---- what people bring
@@ -262,9 +421,6 @@ def test_values_without_names_are_listed_to_be_named_once(tmp_path: Path) -> Non
     assert palette.exists()
     named = convert_labels(root, tmp_path / "o2", Options(classes=("road", "edge", "car")))
     assert np.array_equal(label_maps(named)["a"], halves(0, 1, 2, 2))
-
-
-RED, GREEN, BLUE = (200, 30, 30), (30, 200, 30), (30, 30, 200)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
