@@ -10,6 +10,14 @@ MODELS = {
     "semask-l": "ade20k/semask_swin_large_fpn",
     "swin-t": "ade20k/swin_tiny_fpn",
 }
+# The same with mask-classification decoders.
+MASK_MODELS = {
+    "semask-t mask2former": "ade20k/semask_swin_tiny_mask2former",
+    "semask-t maskformer": "ade20k/semask_swin_tiny_maskformer",
+    "semask-t fapn": "ade20k/semask_swin_tiny_mask2former_fapn",
+    "semask-t msfapn": "ade20k/semask_swin_tiny_mask2former_msfapn",
+}
+MASK2FORMER = "semask-t mask2former"
 SIDES = ("fast", "plain")
 LARGE = ("semask-l",)
 
@@ -29,6 +37,8 @@ class Case:
         threads: of one operation on the CPU.
         opts: further overrides of the config, KEY VALUE pairs.
         apart: the sides run one after the other, as they do not fit into memory together.
+        sides: what is compared: "fast", "plain", and peers of benchmarks/peers.py.
+        label_side: of the square blocks of one class in the images, in pixels.
     """
 
     model: str
@@ -42,11 +52,13 @@ class Case:
     threads: int = 1
     opts: tuple[str, ...] = ()
     apart: bool = False
+    sides: tuple[str, ...] = SIDES
+    label_side: int = 32
 
     @property
     def config(self) -> str:
         """The config's name or path."""
-        return MODELS.get(self.model, self.model)
+        return {**MODELS, **MASK_MODELS}.get(self.model, self.model)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in plain types, for JSON."""
@@ -55,7 +67,8 @@ class Case:
 
 def case_of(fields: dict[str, Any]) -> Case:
     """The case that ``as_dict`` and JSON made these fields of."""
-    return Case(**{**fields, "opts": tuple(fields["opts"])})
+    lists = {name: tuple(fields[name]) for name in ("opts", "sides") if name in fields}
+    return Case(**{**fields, **lists})
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Extent:
         inference_batches, training_batches: images at once.
         training_batch: of the training step.
         wide: (height, width) of the large image of the memory row; labels are made of one twice
-            as high and wide.
+            as high and wide, in the row of mask classification, too.
     """
 
     models: tuple[str, ...] = ("semask-t", "semask-l", "swin-t")
@@ -159,6 +172,32 @@ def batch(base: Case, extent: Extent) -> list[Case]:
     return [replace(base, kind="training", batch=number) for number in extent.training_batches]
 
 
+def masks(base: Case, extent: Extent) -> list[Case]:
+    """Mask2Former's decoder beside transformers' one, and on a large image.
+
+    The images have some fifteen classes each, where those of the other rows have a hundred: each
+    class is a mask. The plain form would hold all masks of the large image at its full size.
+    """
+    case = replace(base, model=MASK2FORMER, label_side=max(8, extent.size // 4))
+    beside = replace(case, sides=(*SIDES, "transformers"))
+    height, width = extent.wide
+    return [
+        beside,
+        replace(beside, kind="training", batch=extent.training_batch),
+        replace(case, kind="labels", height=2 * height, width=2 * width, sides=("fast",)),
+    ]
+
+
+def decoders(base: Case, extent: Extent) -> list[Case]:
+    """What each decoder of mask classification costs on the same backbone."""
+    case = replace(base, label_side=max(8, extent.size // 4))
+    return [
+        replace(case, model=model, kind=kind, batch=batch)
+        for kind, batch in (("inference", 1), ("training", extent.training_batch))
+        for model in MASK_MODELS
+    ]
+
+
 # Rows whose cases are models at work; the others are in startup.py and data.py.
 MODEL_ROWS: dict[str, Callable[[Case, Extent], Sequence[Case]]] = {
     "inference": inference,
@@ -167,5 +206,7 @@ MODEL_ROWS: dict[str, Callable[[Case, Extent], Sequence[Case]]] = {
     "size": size,
     "classes": classes,
     "batch": batch,
+    "masks": masks,
+    "decoders": decoders,
 }
 ROWS = (*MODEL_ROWS, "data", "startup")

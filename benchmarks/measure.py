@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cases import SIDES, Case
+from benchmarks.peers import missing
 from benchmarks.process import Worker, WorkerError
 
 # As in benchmarks.sides, which needs PyTorch; this process stays without it.
@@ -40,7 +41,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def measure(case: Case, unit: Worker, effort: Effort) -> dict[str, Any]:
-    """Both sides of a case.
+    """All sides of a case.
 
     Args:
         case: what they do.
@@ -49,8 +50,9 @@ def measure(case: Case, unit: Worker, effort: Effort) -> dict[str, Any]:
 
     Returns:
         The case's fields; "gflop" and "arithmetic_units", what its matrix products alone cost;
-        "fast" and "plain", each {"seconds", "units", "images_per_second", "share_of_peak",
-        "peak_bytes"} or {"error"}; and where both have run, "speedup" and "memory_ratio".
+        for each side {"seconds", "units", "images_per_second", "share_of_peak", "peak_bytes"},
+        {"error"}, or {"missing"} for a peer that is not installed; and where both "fast" and
+        "plain" have run, "speedup" and "memory_ratio".
     """
     result: dict[str, Any] = {**case.as_dict(), "interleaved": not case.apart}
     try:
@@ -59,16 +61,20 @@ def measure(case: Case, unit: Worker, effort: Effort) -> dict[str, Any]:
         return {**result, "error": str(error)}
     result["gflop"] = count / 1e9
     result["arithmetic_units"] = count / UNIT_OPERATIONS
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    groups = [(side,) for side in SIDES] if case.apart else [SIDES]
+    for side in case.sides:
+        if reason := missing(side):
+            result[side] = {"missing": reason}
+    sides = tuple(side for side in case.sides if side not in result)
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    groups = [(side,) for side in sides] if case.apart else [sides]
     for group in groups:
         errors = _take_turns(case, group, unit, effort, turns)
         for side, reason in errors.items():
             result[side] = {"error": reason}
-    for side in SIDES:
+    for side in sides:
         if side not in result:
             result[side] = _summary(case, turns[side], result["arithmetic_units"])
-    if all("error" not in result[side] for side in SIDES):
+    if all("units" in result.get(side, {}) for side in SIDES):
         ratios = [
             plain["units"] / fast["units"]
             for fast, plain in zip(turns["fast"], turns["plain"], strict=False)

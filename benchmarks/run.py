@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                         measured[case] = measure(case, unit, effort)
                 rows[row] = [measured[case] for case in row_cases]
     for result in measured.values():
-        for side in cases.SIDES:
+        for side in result["sides"]:
             taken = result.get(side, {}).get("unit_seconds")
             unit_seconds += taken["all"] if taken else []
     seconds = spread(unit_seconds)
@@ -164,7 +164,7 @@ def failures(report: dict[str, Any]) -> list[str]:
     found: dict[str, None] = {}  # a case may be in several rows
     for row, results in report["rows"].items():
         for result in results if row in cases.MODEL_ROWS else ():
-            for part in (result, result.get("fast", {}), result.get("plain", {})):
+            for part in (result, *(result.get(side, {}) for side in result["sides"])):
                 if "error" in part:
                     found[f"{result['model']}, {result['kind']}: {part['error']}"] = None
     return list(found)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import Case
+from benchmarks.cases import SIDES, Case
+from benchmarks.peers import prepare_peer
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT_SIDE = 2048
@@ -47,11 +48,13 @@ def load_case_config(case: Case) -> Any:
     """The config of the case's model."""
     from semask import config_path, load_config
 
-    # On one device, synchronised BatchNorm is BatchNorm.
-    opts = ["MODEL.DEVICE", case.device, "MODEL.SEM_SEG_HEAD.NORM", "BN"]
+    opts = ["MODEL.DEVICE", case.device]
     if case.classes:
         opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(case.classes)]
-    return load_config(config_path(case.config), [*opts, *case.opts])
+    cfg = load_config(config_path(case.config), [*opts, *case.opts])
+    if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":  # on one device, it is BatchNorm
+        cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
+    return cfg
 
 
 def build(case: Case, side: str, cfg: Any) -> nn.Module:
@@ -77,9 +80,10 @@ def inputs(case: Case, classes: int) -> list[dict[str, Any]]:
     for _ in range(case.batch):
         shape = (3, case.height, case.width)
         image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        rows, columns = -(-case.height // 32), -(-case.width // 32)
+        side = case.label_side
+        rows, columns = -(-case.height // side), -(-case.width // side)
         label = torch.randint(0, min(classes, 255), (rows, columns), generator=generator)
-        label = label.repeat_interleave(32, 0).repeat_interleave(32, 1)
+        label = label.repeat_interleave(side, 0).repeat_interleave(side, 1)
         label = label[: case.height, : case.width].clone()
         label[: case.height // 10] = 255
         samples.append(
@@ -93,14 +97,17 @@ def prepare(case: Case, side: str) -> Step:
 
     Args:
         case: what to run.
-        side: "fast" or "plain".
+        side: one of the case's.
     """
     import_project()
     set_number_format(case)
     cfg = load_case_config(case)
     torch.manual_seed(0)
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    samples = inputs(case, classes)
+    if side not in SIDES:
+        return prepare_peer(case.kind, samples, classes)
     model = build(case, side, cfg)
-    samples = inputs(case, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if case.kind == "inference":
         return _inference(case, model.eval(), samples)
     if case.kind == "labels":
@@ -190,7 +197,7 @@ def operations(case: Case) -> int:
     cfg = load_case_config(case).clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        model: Any = build(case, "plain", cfg).eval()
+        model: Any = build(case, "plain", cfg).eval().requires_grad_(False)
         image = torch.zeros(1, 3, case.height, case.width)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

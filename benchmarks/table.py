@@ -25,7 +25,10 @@ TITLES = {
     "size": "Against the size of the image (inference)",
     "classes": "Against the number of classes",
     "batch": "Against the batch (training step)",
+    "masks": "Mask classification",
+    "decoders": "Decoders of mask classification",
 }
+PEER_HEADERS = ("model", "beside", "fast", "spread", "peer", "spread", "peer / fast", "peer, GiB")
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -57,6 +60,7 @@ def render(report: Mapping[str, Any]) -> str:
         results = report["rows"].get(row)
         if results:
             lines += ["", title, grid(HEADERS, [_cells(result) for result in results])]
+            lines += _peers(results)
     if "data" in report["rows"]:
         lines += ["", *_data(report["rows"]["data"], report["rows"].get("training", []))]
     if "startup" in report["rows"]:
@@ -87,18 +91,44 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
     if "error" in result:
         return [*start, *(["failed"] + ["-"] * (len(HEADERS) - 4))]
     cells = [*start, _number(result["arithmetic_units"])]
-    for side in ("fast", "plain"):
-        failed = "error" in result[side]
-        units = None if failed else result[side]["units"]
-        cells += [_number(units["median"]), _range(units)] if units else ["failed", "-"]
-    fast, plain = result["fast"], result["plain"]
+    fast, plain = (result.get(side, {}) for side in ("fast", "plain"))
+    for side in (fast, plain):
+        failed = "failed" if "error" in side else "-"
+        units = side.get("units")
+        cells += [_number(units["median"]), _range(units)] if units else [failed, "-"]
     cells.append(f"{result['speedup']['median']:.2f}" if "speedup" in result else "-")
-    cells.append("-" if "error" in fast else f"{fast['share_of_peak']:.0%}")
+    cells.append(f"{fast['share_of_peak']:.0%}" if "units" in fast else "-")
     cells += [
-        "-" if "error" in side else f"{side['peak_bytes'] / 2**30:.2f}" for side in (fast, plain)
+        f"{side['peak_bytes'] / 2**30:.2f}" if "units" in side else "-" for side in (fast, plain)
     ]
     cells.append(f"{result['memory_ratio']:.0%}" if "memory_ratio" in result else "-")
     return cells
+
+
+def _peers(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the peers of some cases that were measured in the same turns, if there are any."""
+    rows: list[list[str]] = []
+    notes: dict[str, None] = {}
+    for result in results:
+        for peer in result["sides"]:
+            found = result.get(peer, {})
+            if peer in ("fast", "plain"):
+                continue
+            if "missing" in found:
+                notes[found["missing"]] = None
+            elif "units" in found and "units" in result["fast"]:
+                rows.append(_peer_cells(result, peer))
+    table = ["", grid(PEER_HEADERS, rows)] if rows else []
+    return table + [f"{note}." for note in notes]
+
+
+def _peer_cells(result: Mapping[str, Any], peer: str) -> list[str]:
+    cells = [f"{result['model']} ({result['kind']})", peer]
+    for side in ("fast", peer):
+        units = result[side]["units"]
+        cells += [_number(units["median"]), _range(units)]
+    ratio = result[peer]["units"]["median"] / result["fast"]["units"]["median"]
+    return [*cells, f"{ratio:.2f}", f"{result[peer]['peak_bytes'] / 2**30:.2f}"]
 
 
 def _data(data: Mapping[str, Any], training: Sequence[Mapping[str, Any]]) -> list[str]:

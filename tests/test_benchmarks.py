@@ -11,6 +11,7 @@ from benchmarks import cases, figure, run, table
 from benchmarks.cases import Case, Extent
 from benchmarks.data import build_mapper, write_samples
 from benchmarks.measure import UNIT_OPERATIONS, spread
+from benchmarks.peers import PACKAGES
 from benchmarks.process import Worker, WorkerError
 from benchmarks.sides import UNIT_OPERATIONS as UNIT_OPERATIONS_OF_SIDES
 from benchmarks.sides import load_case_config, operations, prepare, prepare_unit, seconds_of
@@ -20,7 +21,12 @@ TINY = [
     *("MODEL.SWIN.EMBED_DIM", "8"),
     *("MODEL.SWIN.DEPTHS", "[1,2,1,1]"),
     *("MODEL.SWIN.NUM_HEADS", "[1,1,1,1]"),
-    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "8"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
+    *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "32"),
+    *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "6"),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", "2"),
+    *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
 ]
 
 
@@ -107,6 +113,13 @@ def test_rows_cover_what_they_compare() -> None:
     assert {(case.kind, case.batch) for case in found["training"]} == {("training", 2)}
     assert [case.height for case in found["size"]] == [256, 512, 1024, 2048]
     assert {case.classes for case in found["classes"]} == {19, 150, 1000}
+    assert {case.kind: case.sides for case in found["masks"]} == {
+        "inference": ("fast", "plain", "transformers"),
+        "training": ("fast", "plain", "transformers"),
+        "labels": ("fast",),
+    }
+    assert found["masks"][-1].height == 2048
+    assert {case.model for case in found["decoders"]} == set(cases.MASK_MODELS)
     on_gpu = cases.on_gpu(extent)
     gpu_base = Case("semask-t", "inference", 1, 512, 512, device="cuda")
     assert cases.training(gpu_base, on_gpu)[0].batch == 16
@@ -180,7 +193,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_the_tool_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tool_measures_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PACKAGES, "transformers", "no_such_package")
     status = run.main(
         [
             *("--models", "semask-t", "swin-t", "--repeats", "1", "--seconds", "0"),
@@ -201,9 +217,16 @@ def test_the_tool_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
         "size": 2,
         "classes": 2,
         "batch": 1,
+        "masks": 3,
+        "decoders": 8,
     }
+    assert "no_such_package is not installed" in printed.out
+    assert report["rows"]["masks"][0].keys() >= {"fast", "plain", "transformers"}
+    assert report["rows"]["masks"][-1].keys().isdisjoint({"plain", "transformers", "speedup"})
     for row in cases.MODEL_ROWS:
         for result in report["rows"][row]:
+            if set(cases.SIDES) - set(result["sides"]):
+                continue
             for side in cases.SIDES:
                 assert result[side]["peak_bytes"] > 0
                 assert len(result[side]["units"]["all"]) == 1
@@ -216,6 +239,26 @@ def test_the_tool_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
     for title in (*table.TITLES.values(), "data pipeline", "Start-up", "consumes"):
         assert title in printed.out
     assert "<svg" in (tmp_path / "picture.svg").read_text()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_peer_takes_its_turns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers itself is not installed for the tests."""
+    asked: list[tuple[str, int]] = []
+
+    def prepare_peer(kind: str, samples: list[Any], classes: int) -> Any:
+        assert all(sample["sem_seg"].shape == (64, 64) for sample in samples)
+        return lambda: asked.append((kind, len(samples)))
+
+    monkeypatch.setattr("benchmarks.sides.prepare_peer", prepare_peer)
+    monkeypatch.setitem(PACKAGES, "transformers", "torch")
+    arguments = ["--rows", "masks", "--repeats", "1", "--size", "64", "--threads", "1"]
+    assert run.main([*arguments, "--wide", "32", "32", *TINY]) == 0
+    assert set(asked) == {("inference", 1), ("training", 2)}
+    printed = capsys.readouterr().out
+    assert "| semask-t mask2former (inference) | transformers |" in printed
 
 
 @pytest.mark.usefixtures("in_this_process")
