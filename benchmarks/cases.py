@@ -58,7 +58,7 @@ class Case:
     @property
     def config(self) -> str:
         """The config's name or path."""
-        return {**MODELS, **MASK_MODELS}.get(self.model, self.model)
+        return MASK_MODELS.get(self.model, MODELS.get(self.model, self.model))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in plain types, for JSON."""
