@@ -67,8 +67,8 @@ class Case:
 
 def case_of(fields: dict[str, Any]) -> Case:
     """The case that ``as_dict`` and JSON made these fields of."""
-    lists = {name: tuple(fields[name]) for name in ("opts", "sides") if name in fields}
-    return Case(**{**fields, **lists})
+    lists = ("opts", "sides")
+    return Case(**{k: tuple(v) if k in lists else v for k, v in fields.items()})
 
 
 @dataclass(frozen=True)
