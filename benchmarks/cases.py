@@ -68,7 +68,8 @@ class Case:
 def case_of(fields: dict[str, Any]) -> Case:
     """The case that ``as_dict`` and JSON made these fields of."""
     lists = ("opts", "sides")
-    return Case(**{k: tuple(v) if k in lists else v for k, v in fields.items()})
+    own: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in fields.items()}
+    return Case(**own)
 
 
 @dataclass(frozen=True)
