@@ -1,6 +1,7 @@
 """Faster forms of the pixel decoders' parts give what the plain ones give."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -110,3 +111,22 @@ def test_recomputed_encoder_layer(
             results.append([output, inputs.grad, *gradients])
         for want, got in zip(*results, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_bagged_deformable_attention_does_not_read_unwritten_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """New memory holds whatever was there, a NaN among it."""
+    layer, tokens, points = attention(1.0)
+    fast = apply_fast_paths(layer, ["bagged"])
+    new_empty = Tensor.new_empty
+
+    def with_nan(self: Tensor, *shape: int, **options: Any) -> Tensor:
+        memory = new_empty(self, *shape, **options)
+        return memory.fill_(float("nan")) if memory.is_floating_point() else memory
+
+    monkeypatch.setattr(Tensor, "new_empty", with_nan)
+    query = tokens.clone().requires_grad_()
+    fast(query, points, tokens, SIZES).square().sum().backward()
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
