@@ -69,6 +69,9 @@ def test_the_24_published_configs_are_shipped() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_config_builds(name: str) -> None:
     cfg = load_config(str(CONFIGS / name))
+    if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 0:  # those of a dataset that is not here
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+        cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
     model = build_on_meta(cfg)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PARAMETERS.get(name, count) == TABLES.get(name, count)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 import semask
+import tiny
 import tiny_masks
+from semask.cli import main
 from semask.data import register_coco_folder
 from semask.data.datasets.catalog import forget_dataset
-from semask.engine import Trainer
+from semask.engine import Trainer, check_run
 from semask.errors import ConfigError, DataError
 from semask.report import pictures
 from semask.report.page import REPORT_FILE
@@ -27,6 +30,7 @@ from semask.tasks import build_task, inference_folder
 from tiny_instances import SIDE, two_boxes, write_dataset
 from tiny_model import photograph
 from tiny_panoptic import register_joint, two_boxes_on_stuff
+from tiny_runs import assert_same_state
 
 pytestmark = pytest.mark.usefixtures("catalogs", "one_thread")
 
@@ -63,7 +67,9 @@ def config(folder: Path, task: str, **overrides: Any) -> CfgNode:
         for key, value in {**keys, **overrides}.items()
         for part in (f"MODEL.{key.replace('__', '.')}", value)
     ]
+    mapper = "mask_former_panoptic" if task == "panoptic" else "sem_seg"
     options += ["TEST.BEST_METRIC", "", "INPUT.MASK_FORMAT", "bitmask"]
+    options += ["INPUT.DATASET_MAPPER_NAME", mapper]
     return semask.load_config(file, options)
 
 
@@ -221,3 +227,91 @@ def test_maps_of_another_size_are_refused(tmp_path: Path) -> None:
     output["panoptic_seg"] = (output["panoptic_seg"][0][:-1], output["panoptic_seg"][1])
     with pytest.raises(DataError, match=r"0\.png"):
         evaluator.process([DatasetCatalog.get("own")[0]], [output])
+
+
+# ---- training ----
+
+# Stochastic depth, random points and every augmentation are on.
+LONG = (
+    *("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.ACCUMULATE_STEPS", 2),
+    *("INPUT.RANDOM_FLIP", "horizontal", "TEST.REPORT", False, "TEST.NUM_PANELS", 0),
+    *("TEST.EVAL_PERIOD", 4, "TEST.BEST_METRIC", "segm/AP", "SOLVER.AMP.ENABLED", True),
+)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, task: str) -> None:
+    cfg = config(tmp_path, task)
+    cfg.defrost()
+    cfg.merge_from_list(list(LONG))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finals = []
+    for folder in (whole, stopped):
+        cfg.OUTPUT_DIR = str(folder)
+        check_run(cfg, resume=folder == stopped)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=folder == stopped)
+        assert trainer.start_iter == (2 if folder == stopped else 0)
+        trainer.train()
+        assert (Path(inference_folder(cfg, "own")) / "instance_evaluation.json").is_file()
+        finals.append(torch.load(folder / "model_final.pth", weights_only=True))
+        if folder == whole:
+            stopped.mkdir()
+            shutil.copy(whole / "model_0000001.pth", stopped)
+            (stopped / "last_checkpoint").write_text("model_0000001.pth")
+    assert_same_state(*finals)
+    lines = map(json.loads, (whole / "metrics.json").read_text().splitlines())
+    losses = next(line for line in lines if "total_loss" in line)
+    for name in ("loss_ce", "loss_mask", "loss_dice", "loss_prior"):
+        assert losses[name] > 0
+
+
+def own_folder(folder: Path, task: str) -> None:
+    """The layout of ``configs/own_dataset`` with two images in each part."""
+    register_joint(folder, "written")
+    for split in ("train", "val"):
+        shutil.copytree(folder / "images", folder / "own/images" / split)
+        annotations = folder / "own/annotations"
+        if task == "panoptic":
+            shutil.copytree(folder / "panoptic", annotations / f"panoptic_{split}")
+        else:
+            annotations.mkdir(exist_ok=True, parents=True)
+        file = "panoptic.json" if task == "panoptic" else "instances.json"
+        shutil.copy(folder / file, annotations / f"{file.removesuffix('.json')}_{split}.json")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_folder_of_ones_own_needs_the_config_alone(tmp_path: Path, task: str) -> None:
+    """``semask train``: checked, trained, evaluated and reported; then ``semask predict``."""
+    own_folder(tmp_path, task)
+    small = {
+        **{"SWIN.EMBED_DIM": 8, "SWIN.DEPTHS": [1, 1, 1, 1], "SWIN.NUM_HEADS": [1, 1, 2, 2]},
+        **{"MASK_FORMER.TRAIN_NUM_POINTS": 64, "MASK_FORMER.NUM_OBJECT_QUERIES": 8},
+    }
+    keys = {
+        "DATASETS.FOLDER_ROOT": tmp_path / "own",
+        "OUTPUT_DIR": tmp_path / "out",
+        "MODEL.DEVICE": "cpu",
+        **{f"MODEL.{key}": value for key, value in small.items()},
+        **{"SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "TEST.EVAL_PERIOD": 2},
+        **{"DATALOADER.NUM_WORKERS": 0, "INPUT.MIN_SIZE_TEST": 64},
+    }
+    name = f"own_dataset/semask_mask2former_{task}_example"
+    with tiny.own_loggers():
+        assert main.run("train", [name, *(f"{key}={value}" for key, value in keys.items())]) == 0
+    folder = tmp_path / "out/inference" / f"own_{task}{'s' if task == 'instance' else ''}_val"
+    assert (folder / REPORT_FILE).is_file()
+    assert (tmp_path / "out/model_best.pth").is_file()
+    arguments = [
+        "--config",
+        tmp_path / "out/config.yaml",
+        "--weights",
+        tmp_path / "out/model_final.pth",
+    ]
+    arguments += [tmp_path / "own/images/val", "--output", tmp_path / "seen", "--priors"]
+    assert main.run("predict", [*map(str, arguments)]) == 0
+    written = {
+        path.relative_to(tmp_path / "seen").as_posix() for path in (tmp_path / "seen").rglob("*.*")
+    }
+    assert {"classes.json", "overlay/0.png", "prior2/1.png"} <= written
+    assert ("panoptic/0.png" in written) == (task == "panoptic")

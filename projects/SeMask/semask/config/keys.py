@@ -187,6 +187,9 @@ def add_semask_config(cfg: CfgNode) -> None:
     # MODEL.ROI_HEADS.NUM_CLASSES (MODEL.RETINANET.NUM_CLASSES) 0 there are as many categories as
     # the dataset has.
     cfg.DATASETS.COCO_FOLDERS = []
+    # Own datasets in COCO's panoptic format, each a mapping with NAME, IMAGE_DIR, PANOPTIC_DIR and
+    # JSON_FILE, the arguments of semask.data.register_panoptic_folder.
+    cfg.DATASETS.PANOPTIC_FOLDERS = []
     # Images of each dataset that are checked before a run; 0 = none.
     cfg.DATASETS.CHECK_SAMPLE = 16
     # Missing or damaged files that a run skips, and names at its end, before it gives up.
@@ -207,6 +210,8 @@ def add_semask_config(cfg: CfgNode) -> None:
     # PHOTOMETRIC_DISTORTION count in place of those on scales and crops.
     # TASK "semantic": "sem_seg" = the pipeline of the SeMask-FPN models; "mask_former_semantic" =
     # that of the mask-classification models, which also gives a mask for each class.
+    # TASK "panoptic" with mask classification: "mask_former_panoptic", the same pipeline, or
+    # "coco_panoptic_lsj", that of the instance tasks.
     cfg.INPUT.DATASET_MAPPER_NAME = "sem_seg"
     # The image is resized, aspect ratio kept, by min(long / longer side, short / shorter side).
     cfg.INPUT.SCALE = [2048, 512]

@@ -34,7 +34,7 @@ from semask.modeling.meta_arch.detectors import (
     prior_is_supervised,
 )
 from semask.report.instances import write_instance_report
-from semask.tasks.base import TASK_REGISTRY, Task
+from semask.tasks.base import TASK_REGISTRY, InputMapper, Task
 from semask.tasks.semantic import check_ignore_value, resolve_semantic_classes
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class InstanceTask(Task):
         if is_mask_classification(self.cfg):
             resolve_prior_classes(self.cfg)
 
-    def build_mapper(self, is_train: bool) -> InstanceMapper:
+    def build_mapper(self, is_train: bool) -> InputMapper:
         """See :class:`InstanceMapper`."""
         return InstanceMapper(self.cfg, is_train=is_train)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
 from semask.data.loading.unreadable import ReadableDataset
+from semask.data.mappers.panoptic import PanopticMapper
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import InstanceEvaluator, check_evaluator_type
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
@@ -20,7 +21,7 @@ from semask.modeling.meta_arch.detectors import (
     prior_is_supervised,
 )
 from semask.report.panoptic import write_panoptic_report
-from semask.tasks.base import TASK_REGISTRY
+from semask.tasks.base import TASK_REGISTRY, InputMapper
 from semask.tasks.instance import InstanceTask, resolve_prior_classes
 from semask.tasks.semantic import check_ignore_value
 
@@ -58,6 +59,12 @@ class PanopticTask(InstanceTask):
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 0, that is as many as the dataset has; but neither "
             "DATASETS.TRAIN nor DATASETS.TEST names a registered dataset."
         )
+
+    def build_mapper(self, is_train: bool) -> InputMapper:
+        """See :class:`PanopticMapper`; of Panoptic FPN :class:`InstanceMapper`."""
+        if is_mask_classification(self.cfg):
+            return PanopticMapper(self.cfg, is_train=is_train)
+        return super().build_mapper(is_train)
 
     def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
         """As :meth:`InstanceTask.check_datasets`; the model has to predict segments."""

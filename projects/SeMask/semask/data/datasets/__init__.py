@@ -10,6 +10,7 @@ from semask.data.datasets.config_folders import register_config_folders
 from semask.data.datasets.folder import register_folder
 from semask.data.datasets.nuclei import register_nuclei
 from semask.data.datasets.pairs import PairingError, load_sem_seg_pairs
+from semask.data.datasets.panoptic_folder import register_panoptic_folder
 from semask.data.datasets.scenes.dataset import register_scenes
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "register_coco_folder",
     "register_config_folders",
     "register_folder",
+    "register_panoptic_folder",
     "register_sem_seg",
 ]
 

@@ -12,12 +12,16 @@ from semask.config import register_resolver
 from semask.data.datasets.catalog import datasets_root, forget_dataset
 from semask.data.datasets.coco_folder import register_coco_folder
 from semask.data.datasets.folder import register_folder
+from semask.data.datasets.panoptic_folder import register_panoptic_folder
 from semask.data.reading import LABEL_MAPS
 from semask.errors import ConfigError
 
 # The keys of an entry of DATASETS.COCO_FOLDERS.
 COCO_REQUIRED = ("NAME", "IMAGE_DIR", "JSON_FILE")
 COCO_OPTIONAL = ("ALLOW_OUTSIDE",)
+
+# The keys of an entry of DATASETS.PANOPTIC_FOLDERS.
+PANOPTIC_REQUIRED = ("NAME", "IMAGE_DIR", "PANOPTIC_DIR", "JSON_FILE")
 
 # The keys of an entry of DATASETS.FOLDERS.
 REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
@@ -35,10 +39,10 @@ OPTIONAL = {
 def register_config_folders(cfg: CfgNode) -> None:
     """Register the datasets of ``DATASETS.FOLDERS``; see ``add_semask_config`` for the keys.
 
-    Those of ``DATASETS.COCO_FOLDERS`` are registered, too. ``load_config`` has done it. A process
-    that gets a config in another way, such as one that ``launch`` starts, has to call it too. A
-    name may be registered from configs again and again, and then stands for the last one; other
-    datasets are not replaced.
+    Those of ``DATASETS.COCO_FOLDERS`` and ``PANOPTIC_FOLDERS`` are registered, too. ``load_config``
+    has done it. A process that gets a config in another way, such as one that ``launch`` starts,
+    has to call it too. A name may be registered from configs again and again, and then stands for
+    the last one; other datasets are not replaced.
 
     Args:
         cfg: with this project's keys; it is not changed.
@@ -62,6 +66,7 @@ def register_config_folders(cfg: CfgNode) -> None:
             hint = "" if arguments["classes"] else " Name them in DATASETS.FOLDER_CLASSES."
             raise ConfigError(f"{where}: {error}{hint}") from error
     _register_coco_folders(cfg)
+    _register_panoptic_folders(cfg)
 
 
 def _register_coco_folders(cfg: CfgNode) -> None:
@@ -77,6 +82,21 @@ def _register_coco_folders(cfg: CfgNode) -> None:
                 *(name, image_dir, json_file),
                 allow_outside=bool(entry.get("ALLOW_OUTSIDE", False)),
                 from_config=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def _register_panoptic_folders(cfg: CfgNode) -> None:
+    """The same for ``DATASETS.PANOPTIC_FOLDERS``."""
+    for index, entry in enumerate(cfg.DATASETS.PANOPTIC_FOLDERS):
+        where = f"DATASETS.PANOPTIC_FOLDERS[{index}]"
+        _check_keys(entry, where, PANOPTIC_REQUIRED)
+        name = entry["NAME"]
+        _forget(name)
+        try:
+            register_panoptic_folder(
+                name, *_paths(cfg, entry, PANOPTIC_REQUIRED[1:]), from_config=True
             )
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error

@@ -22,7 +22,9 @@ from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
 from semask.modeling.meta_arch.mask_classification import class_masks
 
 
-def build_mask_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+def build_mask_augmentations(
+    cfg: CfgNode, is_train: bool, *, label_interpolation: str | None = None
+) -> list[T.Augmentation]:
     """Resize the shorter side, crop, distort, flip, pad to a square; in evaluation resize alone.
 
     Args:
@@ -30,6 +32,7 @@ def build_mask_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentatio
             ``CROP``, ``PHOTOMETRIC_DISTORTION``, ``RANDOM_FLIP``, ``SIZE_DIVISIBILITY`` and
             ``LABEL_INTERPOLATION``.
         is_train: the random pipeline.
+        label_interpolation: in place of ``INPUT.LABEL_INTERPOLATION``.
 
     Raises:
         ConfigError: a value cannot be used; it names the key.
@@ -43,7 +46,7 @@ def build_mask_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentatio
             ResizeShortEdge(
                 list(inputs.MIN_SIZE_TRAIN),
                 inputs.MAX_SIZE_TRAIN,
-                label_interpolation=inputs.LABEL_INTERPOLATION,
+                label_interpolation=label_interpolation or inputs.LABEL_INTERPOLATION,
             )
         ]
     augmentations += build_crop(cfg)

@@ -1,11 +1,12 @@
 """The meta-architecture of mask classification (arXiv 2107.06278; arXiv 2112.01527)."""
 
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
@@ -370,8 +371,13 @@ def _source(inputs: Mapping[str, Any]) -> str:
 def _things(cfg: CfgNode) -> Collection[int] | None:
     """The contiguous ids of the things of the first dataset that has any."""
     for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        if name in MetadataCatalog.list():  # asking for another one would enter it
-            ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
-            if ids is not None:
-                return frozenset(ids.values())
+        if name not in MetadataCatalog.list():  # asking for another one would enter it
+            continue
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("panoptic_json") and not metadata.get("stuff_classes"):
+            with contextlib.suppress(DataError):  # what uses the data complains
+                DatasetCatalog.get(name)  # which reads the categories
+        ids = metadata.get("thing_dataset_id_to_contiguous_id")
+        if ids is not None:
+            return frozenset(ids.values())
     return None

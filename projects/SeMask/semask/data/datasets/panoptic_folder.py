@@ -1,0 +1,193 @@
+"""Own images with segments of things and stuff, in COCO's panoptic format."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from semask.data.datasets.catalog import is_registered
+from semask.data.datasets.coco_folder import AnnotationFileError
+from semask.errors import DataError
+from semask.utils.files import read_json
+
+# What entries need; "annotations" has one for each image.
+_REQUIRED = {
+    "images": ("id", "file_name"),
+    "categories": ("id", "name", "isthing"),
+    "annotations": ("image_id", "file_name", "segments_info"),
+}
+
+
+def register_panoptic_folder(
+    name: str,
+    image_dir: str | os.PathLike[str],
+    panoptic_dir: str | os.PathLike[str],
+    json_file: str | os.PathLike[str],
+    *,
+    replace: bool = False,
+    **metadata: Any,
+) -> None:
+    """Make an own dataset known by a name, for DATASETS.TRAIN and DATASETS.TEST.
+
+    The file is read when the dataset is used; the names of its categories, things and stuff in the
+    order of their ids, are then in the metadata.
+
+    Args:
+        name: what configs call the dataset.
+        image_dir: folder of the images; "file_name" of "images" is relative to it.
+        panoptic_dir: folder of the PNGs whose colours are ids (R + 256 G + 65536 B; 0 = none);
+            "file_name" of "annotations" is relative to it.
+        json_file: annotations in COCO's panoptic format.
+        replace: take the place of a dataset of that name; without it, the same call again changes
+            nothing.
+        **metadata: further entries of the dataset's metadata.
+
+    Raises:
+        ValueError: the name stands for another dataset.
+    """
+    images, maps, path = (
+        os.path.abspath(os.path.expanduser(p)) for p in (image_dir, panoptic_dir, json_file)
+    )
+    entries = {
+        "image_root": images,
+        "panoptic_root": maps,
+        "panoptic_json": path,
+        "evaluator_type": "coco_panoptic_seg",
+        "ignore_label": 255,
+        **metadata,
+    }
+    if is_registered(name, entries, replace=replace):
+        return
+    DatasetCatalog.register(name, partial(load_panoptic_folder, path, images, maps, name))
+    MetadataCatalog.get(name).set(**entries)
+
+
+def load_panoptic_folder(
+    json_file: str, image_dir: str, panoptic_dir: str, dataset_name: str | None = None
+) -> list[dict[str, Any]]:
+    """Read a file of annotations in COCO's panoptic format.
+
+    Args:
+        json_file: the file.
+        image_dir, panoptic_dir: folders of images and maps, which are not looked at.
+        dataset_name: registered name whose metadata get the categories.
+
+    Returns:
+        Detectron2's standard dicts, in the order of the image ids, with "pan_seg_file_name" and
+        "segments_info", whose category ids are 0..K-1 in the order of the ids in the file.
+
+    Raises:
+        AnnotationFileError: the file is no such file, or contradicts itself.
+        DataError: it is missing or cannot be read.
+    """
+    content = _read(json_file)
+    categories = sorted(content["categories"], key=lambda entry: entry["id"])
+    contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
+    things = {entry["id"] for entry in categories if entry["isthing"]}
+    if dataset_name is not None:
+        # Metadata.set refuses to change what is there already.
+        vars(MetadataCatalog.get(dataset_name)).update(
+            stuff_classes=[entry["name"] for entry in categories],
+            thing_classes=[entry["name"] for entry in categories if entry["id"] in things],
+            stuff_dataset_id_to_contiguous_id=contiguous,
+            thing_dataset_id_to_contiguous_id={
+                given: index for given, index in contiguous.items() if given in things
+            },
+        )
+    images = {entry["id"]: entry for entry in content["images"]}
+    return [
+        {
+            **{
+                key: images[entry["image_id"]][key]
+                for key in ("height", "width")
+                if key in images[entry["image_id"]]
+            },
+            "file_name": os.path.join(image_dir, images[entry["image_id"]]["file_name"]),
+            "image_id": entry["image_id"],
+            "pan_seg_file_name": os.path.join(panoptic_dir, entry["file_name"]),
+            "segments_info": [
+                {
+                    "id": segment["id"],
+                    "category_id": contiguous[segment["category_id"]],
+                    "isthing": segment["category_id"] in things,
+                    "iscrowd": int(bool(segment.get("iscrowd", 0))),
+                }
+                for segment in entry["segments_info"]
+            ],
+        }
+        for entry in sorted(content["annotations"], key=lambda entry: entry["image_id"])
+    ]
+
+
+def _read(json_file: str) -> dict[str, list[dict[str, Any]]]:
+    """The file's content, whose parts have been found to belong together."""
+    try:
+        content = read_json(json_file)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no annotation file '{json_file}'.") from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
+    found = list(_wrong_form(content)) or list(_contradictions(content))
+    if found:
+        raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
+    return content
+
+
+def _wrong_form(content: Any) -> Iterator[str]:
+    """What keeps a file from being one of COCO's panoptic format."""
+    for part, keys in _REQUIRED.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            yield (
+                f"is not in COCO's panoptic format: it needs '{part}', a list of entries with "
+                f"{', '.join(keys)}."
+            )
+            continue
+        lacking = [entry for entry in entries if not all(key in entry for key in keys)]
+        if lacking:
+            absent = ", ".join(key for key in keys if key not in lacking[0])
+            yield (
+                f"has {len(lacking)} entries of '{part}' that are not complete; the first has no "
+                f"{absent}: {str(lacking[0])[:200]}."
+            )
+        if not entries:
+            yield f"has no {part}."
+
+
+def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Ids that are there twice, or that nothing has; names that lead out of the folders."""
+    for part, key in (("images", "id"), ("categories", "id"), ("annotations", "image_id")):
+        numbers = Counter(entry[key] for entry in content[part])
+        repeated = [str(number) for number, times in numbers.items() if times > 1]
+        if repeated:
+            yield f"has a {key} more than once in '{part}': {', '.join(repeated[:10])}."
+    images = {entry["id"] for entry in content["images"]}
+    categories = {entry["id"] for entry in content["categories"]}
+    for entry in content["annotations"]:
+        if entry["image_id"] not in images:
+            yield f"has an annotation of image {entry['image_id']!r}, which is not in 'images'."
+        ids = Counter(segment.get("id") for segment in entry["segments_info"])
+        for number, times in ids.items():
+            if not isinstance(number, int) or number < 1 or times > 1:
+                yield (
+                    f"has a segment of the id {number!r} {times} times in '{entry['file_name']}'; "
+                    "ids are whole numbers from 1, each once in an image."
+                )
+        unknown = {segment.get("category_id") for segment in entry["segments_info"]} - categories
+        if unknown:
+            yield (
+                f"has segments of the category_id {sorted(map(str, unknown))[0]} in "
+                f"'{entry['file_name']}', which is not in 'categories'."
+            )
+    names = Counter(entry["name"] for entry in content["categories"])
+    for name, times in names.items():
+        if times > 1:
+            yield f"has {times} 'categories' with the name '{name}': rename them."
+    for entry in (*content["images"], *content["annotations"]):
+        name = str(entry["file_name"])
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            yield f"names '{name}', which is not below the folder of the images or maps."
