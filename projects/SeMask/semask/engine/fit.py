@@ -228,6 +228,7 @@ def explained_out_of_memory(cfg: CfgNode, devices: int) -> Iterator[None]:
     """
     try:
         yield
+        return
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
