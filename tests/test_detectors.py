@@ -109,6 +109,25 @@ def test_each_config_takes_a_step_and_predicts(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("network", ["mit_b0", "test_convnext", "test_mambaout"])
+@pytest.mark.parametrize("detector", ["mask_rcnn", "retinanet", "panoptic_fpn"])
+def test_each_detector_takes_networks_of_timm(detector: str, network: str) -> None:
+    kind = "retinanet_semask_timm" if detector == "retinanet" else "semask_timm"
+    name = f"coco/semask_swin_tiny_{detector}_1x.yaml"
+    cfg = config(name, MODEL__BACKBONE__NAME=f"build_{kind}_fpn_backbone")
+    cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.DROP_PATH_RATE = network, 0.0
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    losses = losses_of(model, [sample(cfg), sample(cfg, 40, 60)])
+    assert losses["loss_prior"] > 0
+    sum(losses.values()).backward()
+    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+    with torch.no_grad():
+        (output,) = model.eval()([sample(cfg)])
+    assert output["instances"].image_size == (32, 40)
+    assert ("panoptic_seg" in output) == (detector == "panoptic_fpn")
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     """DistributedDataParallel and the optimizer meet no parameter that nothing depends on."""
     for name in (MASK_RCNN, "coco/semask_swin_tiny_retinanet_1x.yaml"):

@@ -35,6 +35,8 @@ _TRANSFORMERS = (
     (r"\.attn\.query\.", ".attn.q."),
     (r"^classifier\.", "head."),
 )
+# Those of this project, in a file that ``semask convert`` has written.
+_OWN = re.compile(r"^backbone\.(bottom_up\.)?encoder\.network\.")
 # Those of the authors of PVTv2 and of SegFormer, who count stages from 1.
 _AUTHORS = (
     (r"^patch_embed1\.", "patch_embed."),
@@ -62,6 +64,8 @@ def encoder_weights(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[
         return None
     path, encoder = found[0]
     state = {re.sub(r"^(module|model)\.", "", name): v for name, v in state_dict.items()}
+    if all(_OWN.match(name) for name in state):
+        state = {_OWN.sub("", name): value for name, value in state.items()}
     pyramid = {"patch_embed1.proj.weight"} & state.keys()
     if pyramid:
         state = {_counted(name): value for name, value in state.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.modeling import build_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from semask.checkpoint import (
     CheckpointKind,
@@ -15,9 +15,14 @@ from semask.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from semask.checkpoint.convert import UnknownNamesError
+from semask.checkpoint.encoder_names import encoder_weights
 from semask.checkpoint.reading import parameters_by_name
 from semask.config import load_config
 from semask.errors import CheckpointError
+
+# How the classifiers of timm's networks and of transformers' are called.
+_CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "norm.", "norm_pre.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,8 +70,15 @@ def convert(
         raise CheckpointError(f"Target '{target}' has to end in .pth or .safetensors.")
     content = read_checkpoint(source, allow_pickle=allow_pickle)
     weights: dict[str, Tensor] = _averaged(source, content) if ema else content["model"]
+    model = _build(config, opts) if config is not None else None
+    encoder = encoder_weights(weights, model) if model is not None else None
     try:
-        converted, kind = convert_state_dict(weights)
+        converted, kind = (
+            (encoder, CheckpointKind.ENCODER) if encoder else convert_state_dict(weights)
+        )
+    except UnknownNamesError as error:
+        hint = "" if model else " Weights of a network of timm need --config, whose encoder it is."
+        raise CheckpointError(f"Checkpoint '{source}': {error}{hint}") from error
     except CheckpointError as error:
         raise CheckpointError(f"Checkpoint '{source}': {error}") from error
     left_out: dict[str, list[str]] = {"entries beside the weights": sorted({*content} - {"model"})}
@@ -74,10 +86,12 @@ def convert(
         classifier = [name for name in converted if not name.startswith("backbone.")]
         converted = {name: value for name, value in converted.items() if name not in classifier}
         left_out["the classifier"] = classifier
+    elif kind is CheckpointKind.ENCODER:
+        left_out["the classifier"] = [n for n in weights if n.startswith(_CLASSIFIERS)]
     computed = [name for name in weights if name.endswith(("relative_position_index", "attn_mask"))]
     left_out["buffers that the model computes"] = computed
-    if config is not None:
-        _check(converted, config, opts, source)
+    if model is not None:
+        SeMaskCheckpointer(model).check_weights(converted, source)
     write_checkpoint(target, {"model": converted})
     lines = [f"Found: {kind.value}", f"Written to {target}: {len(converted)} tensors"]
     lines += [
@@ -98,11 +112,12 @@ def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     return parameters_by_name(weights, source)
 
 
-def _check(weights: Mapping[str, Tensor], config: str, opts: Sequence[str], source: str) -> None:
+def _build(config: str, opts: Sequence[str]) -> nn.Module:
+    """The model of a config, without values."""
     cfg = load_config(config, opts)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        SeMaskCheckpointer(build_model(cfg)).check_weights(weights, source)
+        return build_model(cfg)
 
 
 def _more(names: Sequence[str]) -> str:

@@ -27,7 +27,8 @@ def add_semask_config(cfg: CfgNode) -> None:
     # it what fits, such as a model with other classes or without semantic layers, and lists the
     # rest, which starts anew.
     cfg.MODEL.WEIGHTS_MODE = "strict"
-    # The recipe starts from pre-trained weights: a training without MODEL.WEIGHTS gives a warning.
+    # The recipe starts from pre-trained weights: a training without MODEL.WEIGHTS, or
+    # MODEL.TIMM.PRETRAINED, gives a warning.
     cfg.MODEL.EXPECTS_WEIGHTS = False
 
     # Faster forms of the same computations: "auto" (those that suit MODEL.DEVICE), "none", or names
@@ -67,6 +68,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     # docs/encoders.md lists the families that work.
     cfg.MODEL.TIMM.NAME = ""
     # Without MODEL.WEIGHTS, a training starts from timm's weights, out of its cache or the Hub.
+    # Their licence is logged: not each of them allows commercial use.
     cfg.MODEL.TIMM.PRETRAINED = False
     # Rate that stochastic depth reaches in the last block; 0 = the network's own default.
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0

@@ -47,6 +47,7 @@ from semask.engine.restored import check_optimizer_state, find_restored
 from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
 from semask.inference.model_outputs import for_evaluators
+from semask.modeling.backbone.timm_encoder import TimmEncoder
 from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
@@ -195,10 +196,20 @@ class Trainer(DefaultTrainer):
             for best in self._best.values():
                 best.restore()
         if self.start_iter == 0 and self.cfg.MODEL.EXPECTS_WEIGHTS and not self.cfg.MODEL.WEIGHTS:
-            logger.warning(
-                "The training starts from random weights, but the recipe of this config from "
-                "pre-trained ones: give MODEL.WEIGHTS an ImageNet Swin checkpoint."
-            )
+            self._expect_pretrained()
+
+    def _expect_pretrained(self) -> None:
+        """Point out random weights where the recipe has others."""
+        encoders = [m for m in self._trainer.model.modules() if isinstance(m, TimmEncoder)]
+        if any(encoder.pretrained for encoder in encoders):
+            return
+        logger.warning(
+            "The training starts from random weights, but the recipe of this config from "
+            "pre-trained ones: %s.",
+            f"set MODEL.TIMM.PRETRAINED True, or give MODEL.WEIGHTS a file for {encoders[0].name}"
+            if encoders
+            else "give MODEL.WEIGHTS an ImageNet Swin checkpoint",
+        )
 
     def train(self) -> Any:
         """Train to the end, or until a SIGTERM or Ctrl-C.

@@ -1,8 +1,9 @@
-"""SeMask Swin below Detectron2's feature pyramid, for its detectors (arXiv 1612.03144).
+"""SeMask below Detectron2's feature pyramid, for its detectors (arXiv 1612.03144).
 
 ``MODEL.BACKBONE.NAME`` "build_semask_swin_fpn_backbone" is what R-CNN models take,
-"build_retinanet_semask_swin_fpn_backbone" what RetinaNet takes. Parameters have Detectron2's
-names: ``backbone.bottom_up.*``, ``backbone.fpn_lateral2.*`` and so on.
+"build_retinanet_semask_swin_fpn_backbone" what RetinaNet takes; with "timm" in place of "swin" the
+encoder is that of ``MODEL.TIMM``. Parameters have Detectron2's names: ``backbone.bottom_up.*``,
+``backbone.fpn_lateral2.*`` and so on.
 """
 
 from collections.abc import Mapping
@@ -14,18 +15,28 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.semask import SeMaskBackbone
 from semask.modeling.backbone.semask_swin import SeMaskSwin
+from semask.modeling.backbone.semask_timm import SeMaskTimm
 from semask.modeling.meta_arch.detectors import prior_classes
 
 
-class PyramidSwin(SeMaskSwin):
-    """A :class:`SeMaskSwin` that hands features on that have been computed already."""
+class PyramidBackbone(SeMaskBackbone):
+    """A :class:`SeMaskBackbone` that hands features on that have been computed already."""
 
     def forward(
         self, image: Tensor | Mapping[str, Tensor], return_priors: bool | None = None
     ) -> dict[str, Tensor]:
-        """As :meth:`SeMaskSwin.forward`; its own output instead of an image is returned as is."""
+        """As of the backbone; its own output instead of an image is returned as is."""
         return dict(image) if isinstance(image, Mapping) else super().forward(image, return_priors)
+
+
+class PyramidSwin(PyramidBackbone, SeMaskSwin):
+    """Swin."""
+
+
+class PyramidTimm(PyramidBackbone, SeMaskTimm):
+    """A network of timm."""
 
 
 class SeMaskFPN(FPN, SemSegBackbone):
@@ -37,7 +48,7 @@ class SeMaskFPN(FPN, SemSegBackbone):
 
     def __init__(
         self,
-        bottom_up: PyramidSwin,
+        bottom_up: PyramidBackbone,
         in_features: list[str],
         out_channels: int,
         norm: str = "",
@@ -59,7 +70,7 @@ class SeMaskFPN(FPN, SemSegBackbone):
     @property
     def prior_strides(self) -> dict[str, int]:
         """See :attr:`SemSegBackbone.prior_strides`."""
-        bottom_up: PyramidSwin = self.bottom_up
+        bottom_up: PyramidBackbone = self.bottom_up
         return bottom_up.prior_strides
 
     def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
@@ -86,8 +97,17 @@ def build_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMa
     Raises:
         ConfigError: see :func:`prior_classes`.
     """
-    bottom_up = _bottom_up(cfg, input_shape)
-    return _pyramid(cfg, bottom_up, LastLevelMaxPool())
+    return _rcnn_pyramid(cfg, _bottom_up(PyramidSwin, cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_semask_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+    """The same levels from a network of timm.
+
+    Raises:
+        ConfigError: see :func:`prior_classes`.
+    """
+    return _rcnn_pyramid(cfg, _bottom_up(PyramidTimm, cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
@@ -97,21 +117,38 @@ def build_retinanet_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpe
     Raises:
         ConfigError: see :func:`prior_classes`.
     """
-    bottom_up = _bottom_up(cfg, input_shape)
+    return _retinanet_pyramid(cfg, _bottom_up(PyramidSwin, cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_semask_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+    """The same levels from a network of timm.
+
+    Raises:
+        ConfigError: see :func:`prior_classes`.
+    """
+    return _retinanet_pyramid(cfg, _bottom_up(PyramidTimm, cfg, input_shape))
+
+
+def _bottom_up(
+    kind: type[PyramidSwin] | type[PyramidTimm], cfg: CfgNode, input_shape: ShapeSpec
+) -> PyramidBackbone:
+    arguments = kind.from_config(cfg, input_shape)
+    features = list(cfg.MODEL.FPN.IN_FEATURES)
+    # A stage that the pyramid does not use would get an output norm without a gradient.
+    return kind(**{**arguments, "semantic_classes": prior_classes(cfg), "out_features": features})
+
+
+def _rcnn_pyramid(cfg: CfgNode, bottom_up: PyramidBackbone) -> SeMaskFPN:
+    return _pyramid(cfg, bottom_up, LastLevelMaxPool())
+
+
+def _retinanet_pyramid(cfg: CfgNode, bottom_up: PyramidBackbone) -> SeMaskFPN:
     channels = bottom_up.output_shape()["res5"].channels
     return _pyramid(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> PyramidSwin:
-    arguments = PyramidSwin.from_config(cfg, input_shape)
-    features = list(cfg.MODEL.FPN.IN_FEATURES)
-    # A stage that the pyramid does not use would get an output norm without a gradient.
-    return PyramidSwin(
-        **{**arguments, "semantic_classes": prior_classes(cfg), "out_features": features}
-    )
-
-
-def _pyramid(cfg: CfgNode, bottom_up: PyramidSwin, top_block: nn.Module) -> SeMaskFPN:
+def _pyramid(cfg: CfgNode, bottom_up: PyramidBackbone, top_block: nn.Module) -> SeMaskFPN:
     fpn = cfg.MODEL.FPN
     return SeMaskFPN(
         bottom_up,

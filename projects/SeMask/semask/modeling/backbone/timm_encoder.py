@@ -1,6 +1,7 @@
 """Networks of the library timm as encoders, under timm's own parameter names."""
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 from semask.errors import CheckpointError, ConfigError
 from semask.modeling.backbone.encoder import HierarchicalEncoder, Layout
 
+logger = logging.getLogger(__name__)
+
 STRIDES = (4, 8, 16, 32)
+# Licences of weights, as timm calls them, that leave the use of a model open.
+_FREE_LICENCES = ("apache-2.0", "bsd-3-clause", "mit")
 
 # Where features are gathered in another way than by one module after the other.
 _NOT_WALKED = {
@@ -28,7 +33,8 @@ class TimmEncoder(HierarchicalEncoder):
 
     Which module belongs to which stage is what timm itself says (``features_only``). On images
     whose sides are multiples of 32 the stages give exactly timm's features; others are padded with
-    zeros, in front of each stage that halves the map.
+    zeros, in front of each stage that halves the map. Networks that shrink the keys of their first
+    stage to an eighth (Mix Transformers, PVTv2) need sides of more than 28 pixels.
 
     Args:
         name: as timm knows it, with or without the tag of its weights, such as "convnext_tiny" or
@@ -45,6 +51,7 @@ class TimmEncoder(HierarchicalEncoder):
     Attributes:
         name: as given.
         network: the modules, under timm's names.
+        pretrained: whether the values are those of timm's weights.
         left_out: names of the parameters and buffers of timm's network that have no place here,
             those of its classifier.
 
@@ -55,6 +62,7 @@ class TimmEncoder(HierarchicalEncoder):
 
     name: str
     network: nn.Module
+    pretrained: bool
     left_out: frozenset[str]
 
     def __init__(
@@ -75,6 +83,9 @@ class TimmEncoder(HierarchicalEncoder):
         features = _features_net(timm, name, options)
         pretrained = pretrained and torch.empty(0).device.type != "meta"
         network = _create(timm, name, {**options, "pretrained": pretrained})
+        self.pretrained = pretrained
+        if pretrained:
+            _tell_licence(name, network)
         walk = [_timm_name(key, network) for key in features]
         ends = _ends_of_stages(name, features)
         # The stem ends in front of the module that gives the features of stride 4.
@@ -133,6 +144,21 @@ def _padded(x: Tensor, multiple: int, layout: Layout) -> Tensor:
         return x
     channels = (0, 0) if layout == "NHWC" else ()
     return F.pad(x, (*channels, 0, right, 0, bottom))
+
+
+def _tell_licence(name: str, network: nn.Module) -> None:
+    """Say which licence pre-trained weights have: those of one network differ by their tag."""
+    published: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
+    source = published.get("hf_hub_id") or published.get("url") or "timm"
+    licence = published.get("license")
+    named = f"of the licence '{licence}'" if licence else "of a licence that timm does not name"
+    if licence in _FREE_LICENCES:
+        logger.info("The weights of '%s' (%s) are %s.", name, source, named)
+    else:
+        logger.warning(
+            "The weights of '%s' (%s) are %s: read it before you use the model.",
+            *(name, source, named),
+        )
 
 
 def _import_timm() -> Any:
