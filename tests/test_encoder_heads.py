@@ -82,7 +82,9 @@ def test_each_head_takes_a_step_and_predicts(head: str, network: str) -> None:
 
 @NETWORKS
 def test_masks_are_instances_and_panoptic_segments(network: str, catalogs: None) -> None:
-    keys = {f"MASK_FORMER__TEST__{task}_ON": True for task in ("INSTANCE", "PANOPTIC")}
+    keys: dict[str, Any] = {
+        f"MASK_FORMER__TEST__{task}_ON": True for task in ("INSTANCE", "PANOPTIC")
+    }
     keys |= {"MASK_FORMER__TEST__OBJECT_MASK_THRESHOLD": 0.0}
     cfg = config(network, "mask2former", **keys)
     cfg.DATASETS.TRAIN = ("encoder_heads_panoptic",)

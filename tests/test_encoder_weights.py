@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import tiny
 from semask.checkpoint import SeMaskCheckpointer
+from semask.cli import main
+from semask.config import load_config
+from semask.engine import Trainer, check_run
 from semask.errors import CheckpointError
 from semask.modeling import SeMaskTimm
 
@@ -127,6 +131,73 @@ def test_what_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=change):
         load("test_convnext", tmp_path / "weights.pth")
+
+
+def small_config(folder: Path, *, network: str = "test_convnext", **sections: Any) -> str:
+    """A config file of a small SeMask-FPN with a network of timm, on the dataset of ``tiny``."""
+    levels = ["res2", "res3", "res4", "res5"]
+    model = {
+        "BACKBONE": {"NAME": "SeMaskTimm"},
+        "TIMM": {"NAME": network},
+        "SEMASK": {"ATTENTION": ["window"] * 4, "NUM_BLOCKS": [1] * 4},
+        "SEM_SEG_HEAD": {"IN_FEATURES": levels},
+        "DEVICE": "cpu",
+        "EXPECTS_WEIGHTS": True,
+    }
+    output = str(folder / "out")
+    return tiny.write_config(folder / "config.yaml", MODEL=model, OUTPUT_DIR=output, **sections)
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_training_starts_from_a_file_of_timm(
+    converted: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file as it is, or as ``semask convert`` writes it."""
+    torch.manual_seed(7)
+    state = timm.create_model("test_convnext").state_dict()
+    path = tmp_path / "published.safetensors"
+    save_file(state, path)
+    config = small_config(tmp_path)
+    if converted:
+        target = tmp_path / "converted.pth"
+        assert main.run("convert", [str(path), str(target), "--config", config]) == 0
+        assert main.run("convert", [str(path), str(tmp_path / "b.pth")]) == 2  # no --config
+        path = target
+    with tiny.datasets(tmp_path), tiny.own_loggers():
+        cfg = load_config(config, ["MODEL.WEIGHTS", str(path), "SOLVER.BASE_LR", "1e-12"])
+        check_run(cfg)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        assert "random weights" not in caplog.text
+        trainer.train()
+    trained = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    for name, value in state.items():
+        if not name.startswith("head."):
+            torch.testing.assert_close(trained[f"backbone.encoder.network.{name}"], value)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_pretrained_weights_are_what_a_recipe_expects(
+    pretrained: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    create = timm.create_model
+
+    def with_file(name: str, **options: Any) -> Any:
+        if options.get("pretrained"):
+            overlay = {"file": str(tmp_path / "weights.safetensors"), "license": "cc-by-nc-4.0"}
+            options["pretrained_cfg_overlay"] = overlay
+        return create(name, **options)
+
+    save_file(create("test_convnext").state_dict(), tmp_path / "weights.safetensors")
+    monkeypatch.setattr(timm, "create_model", with_file)
+    with tiny.datasets(tmp_path), tiny.own_loggers():
+        cfg = load_config(small_config(tmp_path), ["MODEL.TIMM.PRETRAINED", str(pretrained)])
+        Trainer(cfg).resume_or_load(resume=False)
+    assert ("MODEL.TIMM.PRETRAINED" in caplog.text) != pretrained  # in the warning
+    assert ("cc-by-nc-4.0" in caplog.text) == pretrained
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:

@@ -25,10 +25,9 @@ def test_equal_weights_give_equal_features(tmp_path: Path) -> None:
     save_file(
         {key: torch.from_numpy(value) for key, value in state.items()}, tmp_path / "a.safetensors"
     )
-    model = nn.Module()
-    model.backbone = SeMaskTimm(name="mit_b0", semantic_attention=["none"] * 4)
-    SeMaskCheckpointer(model).load(str(tmp_path / "a.safetensors"))
-    encoder = model.backbone.encoder.eval().double()
+    backbone = SeMaskTimm(name="mit_b0", semantic_attention=["none"] * 4)
+    SeMaskCheckpointer(nn.ModuleDict({"backbone": backbone})).load(str(tmp_path / "a.safetensors"))
+    encoder = backbone.encoder.eval().double()
     for module in encoder.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-5  # as the peer's, whatever its config says
