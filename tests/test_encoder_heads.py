@@ -122,12 +122,11 @@ def test_export_equals_the_model(network: str, tmp_path: Path) -> None:
     assert largest_difference(model, SIZE, tmp_path / "model.pt2") < 1e-4
 
 
-@NETWORKS
 @pytest.mark.slow
-def test_onnx_equals_the_model(network: str, tmp_path: Path) -> None:
+def test_onnx_equals_the_model(tmp_path: Path) -> None:
     for package in ("onnxscript", "onnx", "onnxruntime"):
         pytest.importorskip(package)
-    model = build(config(network)).eval()
+    model = build(config("mit_b0")).eval()
     save_onnx(model, SIZE, tmp_path / "model.onnx")
     assert largest_difference(model, SIZE, tmp_path / "model.onnx") < 1e-4
 

@@ -21,6 +21,7 @@ from semask.checkpoint.reading import parameters_by_name
 from semask.config import load_config
 from semask.errors import CheckpointError
 
+_NEEDS_CONFIG = " The weights of a network of timm need --config, a model with that encoder."
 # How the classifiers of timm's networks and of transformers' are called.
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "norm.", "norm_pre.")
 
@@ -77,10 +78,17 @@ def convert(
             (encoder, CheckpointKind.ENCODER) if encoder else convert_state_dict(weights)
         )
     except UnknownNamesError as error:
-        hint = "" if model else " Weights of a network of timm need --config, whose encoder it is."
-        raise CheckpointError(f"Checkpoint '{source}': {error}{hint}") from error
+        raise CheckpointError(
+            f"Checkpoint '{source}': {error}{'' if model else _NEEDS_CONFIG}"
+        ) from error
     except CheckpointError as error:
         raise CheckpointError(f"Checkpoint '{source}': {error}") from error
+    bare = kind is CheckpointKind.NATIVE and not any("backbone." in name for name in converted)
+    if bare and model is None:
+        raise CheckpointError(
+            f"Checkpoint '{source}' holds no model of this project, but perhaps an encoder."
+            f"{_NEEDS_CONFIG}"
+        )
     left_out: dict[str, list[str]] = {"entries beside the weights": sorted({*content} - {"model"})}
     if kind is CheckpointKind.IMAGENET_SWIN:
         classifier = [name for name in converted if not name.startswith("backbone.")]

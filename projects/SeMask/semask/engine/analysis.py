@@ -203,12 +203,9 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
         _frozen(model),  # the counter takes any view of a parameter for a part of the graph
         torch.no_grad(),
         FlopCounterMode(display=False, custom_mapping=more) as counter,
+        _counted_modules(model, counter) as counted,
     ):
         model(images)
-    counted = {  # its names begin with the class of the model
-        key.partition(".")[2]: sum(operations.values())
-        for key, operations in counter.get_flop_counts().items()
-    }
     flops: dict[str, int] = {}
     for name, module in reversed(list(model.named_modules())):
         # Containers such as nn.ModuleList have no forward pass: they cost what their members do.
@@ -218,6 +215,36 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
         own = counted.get(name, 0) if next(module.parameters(), None) is not None else 0
         flops[name] = max(own, members)
     return flops
+
+
+@contextmanager
+def _counted_modules(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, int]]:
+    """Operations in the calls of each module, by its name in the model.
+
+    The counter has names of its own, which are others where a module is also called by a wrapper
+    that is not registered, as the stages of timm's networks are.
+    """
+    counted: dict[str, int] = defaultdict(int)
+    begun: list[int] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        begun.append(counter.get_total_flops())
+
+    def leave(name: str) -> Callable[..., None]:
+        def add(module: nn.Module, args: Any, output: Any) -> None:
+            counted[name] += counter.get_total_flops() - begun.pop()
+
+        return add
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave(name)))
+    try:
+        yield counted
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
