@@ -191,7 +191,7 @@ def masks(base: Case, extent: Extent) -> list[Case]:
 
 def decoders(base: Case, extent: Extent) -> list[Case]:
     """What each decoder of mask classification costs on the same backbone."""
-    case = replace(base, label_side=max(8, extent.size // 4))
+    case = replace(base, label_side=max(8, extent.size // 4), sides=("fast",))
     return [
         replace(case, model=model, kind=kind, batch=batch)
         for kind, batch in (("inference", 1), ("training", extent.training_batch))
