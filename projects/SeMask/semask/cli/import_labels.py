@@ -25,6 +25,11 @@ SMALL = {
 }
 LARGE = {"folder": "own_dataset/semask_example", "coco": "own_dataset/semask_coco_example"}
 
+WRITTEN = {
+    "folder": "Written as label maps of classes; --to coco writes instances, where there are any.",
+    "coco": "Written as instances; --to folder writes label maps of classes.",
+}
+
 # So many of the notes are printed; the file has all.
 SHOWN = 8
 
@@ -54,7 +59,7 @@ def summary(result: Result) -> str:
         colalign=["left", "right", "right", "right"],
         disable_numparse=True,
     )
-    lines = [f"{result.format}: {result.evidence}.", "", table, ""]
+    lines = [f"{result.format}: {result.evidence}.", WRITTEN[result.layout], "", table, ""]
     lines.append(
         f"{pluralize(sum(result.images.values()), 'image')} ({parts}), listed in "
         f"{os.path.join(os.path.relpath(result.folder), SPLIT_FILE)}."

@@ -10,7 +10,7 @@ import pycocotools.mask as mask_util
 
 from semask.data.importers.classes import ClassTable
 from semask.data.importers.contract import IGNORE, ImportedImage, Region
-from semask.data.importers.raster import Drawn, ImageFacts, draw
+from semask.data.importers.raster import NOT_COUNTED, Drawn, ImageFacts, draw
 from semask.errors import ConfigError
 from semask.utils.files import replacing
 
@@ -73,7 +73,7 @@ class CocoWriter:
             drawn = draw(region, height, width)
             changes += [f"'{region.name}': {text}" for text in dict.fromkeys(drawn.problems)]
             if category == IGNORE:
-                changes.append(f"'{region.name}': left out, as it marks what does not count")
+                changes.append(f"'{region.name}': {NOT_COUNTED}")
             elif drawn.mask is not None:
                 annotations.append(_annotation(region, drawn, category, facts))
         first = 1 + sum(map(len, self.annotations.values()))

@@ -27,6 +27,7 @@ from semask.data.importers.contract import (
 from semask.data.importers.files import cached_json
 from semask.data.importers.folder_layout import FolderWriter
 from semask.data.importers.image_output import image_facts, output_names, place
+from semask.data.importers.raster import LEFT_OUT
 from semask.errors import ConfigError, DataError
 from semask.utils.files import replacing
 from semask.utils.palette import class_colors
@@ -337,7 +338,10 @@ def _write_images(
             continue
         channels[facts.channels] += 1
         where = f"{image.source}: {image.name}"
-        labels.notes += [Note("changed", where, change) for change in changes]
+        labels.notes += [
+            Note("left out" if change.endswith(LEFT_OUT) else "changed", where, change)
+            for change in changes
+        ]
         rows.append((part, f"images/{part}/{name}", str(image.image or ""), str(image.source)))
     return rows, failed, next(iter(channels)) if len(channels) == 1 else 0
 

@@ -13,6 +13,10 @@ OUTSIDE, CLIPPED = "outside the image", "beyond the image's edge: cut off there"
 NO_AREA = "a point, a line or something else without area"
 BOX_ALONE = "a box without an outline: its pixels are ignored"
 EMPTY = "too small for a single pixel"
+NOT_COUNTED = "of a class that marks what does not count"
+
+# Regions with these problems are not in the output.
+LEFT_OUT = (OUTSIDE, NO_AREA, EMPTY, NOT_COUNTED)
 
 
 @dataclass(frozen=True)
