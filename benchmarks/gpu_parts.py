@@ -75,7 +75,17 @@ class Task:
         """A case of ``benchmarks.sides``, small where that is asked for."""
         side = 64 if self.tiny else size
         opts = TINY if self.tiny else ()
-        return Case(model, kind, batch, side, side, dtype=self.dtype, device=self.device, opts=opts)
+        return Case(
+            model,
+            kind,
+            batch,
+            side,
+            side,
+            dtype=self.dtype,
+            device=self.device,
+            opts=opts,
+            label_side=max(8, side // 4),
+        )
 
 
 def fixtures(task: Task) -> Iterator[Callable[[], Row]]:
@@ -169,7 +179,7 @@ def _equal(case: Case, title: str, name: str, paths: str) -> Row:
     torch.manual_seed(0)
     plain = build(case, "plain", cfg)
     fast = apply_fast_paths(copy.deepcopy(plain), select_fast_paths(cfg))
-    samples = _samples(case, cfg)
+    samples = inputs(case, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     results = []
     for model in (plain, fast):
         torch.manual_seed(1)  # the points that Mask2Former compares masks at
@@ -243,7 +253,7 @@ def _speed(case: Case, title: str, name: str, paths: str, compiled: bool = False
         torch._dynamo.reset()
         for part in model.children():
             part.compile(dynamic=False)
-    step = _step(case, cfg, model, _samples(case, cfg))
+    step = _step(case, cfg, model, inputs(case, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
     started = time.monotonic()
     for _ in range(STEPS):
         step()
@@ -296,22 +306,6 @@ def _step(case: Case, cfg: Any, model: nn.Module, samples: list[Row]) -> Callabl
         scaler.update()
 
     return train
-
-
-def _samples(case: Case, cfg: Any) -> list[Row]:
-    """Images with label maps and, as mask classification wants, a mask for each class."""
-    from detectron2.structures import BitMasks, Instances
-
-    samples = inputs(case, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    for sample in samples:
-        label = sample["sem_seg"]
-        classes = label.unique()
-        classes = classes[classes != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE]
-        instances = Instances((case.height, case.width))
-        instances.gt_classes = classes
-        instances.gt_masks = BitMasks(label == classes[:, None, None]).tensor
-        sample["instances"] = instances
-    return samples
 
 
 def camvid(task: Task) -> Iterator[Callable[[], Row]]:

@@ -24,7 +24,7 @@ Step = Callable[[], None]
 
 def import_project() -> None:
     """Make ``semask`` and the plain data pipeline importable, wherever the program is started."""
-    for folder in (ROOT / "tests", ROOT / "projects" / "SeMask"):
+    for folder in (ROOT / "tests" / "helpers", ROOT / "projects" / "SeMask"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     import semask  # noqa: F401  (before Detectron2)

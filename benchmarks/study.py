@@ -10,9 +10,10 @@ A study is a file in benchmarks/studies (NAME or a path): see ``read_study`` for
 Each run is a process of its own. What is finished in the output folder is not trained again and
 what was stopped goes on, so the command can be interrupted and repeated, with more seeds as well.
 Prints the tables and writes NAME.md, NAME.json (every metric of every seed, commands, date, commit,
-machine) and NAME.svg to the output folder. Given such a JSON file, it draws the tables and the
-figure of it again. Exit status: 0; 1 if a training failed; 2 for a mistake in the arguments or the
-study; 130 after Ctrl-C and 143 after SIGTERM, with checkpoints to go on from.
+machine) and NAME.svg to the output folder. Given such a JSON file, it draws tables and figure of it
+again. At the end come overrides of all configs. Exit status: 0; 1 if a training failed; 2 for a
+mistake in the arguments or the study; 130 after Ctrl-C and 143 after SIGTERM, with checkpoints to
+go on from.
 """
 
 import argparse
@@ -36,6 +37,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison import draw, render
+from benchmarks.run import OVERRIDE
 from benchmarks.worker import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -314,18 +316,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage="study.py STUDY [options] [-- KEY VALUE ...]",
+        usage="study.py STUDY [options] [KEY VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", help="name or file of a study, or results to draw again")
-    parser.add_argument("overrides", nargs="*", default=[], help="of all configs, KEY VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the study's")
     parser.add_argument("--runs", nargs="+", default=[], help="some of the study's; default: all")
     parser.add_argument("--workers", type=int, default=1, help="trainings at once (1)")
     parser.add_argument("--threads", type=int, default=1, help="of each training (1)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/study/NAME")
     parser.add_argument("--collect", action="store_true", help="train nothing")
-    args = parser.parse_args(argv)
+    # Cut off here, as "--runs a b KEY VALUE" would take them for runs.
+    first = next((i for i, word in enumerate(argv) if OVERRIDE.fullmatch(word)), len(argv))
+    args = parser.parse_args(argv[:first])
+    args.overrides = argv[first:]
+    if len(args.overrides) % 2:
+        parser.error(f"overrides come in pairs KEY VALUE, got {' '.join(args.overrides)}")
     if min(args.workers, args.threads) < 1:
         parser.error("--workers and --threads have to be at least 1")
     return args
