@@ -29,7 +29,8 @@ class Difference:
     Attributes:
         values: by seed.
         low, high: bootstrap interval of the mean (``LEVEL`` %, percentiles, seeds resampled);
-            NaN with one seed. With three seeds it is the range of the three differences.
+            NaN with one seed. With three seeds it is the range of the three differences, which
+            without any effect lies on one side of 0 in a quarter of all studies.
     """
 
     values: Mapping[str, float]
@@ -102,7 +103,9 @@ def render(report: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"Mean of the paired differences, seed by seed [{LEVEL} % bootstrap interval]; an "
-            "interval that contains 0 does not tell the two apart.",
+            "interval that contains 0 does not tell the two apart. With three seeds it is the "
+            "range of the three differences, which chance alone puts on one side of 0 one time in "
+            "four.",
             "",
             grid(["difference", *metrics.values()], rows),
         ]
