@@ -83,6 +83,27 @@ def test_config_builds(name: str) -> None:
     assert semantic == name.split("/")[1].startswith("semask")
 
 
+def test_configs_that_the_documents_name_are_shipped() -> None:
+    root = CONFIGS.parent
+    named = {
+        name
+        for file in (
+            root / "README.md",
+            root / "projects/SeMask/README.md",
+            *root.glob("docs/*.md"),
+        )
+        for name in re.findall(r"configs/([a-z0-9]\w*/\w+\.yaml)", file.read_text())
+    }
+    named |= {  # MODEL_DETECTOR_{1x,3x}.yaml
+        f"coco/{model}_{detector}_{schedule}.yaml"
+        for model in ("semask_swin_tiny", "semask_swin_small", "swin_tiny", "swin_small")
+        for detector in ("mask_rcnn", "cascade_mask_rcnn", "retinanet", "panoptic_fpn")
+        for schedule in ("1x", "3x")
+    }
+    assert len(named) > 60
+    assert named <= set(SHIPPED)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_config_opens_with_what_to_expect_and_its_command(name: str) -> None:
     head = (CONFIGS / name).read_text().partition("_BASE_")[0]
