@@ -45,6 +45,23 @@ def test_weights_alone_do_not_touch_the_optimizer(tmp_path: Path) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
+def test_unused_training_states_are_warned_of_where_a_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model alone, as in a predictor, has no use for them, and says nothing."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9)
+    states: dict[str, Any] = {"optimizer": optimizer, "ema": nn.Linear(2, 2)}
+    SeMaskCheckpointer(model, str(tmp_path), **states).save("model")
+    path = str(tmp_path / "model.pth")
+    SeMaskCheckpointer(model).load(path)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    SeMaskCheckpointer(model, optimizer=optimizer).load(path)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "'ema'" in warning
+    assert path in warning
+
+
 def test_no_path_loads_nothing() -> None:
     model = Toy()
     before = values(model)

@@ -62,15 +62,19 @@ def test_key_overrides_the_choice(tmp_path: Path) -> None:
         select_fast_paths(config(tmp_path, "MODEL.FAST_PATHS", "sdpa,quick"))
 
 
-def test_choice_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    apply._selected.cache_clear()
+def test_the_forms_in_the_model_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is enabled and has no place in the model, such as those of mask decoders, is not."""
     with caplog.at_level(logging.INFO, logger="semask"):
-        for _ in range(2):
-            Trainer.build_model(config(tmp_path))
-    lines = [record.getMessage() for record in caplog.records if record.name == apply.__name__]
-    assert len(lines) == 1
-    for name in select_fast_paths(config(tmp_path)):
-        assert f"{name} ({FAST_PATHS[name].does})" in lines[0]
+        model = Trainer.build_model(config(tmp_path))
+    (line,) = [record.getMessage() for record in caplog.records if record.name == apply.__name__]
+    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+    there = {name for name, path in FAST_PATHS.items() if classes & set(path.forms.values())}
+    assert {"striped_loss", "winograd", "streamed", "recomputed"} <= there
+    assert not there & {"levelled", "factored", "bagged", "kept_memory", "fused_optimizer"}
+    for name, path in FAST_PATHS.items():
+        assert (f"{name} ({path.does})" in line) == (name in there)
 
 
 def test_none_is_exactly_the_plain_classes(tmp_path: Path) -> None:

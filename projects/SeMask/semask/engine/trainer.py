@@ -49,7 +49,7 @@ from semask.errors import CheckpointError
 from semask.inference.model_outputs import for_evaluators
 from semask.modeling.backbone.timm_encoder import TimmEncoder
 from semask.modeling.layers.norm import synchronize_batch_norm
-from semask.ops.apply import apply_fast_paths, select_fast_paths
+from semask.ops.apply import apply_selected_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task, evaluated_weights, inference_folder, write_reports
 from semask.utils.precision import Precision, evaluation_autocast
@@ -158,7 +158,7 @@ class Trainer(DefaultTrainer):
 
         Args:
             resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
-            overwrite: otherwise, begin anew also where OUTPUT_DIR has checkpoints of an earlier
+            overwrite: otherwise, start also where OUTPUT_DIR has checkpoints of an earlier
                 run, which ``train`` then removes.
 
         Raises:
@@ -373,7 +373,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model on its device, in its fast form; its size is logged."""
-        model = apply_fast_paths(synchronize_batch_norm(build_model(cfg)), select_fast_paths(cfg))
+        model = apply_selected_fast_paths(cfg, synchronize_batch_norm(build_model(cfg)))
         parts = ", ".join(f"{name} {_size(part)}" for name, part in model.named_children())
         logger.info(
             "%s: %s parameters (%s) on %s",

@@ -27,7 +27,7 @@ from semask.inference.model_outputs import class_map, gives_scores, predict
 from semask.inference.prediction import ImagePrediction, Prediction
 from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors
-from semask.ops.apply import apply_fast_paths, select_fast_paths
+from semask.ops.apply import apply_selected_fast_paths
 from semask.ops.lazy_scores import LazyScores
 from semask.utils.device import resolve_device
 from semask.utils.palette import class_colors
@@ -298,7 +298,7 @@ def _build_model(cfg: CfgNode) -> torch.nn.Module:
         reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
     check_protocol(cfg, model)
-    return apply_fast_paths(model, select_fast_paths(cfg)).eval()
+    return apply_selected_fast_paths(cfg, model).eval()
 
 
 def _classes(cfg: CfgNode) -> tuple[tuple[str, ...], np.ndarray]:

@@ -11,7 +11,6 @@ the state dict, hooks, optimizers and references to the module stay as they are.
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -196,7 +195,7 @@ FAST_PATHS = {
 
 
 def select_fast_paths(cfg: CfgNode) -> frozenset[str]:
-    """The names of the forms that a model of this config uses; they are logged once.
+    """The names of the forms that a config enables, whether or not its model has a place for them.
 
     Args:
         cfg: ``MODEL.FAST_PATHS``, "auto", "none" or names with commas between them, and
@@ -205,11 +204,7 @@ def select_fast_paths(cfg: CfgNode) -> frozenset[str]:
     Raises:
         ConfigError: there is no form of that name.
     """
-    return _selected(cfg.MODEL.FAST_PATHS, torch.device(cfg.MODEL.DEVICE).type)
-
-
-@cache  # so that each choice is logged once
-def _selected(setting: str, device: str) -> frozenset[str]:
+    setting, device = cfg.MODEL.FAST_PATHS, torch.device(cfg.MODEL.DEVICE).type
     if setting == "auto":
         names = [
             name
@@ -224,9 +219,35 @@ def _selected(setting: str, device: str) -> frozenset[str]:
             f"MODEL.FAST_PATHS is '{setting}', and there is no '{unknown[0]}'; use 'auto', 'none' "
             f"or any of {', '.join(FAST_PATHS)}, with commas between them."
         )
-    listed = "; ".join(f"{name} ({FAST_PATHS[name].does})" for name in names) or "none"
-    logger.info("Fast paths on %s (MODEL.FAST_PATHS '%s'): %s", device, setting, listed)
     return frozenset(names)
+
+
+def apply_selected_fast_paths(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Make a model faster, in place, by the forms that its config enables; log those it now has.
+
+    Args:
+        cfg: see :func:`select_fast_paths`.
+        model: see :func:`apply_fast_paths`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ConfigError: there is no form of a name in ``MODEL.FAST_PATHS``.
+    """
+    names = select_fast_paths(cfg)
+    apply_fast_paths(model, names)
+    applied = [
+        f"{name} ({path.does})"
+        for name, path in FAST_PATHS.items()
+        if name in names
+        and any(isinstance(module, tuple(path.forms.values())) for module in model.modules())
+    ]
+    logger.info(
+        "Fast paths in the model on %s (MODEL.FAST_PATHS '%s'): %s",
+        *(cfg.MODEL.DEVICE, cfg.MODEL.FAST_PATHS, "; ".join(applied) or "none"),
+    )
+    return model
 
 
 def apply_fast_paths(model: nn.Module, names: Collection[str]) -> nn.Module:
