@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def test_report_of_a_sound_dataset(folder: Path, threads: int) -> None:
     report = check_dataset("own", threads=threads)
     assert report.problems == []
-    assert (report.pairs, report.examined) == (IMAGES, IMAGES)
+    assert (report.listed, report.examined) == (IMAGES, IMAGES)
     assert report.modes == {"RGB": IMAGES}
     assert report.sizes == {(8, 6): IMAGES}
     assert report.pixels.tolist() == [20 * IMAGES - 4, 20 * IMAGES - 4, 8, 0]
@@ -59,7 +59,7 @@ def test_report_of_a_sound_dataset(folder: Path, threads: int) -> None:
 
 def test_sample(folder: Path) -> None:
     report = check_dataset("own", sample=3)
-    assert (report.pairs, report.examined) == (IMAGES, 3)
+    assert (report.listed, report.examined) == (IMAGES, 3)
     assert "5 images with label maps, of which 3 have been looked at" in report.text()
 
 
@@ -99,7 +99,7 @@ def test_every_defect_is_in_the_report(
     (problem,) = report.problems
     assert problem.kind == kind
     assert words in problem.message
-    assert (report.pairs, report.examined) == (pairs, pairs)
+    assert (report.listed, report.examined) == (pairs, pairs)
     assert problem.message in report.text()
     assert f"1 problem:\n  {kind} (1):" in report.text()
 

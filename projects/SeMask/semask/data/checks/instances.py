@@ -5,32 +5,31 @@ The kinds of problems, and their words, are those of training's own check
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from tabulate import tabulate
 
 from semask.data.annotations import check_stated_size, describe, inspect
 from semask.data.bands import RGB, ImageReader
 from semask.data.checks.report import (
-    SHOWN,
+    ImageReport,
+    ImagesReport,
     Problem,
-    dark_lines,
+    absent_lines,
     dark_words,
-    image_lines,
-    problem_lines,
+    tabulated,
 )
 from semask.data.checks.semantic import (
     BAD_IMAGE,
     BAD_SIZE,
     DARK,
     UNLISTED,
+    Progress,
     Record,
-    evenly_spaced,
+    examine_sample,
     image_mode,
     list_dataset,
     noted,
@@ -45,46 +44,31 @@ USUAL_LIMIT = 100
 
 
 @dataclass
-class InstancesOfImage:
+class InstancesOfImage(ImageReport):
     """What one image and its annotations are like.
 
     Attributes:
-        mode: how the image file stores pixels, as Pillow calls it; "" = not known.
-        size: (width, height) of the image, in pixels, upright; None = not known.
-        dark: the image is nearly black.
         instances: number of usable annotations of each category (0..N-1).
         crowds: number of those that are crowds, which are not among the instances.
         boxes_alone: number of instances without a mask.
-        problems: what is wrong with the image and its annotations.
     """
 
-    mode: str = ""
-    size: tuple[int, int] | None = None
-    dark: bool = False
     instances: Counter[int] = field(default_factory=Counter)
     crowds: int = 0
     boxes_alone: int = 0
-    problems: list[Problem] = field(default_factory=list)
 
 
-class InstanceDatasetReport:
+class InstanceDatasetReport(ImagesReport):
     """What a dataset of instances is like.
 
     Attributes:
-        name: of the dataset.
         categories: their N names.
-        listed: number of images.
-        examined: number of those that have been looked at.
-        modes: number of images by the way that they store pixels.
-        sizes: number of images of each (width, height).
-        dark: images that are nearly black.
         instances: number of usable annotations of each category.
         images: number of images that have each category.
         crowds: number of crowds.
         boxes_alone: number of instances without a mask.
         empty: images without any instance.
         most: instances in the image that has the most.
-        problems: everything that is wrong.
     """
 
     def __init__(self, name: str, categories: Sequence[str]) -> None:
@@ -92,15 +76,11 @@ class InstanceDatasetReport:
         Args:
             name, categories: the attributes of these names; all counts start at 0.
         """
-        self.name = name
+        super().__init__(name)
         self.categories = list(categories)
-        self.listed = self.examined = 0
-        self.modes: Counter[str] = Counter()
-        self.sizes: Counter[tuple[int, int]] = Counter()
         self.instances: Counter[int] = Counter()
         self.images: Counter[int] = Counter()
-        self.crowds = self.boxes_alone = self.empty = self.most = self.dark = 0
-        self.problems: list[Problem] = []
+        self.crowds = self.boxes_alone = self.empty = self.most = 0
 
     @property
     def absent(self) -> list[str]:
@@ -109,13 +89,7 @@ class InstanceDatasetReport:
 
     def add(self, image: InstancesOfImage) -> None:
         """Count an image and its annotations."""
-        self.examined += 1
-        self.problems += image.problems
-        if image.mode:
-            self.modes[image.mode] += 1
-        if image.size is not None:
-            self.sizes[image.size] += 1
-        self.dark += image.dark
+        self.add_image(image)
         self.instances.update(image.instances)
         self.images.update(image.instances.keys())
         self.crowds += image.crowds
@@ -129,9 +103,7 @@ class InstanceDatasetReport:
             "dataset": self.name,
             "images": self.listed,
             "examined": self.examined,
-            "modes": dict(self.modes),
-            "sizes": {f"{width}x{height}": n for (width, height), n in self.sizes.most_common()},
-            "images_nearly_black": self.dark,
+            **self.images_as_dict(),
             "categories": [
                 {"name": name, "instances": self.instances[index], "images": self.images[index]}
                 for index, name in enumerate(self.categories)
@@ -147,35 +119,17 @@ class InstanceDatasetReport:
     def text(self) -> str:
         """The report for people: several lines, without a final line break."""
         first = f"Dataset '{self.name}': {self.listed} images with instances"
-        if self.examined != self.listed:
-            first += f", of which {self.examined} have been looked at"
-        parts = [[first], problem_lines(self.problems)]
-        if self.examined:
-            first_lines = [first, *image_lines(self.modes, self.sizes)]
-            parts = [first_lines, [self._table()], self._notes(), parts[1]]
-        return "\n\n".join("\n".join(part) for part in parts if part)
+        return self.as_text(first, self._table(), self._notes())
 
     def _table(self) -> str:
         rows = [
             (index, name, f"{self.instances[index]:,}", f"{self.images[index]:,}")
             for index, name in enumerate(self.categories)
         ]
-        return tabulate(
-            rows,
-            headers=["index", "category", "instances", "images"],
-            tablefmt="pipe",
-            colalign=["right", "left", "right", "right"],
-            disable_numparse=True,
-        )
+        return tabulated(rows, ["index", "category", "instances", "images"])
 
     def _notes(self) -> list[str]:
-        lines = []
-        if absent := self.absent:
-            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-            lines.append(
-                f"Note: {len(absent)} of {len(self.categories)} categories are in no image: "
-                f"{', '.join(absent[:SHOWN])}{more}."
-            )
+        lines = absent_lines(self.absent, len(self.categories), "categories")
         if self.empty:
             lines.append(f"Note: {self.empty} images have no instance.")
         if self.boxes_alone:
@@ -190,12 +144,10 @@ class InstanceDatasetReport:
                 f"Note: an image has {self.most} instances; set TEST.DETECTIONS_PER_IMAGE to more "
                 f"than that (Detectron2's default is {USUAL_LIMIT})."
             )
-        return lines + dark_lines(self.dark, self.examined)
+        return lines
 
 
 UNKNOWN_CATEGORY, NO_INSTANCES = "unknown category", "nothing annotated"
-
-Progress = Callable[..., Iterable[InstancesOfImage]]
 
 
 def has_instances(name: str) -> bool:
@@ -250,15 +202,9 @@ def check_instance_dataset(
     report = InstanceDatasetReport(name, categories or [])
     report.problems += problems
     report.listed = len(records)
-    chosen = evenly_spaced(records, sample)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        examine = partial(examine_instances, num_categories=len(report.categories), reader=reader)
-        images: Iterable[InstancesOfImage] = pool.map(examine, chosen)
-        for image in progress(images, total=len(chosen)) if progress else images:
-            report.add(image)
-    finally:  # also where somebody has lost patience
-        pool.shutdown(cancel_futures=True)
+    examine = partial(examine_instances, num_categories=len(report.categories), reader=reader)
+    for image in examine_sample(records, examine, sample, threads, progress):
+        report.add(image)
     if report.examined and not report.instances:
         message = f"Dataset '{name}' has no annotated instance to train on."
         report.problems.append(Problem(NO_INSTANCES, message))

@@ -35,42 +35,125 @@ class Problem:
 
 
 @dataclass
-class PairReport:
-    """What one image and its label map are like.
+class ImageReport:
+    """What one image is like.
 
     Attributes:
         mode: how the image file stores pixels, as Pillow calls it; "" = not known.
         size: (width, height) of the image, in pixels, upright; None = not known.
         dark: the image is nearly black.
-        counts: (256,) pixels of each label value; None = not known.
-        problems: what is wrong with the two.
+        problems: what is wrong with the image and what belongs to it.
     """
 
     mode: str = ""
     size: tuple[int, int] | None = None
     dark: bool = False
-    counts: np.ndarray | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
-class DatasetReport:
-    """What a dataset is like.
+@dataclass
+class PairReport(ImageReport):
+    """What one image and its label map are like.
+
+    Attributes:
+        counts: (256,) pixels of each label value; None = not known.
+    """
+
+    counts: np.ndarray | None = None
+
+
+class ImagesReport:
+    """What the images of a dataset are like, whatever is annotated in them.
 
     Attributes:
         name: of the dataset.
-        classes: names of the K classes.
-        ignore: value of label pixels that do not count.
-        pairs: number of images with a label map.
+        listed: number of images.
         examined: number of those that have been looked at.
-        images_alone, labels_alone: files without a counterpart.
         modes: number of images by the way that they store pixels.
         sizes: number of images of each (width, height).
         dark: images that are nearly black.
+        problems: everything that is wrong.
+    """
+
+    def __init__(self, name: str) -> None:
+        """
+        Args:
+            name: of the dataset; all counts start at 0.
+        """
+        self.name = name
+        self.listed = self.examined = self.dark = 0
+        self.modes: Counter[str] = Counter()
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.problems: list[Problem] = []
+
+    def add_image(self, image: ImageReport) -> None:
+        """Count an image."""
+        self.examined += 1
+        self.problems += image.problems
+        if image.mode:
+            self.modes[image.mode] += 1
+        if image.size is not None:
+            self.sizes[image.size] += 1
+        self.dark += image.dark
+
+    def images_as_dict(self) -> dict[str, Any]:
+        """What is known of the images, in plain types."""
+        return {
+            "modes": dict(self.modes),
+            "sizes": {f"{width}x{height}": n for (width, height), n in self.sizes.most_common()},
+            "images_nearly_black": self.dark,
+        }
+
+    def as_text(self, first: str, table: str, notes: Sequence[str]) -> str:
+        """The report for people: several lines, without a final line break.
+
+        Args:
+            first: the first line, without the number of images that have been looked at.
+            table, notes: of what is annotated; left out where no image has been looked at.
+        """
+        if self.examined != self.listed:
+            first += f", of which {self.examined} have been looked at"
+        parts = [[first], problem_lines(self.problems)]
+        if self.examined:
+            notes = [*notes, *dark_lines(self.dark, self.examined)]
+            parts = [[first, *image_lines(self.modes, self.sizes)], [table], notes, parts[1]]
+        return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def absent_lines(absent: Sequence[str], number: int, noun: str) -> list[str]:
+    """What to say about classes that no image has, where there are any.
+
+    Args:
+        absent: their names.
+        number: of all classes.
+        noun: what they are called, in the plural.
+    """
+    if not absent:
+        return []
+    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+    listed = ", ".join(absent[:SHOWN])
+    return [f"Note: {len(absent)} of {number} {noun} are in no image: {listed}{more}."]
+
+
+def tabulated(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
+    """A table in the text; the second column holds names, the others numbers."""
+    alignment = ["left" if column == 1 else "right" for column in range(len(headers))]
+    return tabulate(
+        rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True
+    )
+
+
+class DatasetReport(ImagesReport):
+    """What a dataset of images with label maps is like.
+
+    Attributes:
+        classes: names of the K classes.
+        ignore: value of label pixels that do not count.
+        images_alone, labels_alone: files without a counterpart.
         pixels: (K,) pixels of each class.
         images: (K,) images that have each class.
         ignored_pixels: pixels with the ignore value.
         unlabelled: images without any labelled pixel.
-        problems: everything that is wrong.
     """
 
     def __init__(self, name: str, classes: Sequence[str], ignore: int) -> None:
@@ -78,18 +161,14 @@ class DatasetReport:
         Args:
             name, classes, ignore: the attributes of these names; all counts start at 0.
         """
-        self.name = name
+        super().__init__(name)
         self.classes = list(classes)
         self.ignore = ignore
-        self.pairs = self.examined = 0
         self.images_alone: list[str] = []
         self.labels_alone: list[str] = []
-        self.modes: Counter[str] = Counter()
-        self.sizes: Counter[tuple[int, int]] = Counter()
         self.pixels = np.zeros(len(self.classes), np.int64)
         self.images = np.zeros(len(self.classes), np.int64)
-        self.ignored_pixels = self.unlabelled = self.dark = 0
-        self.problems: list[Problem] = []
+        self.ignored_pixels = self.unlabelled = 0
 
     @property
     def absent(self) -> list[str]:
@@ -98,13 +177,7 @@ class DatasetReport:
 
     def add(self, pair: PairReport) -> None:
         """Count an image and its label map."""
-        self.examined += 1
-        self.problems += pair.problems
-        if pair.mode:
-            self.modes[pair.mode] += 1
-        if pair.size is not None:
-            self.sizes[pair.size] += 1
-        self.dark += pair.dark
+        self.add_image(pair)
         if pair.counts is not None:
             counts = pair.counts[: len(self.classes)]
             self.pixels += counts
@@ -117,13 +190,11 @@ class DatasetReport:
         rows = zip(self.classes, self.pixels.tolist(), self.images.tolist(), strict=True)
         return {
             "dataset": self.name,
-            "pairs": self.pairs,
+            "pairs": self.listed,
             "examined": self.examined,
             "images_without_label_map": self.images_alone,
             "label_maps_without_image": self.labels_alone,
-            "modes": dict(self.modes),
-            "sizes": {f"{width}x{height}": n for (width, height), n in self.sizes.most_common()},
-            "images_nearly_black": self.dark,
+            **self.images_as_dict(),
             "classes": [
                 {"name": name, "pixels": pixels, "images": images} for name, pixels, images in rows
             ],
@@ -135,14 +206,8 @@ class DatasetReport:
 
     def text(self) -> str:
         """The report for people: several lines, without a final line break."""
-        first = f"Dataset '{self.name}': {pluralize(self.pairs, 'image')} with label maps"
-        if self.examined != self.pairs:
-            first += f", of which {self.examined} have been looked at"
-        parts = [[first], problem_lines(self.problems)]
-        if self.examined:
-            first_lines = [first, *image_lines(self.modes, self.sizes)]
-            parts = [first_lines, [self._class_table()], self._notes(), parts[1]]
-        return "\n\n".join("\n".join(part) for part in parts if part)
+        first = f"Dataset '{self.name}': {pluralize(self.listed, 'image')} with label maps"
+        return self.as_text(first, self._class_table(), self._notes())
 
     def _class_table(self) -> str:
         total = max(1, int(self.pixels.sum()) + self.ignored_pixels)
@@ -153,25 +218,13 @@ class DatasetReport:
             )
         ]
         rows.append((self.ignore, "(ignored)", f"{100 * self.ignored_pixels / total:.3f}", ""))
-        return tabulate(
-            rows,
-            headers=["index", "class", "pixels (%)", "images"],
-            tablefmt="pipe",
-            colalign=["right", "left", "right", "right"],
-            disable_numparse=True,
-        )
+        return tabulated(rows, ["index", "class", "pixels (%)", "images"])
 
     def _notes(self) -> list[str]:
-        lines = []
-        if absent := self.absent:
-            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-            lines.append(
-                f"Note: {len(absent)} of {len(self.classes)} classes are in no image: "
-                f"{', '.join(absent[:SHOWN])}{more}."
-            )
+        lines = absent_lines(self.absent, len(self.classes), "classes")
         if self.unlabelled:
             lines.append(f"Note: {pluralize(self.unlabelled, 'image')} without a labelled pixel.")
-        return lines + dark_lines(self.dark, self.examined)
+        return lines
 
 
 def dark_lines(dark: int, examined: int) -> list[str]:

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.data.bands import RGB, ImageReader
-from semask.data.checks.report import DatasetReport, PairReport, Problem, dark_words
+from semask.data.checks.report import DatasetReport, ImageReport, PairReport, Problem, dark_words
 from semask.data.datasets.catalog import datasets_root
 from semask.data.datasets.pairs import PairingError
 from semask.data.image_files import opened_image, unused_channels
@@ -37,13 +37,8 @@ BAD_IMAGE, BAD_LABEL, BAD_SIZE = "unusable image", "unusable label map", "sizes 
 NO_LABELS, ONE_CLASS, DARK = "nothing labelled", "one class alone", "nearly black"
 
 Record = dict[str, Any]
-Progress = Callable[..., Iterable[PairReport]]
-
-
-class HasProblems(Protocol):
-    """A report that problems are added to."""
-
-    problems: list[Problem]
+Progress = Callable[..., Iterable[Any]]
+_Image = TypeVar("_Image", bound=ImageReport)
 
 
 def list_dataset(name: str) -> list[Record]:
@@ -100,23 +95,40 @@ def check_dataset(
         records = error.records
     except DataError as error:
         report.problems.append(Problem(UNLISTED, str(error)))
-    report.pairs = len(records)
+    report.listed = len(records)
     examine = partial(
         examine_pair, num_classes=len(report.classes), ignore=report.ignore, reader=reader
     )
-    chosen = evenly_spaced(records, sample)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        pairs: Iterable[PairReport] = pool.map(examine, chosen)
-        for pair in progress(pairs, total=len(chosen)) if progress else pairs:
-            report.add(pair)
-    finally:  # also where somebody has lost patience
-        pool.shutdown(cancel_futures=True)
+    for pair in examine_sample(records, examine, sample, threads, progress):
+        report.add(pair)
     sound = not report.problems
     report.problems += [p for p in _meaningless(report) if sound or p.kind == NO_LABELS]
     if report.examined and report.dark == report.examined:
         report.problems.append(Problem(DARK, dark_words(report.dark, report.examined)))
     return report
+
+
+def examine_sample(
+    records: Sequence[Record],
+    examine: Callable[[Record], _Image],
+    sample: int,
+    threads: int,
+    progress: Progress | None,
+) -> Iterator[_Image]:
+    """What ``examine`` says of each image, several read at once.
+
+    Args:
+        records: of the dataset.
+        examine: reads the files of one.
+        sample, threads, progress: see :func:`check_dataset`.
+    """
+    chosen = evenly_spaced(records, sample)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        images: Iterable[_Image] = pool.map(examine, chosen)
+        yield from progress(images, total=len(chosen)) if progress else images
+    finally:  # after Ctrl-C, do not read the rest
+        pool.shutdown(cancel_futures=True)
 
 
 def _meaningless(report: DatasetReport) -> list[Problem]:
@@ -268,7 +280,7 @@ def evenly_spaced(records: Sequence[Record], number: int) -> list[Record]:
 
 
 @contextlib.contextmanager
-def noted(report: HasProblems, kind: str) -> Iterator[None]:
+def noted(report: ImageReport, kind: str) -> Iterator[None]:
     """What is wrong in the ``with`` block becomes a problem of that kind, or is unreadable."""
     try:
         yield
@@ -304,7 +316,7 @@ def registered_metadata(name: str) -> Any:
 
 
 def _similar(name: str, registered: Sequence[str]) -> str:
-    """What somebody may have meant by a name that is not registered."""
+    """Suggestions for a name that is not registered."""
     if near := difflib.get_close_matches(name, registered, n=1):
         return f"Did you mean '{near[0]}'?"
     if alike := sorted(other for other in registered if other.startswith(name.split("_")[0])):
