@@ -146,6 +146,18 @@ def spread_chart(counts: np.ndarray, score: str = "mIoU") -> Markup:
     return _inline(figure, f"Images by their {score}", _titles([bars], labels), max_width=520)
 
 
+def spread_values(images: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """For the template: the chart of the images' scores, and how many images have none.
+
+    Args:
+        images: entries of the result file.
+        metric: their score in percent; None = not scored.
+    """
+    scores = [image[metric] for image in images if image[metric] is not None]
+    counts = np.histogram(scores, bins=20, range=(0, 100))[0]
+    return {"spread": spread_chart(counts, metric), "unscored": len(images) - len(scores)}
+
+
 def confusion_chart(shares: np.ndarray, names: Sequence[str]) -> Markup:
     """A heat map: rows are the ground truth, columns the prediction.
 

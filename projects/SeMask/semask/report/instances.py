@@ -9,19 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from torch import nn
 
-from semask.errors import DataError
 from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.inference.model_outputs import Mapper, evaluating
-from semask.report.charts import spread_chart
+from semask.report.charts import spread_values
 from semask.report.instance_pictures import show_instances
 from semask.report.page import (
     defined,
     modification_date,
     read_evaluation,
-    worst_and_best,
+    worst_and_best_records,
     write_page,
 )
 
@@ -59,33 +57,19 @@ def write_instance_report(
     source = os.path.join(folder, RESULT_FILE)
     document = read_evaluation(source, dataset_name)
     images: list[dict[str, Any]] = document["images"]
-    scored = sorted(
-        (image for image in images if image["F1"] is not None),
-        key=lambda image: (image["F1"], -image["missed"], image["file_name"]),
-    )
-    worst, best = worst_and_best(scored, num_images)
-    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
-    for image in (*worst, *best):
-        if image["image_id"] not in records:
-            raise DataError(
-                f"'{source}' names image {image['image_id']!r}, which the dataset does not have."
-            )
+    groups = worst_and_best_records(document, "F1", num_images, dataset_name, source)
     with evaluating(model) as model:
-        shown = [
+        worst, best = (
             [
                 show_instances(
-                    model,
-                    records[image["image_id"]],
-                    image,
-                    mapper,
+                    *(model, record, image, mapper),
                     dataset_name=dataset_name,
                     masks=document["masks"],
                 )
-                for image in group
+                for record, image in group
             ]
-            for group in (worst, best)
-        ]
-    counts = np.histogram([image["F1"] for image in scored], bins=20, range=(0, 100))[0]
+            for group in groups
+        )
     results = _results(document["results"])
     tasks = [{"name": name, "results": results[key]} for key, name in _TASKS if key in results]
     return write_page(
@@ -101,10 +85,9 @@ def write_instance_report(
         tiles=_tiles(results),
         tasks=tasks,
         categories=_category_rows(results, document["categories"]),
-        spread=spread_chart(counts, "F1"),
-        unscored=len(images) - len(scored),
-        worst=shown[0],
-        best=shown[1],
+        **spread_values(images, "F1"),
+        worst=worst,
+        best=best,
     )
 
 

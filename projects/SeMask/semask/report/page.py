@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from detectron2.data import DatasetCatalog
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from semask.errors import DataError
@@ -63,6 +64,39 @@ def worst_and_best(
     worst = list(images[: min(number, -(-len(images) // 2))])
     best = list(images[len(worst) :][-number:]) if number else []
     return worst, best[::-1]
+
+
+def worst_and_best_records(
+    document: Mapping[str, Any], metric: str, number: int, dataset_name: str, source: str
+) -> list[list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """The worst and the best images of an evaluation, each with the dict of the dataset.
+
+    Args:
+        document: the result file; its "images" have "image_id", "missed" and "file_name".
+        metric: their score in percent; of equal ones, more missed is worse. Images without a score
+            are left out.
+        number: of each, at most.
+        dataset_name: the registered dataset.
+        source: the path of the result file.
+
+    Returns:
+        (dataset dict, entry of the result file) of the worst, and of the best.
+
+    Raises:
+        DataError: the dataset does not have an image of the result file.
+    """
+    scored = sorted(
+        (image for image in document["images"] if image[metric] is not None),
+        key=lambda image: (image[metric], -image["missed"], image["file_name"]),
+    )
+    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+    groups = worst_and_best(scored, number)
+    for image in (*groups[0], *groups[1]):
+        if image["image_id"] not in records:
+            raise DataError(
+                f"'{source}' names image {image['image_id']!r}, which the dataset does not have."
+            )
+    return [[(records[image["image_id"]], image) for image in group] for group in groups]
 
 
 def write_page(folder: str, template: str, /, **values: Any) -> str:

@@ -9,20 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from torch import nn
 
-from semask.errors import DataError
 from semask.evaluation import sem_seg_evaluator
 from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.evaluation.panoptic_evaluator import PANOPTIC_FILE
 from semask.inference.model_outputs import Mapper, evaluating
-from semask.report.charts import spread_chart
+from semask.report.charts import spread_values
 from semask.report.page import (
     defined,
     modification_date,
     read_evaluation,
-    worst_and_best,
+    worst_and_best_records,
     write_page,
 )
 from semask.report.panoptic_pictures import show_segments
@@ -74,24 +72,12 @@ def write_panoptic_report(
     source = os.path.join(folder, PANOPTIC_FILE)
     document = read_evaluation(source, dataset_name, ("images", "classes"))
     images: list[dict[str, Any]] = document["images"]
-    scored = sorted(
-        (image for image in images if image["PQ"] is not None),
-        key=lambda image: (image["PQ"], -image["missed"], image["file_name"]),
-    )
-    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
-    groups = worst_and_best(scored, num_images)
-    for image in (*groups[0], *groups[1]):
-        if image["image_id"] not in records:
-            raise DataError(
-                f"'{source}' names image {image['image_id']!r}, which the dataset does not have."
-            )
+    groups = worst_and_best_records(document, "PQ", num_images, dataset_name, source)
     with evaluating(model) as model:
         worst, best = (
             [
-                show_segments(
-                    *(model, records[image["image_id"]], image, mapper), dataset_name=dataset_name
-                )
-                for image in group
+                show_segments(model, record, image, mapper, dataset_name=dataset_name)
+                for record, image in group
             ]
             for group in groups
         )
@@ -127,10 +113,7 @@ def write_panoptic_report(
             (name, key, _best_first(classes, isthing=isthing))
             for name, key, isthing in (("Things", "PQ_th", True), ("Stuff", "PQ_st", False))
         ],
-        spread=spread_chart(
-            np.histogram([image["PQ"] for image in scored], bins=20, range=(0, 100))[0], "PQ"
-        ),
-        unscored=len(images) - len(scored),
+        **spread_values(images, "PQ"),
         worst=worst,
         best=best,
     )
