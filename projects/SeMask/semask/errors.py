@@ -1,8 +1,8 @@
-"""What a user can mend: mistakes in a config, a dataset or a checkpoint, each in one sentence."""
+"""Mistakes in a config, a dataset or a checkpoint, each said in one sentence."""
 
 
 class UserError(ValueError):
-    """Something that a user can mend; the message is one sentence without need for a traceback."""
+    """Something that a user can correct; the message is one sentence and needs no traceback."""
 
 
 class ConfigError(UserError):

@@ -63,7 +63,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                 run any code when it is read: only for files whose author you trust.
             complete: also refuse what is a good start for a training only, as a pre-trained
                 backbone is: the model is to predict.
-            partial: load from weights what fits the model, and let the rest start anew, where
+            partial: load from weights what fits the model, and initialise the rest, where
                 ``complete`` does not forbid it. Resuming a run is strict in any case.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
         """

@@ -46,7 +46,7 @@ def is_class_dependent(name: str) -> bool:
 def select_start(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
-    """Those parameters of a checkpoint that fit a model; what starts anew is logged.
+    """Those parameters of a checkpoint that fit a model; what is initialised is logged.
 
     Args:
         found: parameters of the checkpoint, by this project's names.

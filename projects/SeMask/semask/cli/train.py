@@ -76,7 +76,7 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def process(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """``main``, with one message instead of a traceback for what a user can mend."""
+    """``main``, with one message instead of a traceback for what a user can correct."""
     ignore_storage_warning()
     with exit_statuses(), explained_out_of_memory(cfg, comm.get_world_size()):
         import_modules(args.imports)  # those that ``launch`` starts have not yet

@@ -187,7 +187,7 @@ def split_overrides(overrides: Sequence[str]) -> list[str]:
     """Overrides as a flat list of keys and values.
 
     Args:
-        overrides: ``KEY, VALUE`` or ``KEY=VALUE``, mixed at will.
+        overrides: ``KEY, VALUE`` or ``KEY=VALUE``, in any mixture.
 
     Returns:
         ``[KEY, VALUE, KEY, VALUE, ...]``.

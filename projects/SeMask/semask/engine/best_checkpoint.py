@@ -44,7 +44,7 @@ class BestCheckpoint:
         self._best: float | None = None
 
     def restore(self) -> None:
-        """Go on from the file that a run left; without a usable one, start anew."""
+        """Resume from the file that an earlier run left, if it is usable."""
         if not os.path.isfile(self.path):
             return
         try:

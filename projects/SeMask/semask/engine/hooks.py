@@ -55,7 +55,7 @@ class PanelsHook(HookBase):
 
 logger = logging.getLogger(__name__)
 
-# A run that takes longer than this on a CPU is hardly what somebody wants there.
+# A run that takes longer than this on a CPU is probably not intended.
 _LONG_ON_CPU = 2 * 3600
 
 

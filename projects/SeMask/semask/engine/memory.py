@@ -45,7 +45,7 @@ class StepMemory:
         weights: parameters and buffers.
         optimizer: what the optimizer keeps for each parameter; 0 in an evaluation.
         activations: what the forward pass keeps for the backward pass; 0 in an evaluation.
-        transient: the rest of the peak: gradients, results that come and go, the batch itself.
+        transient: the rest of the peak: gradients, temporary results, the batch itself.
     """
 
     weights: int

@@ -19,7 +19,7 @@ class EvaluatedImage:
 
     Attributes:
         record: the dataset dict with its "file_name".
-        scores: of all classes, in stripes or in full; every use computes them anew.
+        scores: of all classes, in stripes or in full; every use computes them again.
         prediction: (H, W) int64, the class with the highest score.
         label: (H, W) uint8, a class or ``ignore_label``.
         ignore_label: label value of pixels that do not count.

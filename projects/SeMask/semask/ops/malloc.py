@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, so that each step does not fetch its pages anew.
+"""Keep freed memory in the process, so that no step has to request it from the system again.
 
 The C library gives large blocks back to the system when they are freed. Every step then pays for
 mapping and clearing the same gigabytes once more: a seventh of a training step on the CPU.

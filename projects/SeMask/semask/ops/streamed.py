@@ -1,4 +1,4 @@
-"""Evaluation whose scores are made a stripe of rows at a time, where somebody reads them.
+"""Evaluation whose scores are made a stripe of rows at a time, where they are read.
 
 The network runs at once. Its prediction is kept as it is, at the low resolution, and is resized to
 the input's and the original size when the scores are asked for. ``predict`` of the forms here

@@ -16,7 +16,7 @@ class Torchrun:
     Attributes:
         rank, world_size: number of the process, and of all processes of the run.
         local_rank, local_world_size: the same among those of this machine.
-        restarts: how often torchrun has started the processes anew.
+        restarts: how often torchrun has restarted the processes.
     """
 
     rank: int

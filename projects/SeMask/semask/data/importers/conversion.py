@@ -271,7 +271,7 @@ def _write(
     options: Options,
     progress: Progress | None,
 ) -> tuple[Writer, list[Row], int]:
-    """Divide and write all images; where a part has none that can be used, divide the others anew.
+    """Divide and write all images; where a part has none that can be used, divide the others again.
 
     Raises:
         DataError: there are too few images that can be used.

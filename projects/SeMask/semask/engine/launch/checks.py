@@ -38,7 +38,7 @@ def check_run(
         world_size: number of processes of the run.
         eval_only: nothing is trained.
         resume: the checkpoint is the last one in ``OUTPUT_DIR``, if there is one.
-        restarted: torchrun has started the processes anew, after a failure.
+        restarted: torchrun has restarted the processes after a failure.
         overwrite: checkpoints of an earlier run may be overwritten.
 
     Raises:

@@ -75,7 +75,7 @@ def joined(torchrun: Torchrun | None, device: str) -> Iterator[None]:
 def _store_of_this_start(torchrun: Torchrun) -> dist.Store:
     """Where the processes find each other.
 
-    torchrun keeps its store when it starts the processes anew, and with it the addresses of those
+    torchrun keeps its store when it restarts the processes, and with it the addresses of those
     that are gone, at which Gloo would look for the new ones.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_overwriting(folder: str) -> None:
-    """Refuse to begin anew where checkpoints of an earlier run are.
+    """Refuse to start a run where checkpoints of an earlier run are.
 
     Args:
         folder: OUTPUT_DIR; need not exist.
