@@ -31,7 +31,7 @@ from semask.modeling.mask_decoder.mask2former import Mask2FormerDecoder
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
-from semask.modeling.pixel_decoder.deformable import EncoderLayer
+from semask.modeling.pixel_decoder.deformable import DeformablePixelDecoder, EncoderLayer
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 from semask.ops.conv1x1 import LinearConv2d, PlainLinearConv2d
 from semask.ops.conv3x3 import WinogradConv2d
@@ -40,6 +40,7 @@ from semask.ops.feed_forward import RecomputedEncoderLayer
 from semask.ops.malloc import can_keep_memory
 from semask.ops.mask_decoder import LevelledMask2FormerDecoder
 from semask.ops.mask_losses import FactoredCriterion, OneSoftplusMatcher
+from semask.ops.pixel_decoder import LeanDeformablePixelDecoder
 from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
 from semask.ops.semantic_layer import (
     ChunkedSemanticLayer,
@@ -145,6 +146,7 @@ FAST_PATHS = {
         "evaluation a few windows or rows at a time",
         pays_on=("cpu",),
         forms={
+            DeformablePixelDecoder: LeanDeformablePixelDecoder,
             PatchEmbed: ChunkedPatchEmbed,
             PatchMerging: ChunkedPatchMerging,
             SemanticFPNHead: BandedFPNHead,

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
@@ -13,6 +14,8 @@ from semask.ops.tracing import traced
 
 # Heads of detectors convolve hundreds of small maps at a time, for which the plain form is faster.
 MOST_MAPS = 32
+# Maps of this size are normalised where they lie.
+LARGE_BYTES = 2**27
 
 
 class WinogradConv2d(Conv2d):
@@ -43,6 +46,8 @@ class WinogradConv2d(Conv2d):
         else:
             x = winograd.convolution(x, self.weight)
             x = x if self.bias is None else x + self.bias[:, None, None]
+            if in_place(self.norm, x) and self.activation is F.relu:
+                return normalize_(self.norm, x).relu_()
             x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
@@ -67,6 +72,23 @@ class WinogradConv2d(Conv2d):
         x = winograd.convolve(x.permute(0, 2, 3, 1).contiguous(), filters)
         x = x if bias is None else x.add_(bias)
         return x.permute(0, 3, 1, 2)
+
+
+def in_place(norm: nn.Module | None, x: Tensor) -> bool:
+    """Whether a map is so large that its copies count: in evaluation, with GroupNorm."""
+    large = x.numel() * x.element_size() >= LARGE_BYTES
+    return large and type(norm) is nn.GroupNorm and norm.affine and not torch.is_grad_enabled()
+
+
+def normalize_(norm: Any, x: Tensor) -> Tensor:
+    """GroupNorm of maps (B, C, H, W) in channels_last, written over them."""
+    groups = x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (norm.num_groups, -1))
+    variance, mean = torch.var_mean(groups, dim=(1, 3), correction=0, keepdim=True)
+    scale = norm.weight.view(groups.shape[2:]) * (variance + norm.eps).rsqrt()
+    shift = norm.bias.view(groups.shape[2:]) - mean * scale
+    for image, own_scale, own_shift in zip(groups, scale, shift, strict=True):
+        image.mul_(own_scale).add_(own_shift)
+    return x
 
 
 def is_local(conv: Conv2d) -> bool:

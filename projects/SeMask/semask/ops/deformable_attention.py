@@ -24,6 +24,8 @@ from semask.ops.tracing import traced
 # Rows and columns of zeros around a map. Points are moved to at most two tokens beside it, so that
 # all four tokens around those outside are zero, and with them their gradients.
 BEFORE, AFTER = 2, 3
+# Queries at a time in the forward pass: 400 numbers for each of 8 heads of them are 50 MiB.
+CHUNK_QUERIES = 4096
 
 
 class BaggedDeformableAttention(MultiScaleDeformableAttention):
@@ -174,17 +176,21 @@ class _SampledSum(torch.autograd.Function):
         layout = _Table(tokens.shape[0], tokens.shape[2], tuple(sizes), tokens.device)
         table = layout.fill(tokens)
         weights = _softmax(logits)
-        row, x, y = layout.corners(offsets, starts)
-        rows = layout.neighbours(row).flatten(-2).flatten(0, 2)
-        out = F.embedding_bag(
-            rows,
-            table.view(-1, table.shape[-1]),
-            per_sample_weights=_shares(weights, x, y).view(rows.shape),
-            mode="sum",
-        )
+        out = tokens.new_empty(*logits.shape[:2], tokens.shape[2:].numel())
+        for first in range(0, logits.shape[1], CHUNK_QUERIES):
+            part = slice(first, first + CHUNK_QUERIES)
+            row, x, y = layout.corners(offsets[:, part], starts[part])
+            rows = layout.neighbours(row).flatten(-2).flatten(0, 2)
+            summed = F.embedding_bag(
+                rows,
+                table.view(-1, table.shape[-1]),
+                per_sample_weights=_shares(weights[:, part], x, y).view(rows.shape),
+                mode="sum",
+            )
+            out[:, part] = summed.view(out[:, part].shape)
         ctx.layout = layout
         ctx.save_for_backward(table, offsets, weights, starts)
-        return out.view(*logits.shape[:2], -1)
+        return out
 
     @staticmethod
     @once_differentiable
