@@ -10,13 +10,14 @@ from semask.engine.launch.distributed import (
     is_lost_peer,
     joined,
     once_per_machine,
+    wrap_ddp,
 )
 from semask.engine.launch.exit_status import exit_statuses
 from semask.engine.launch.preemption import Preempted, passed_on
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import resumes, set_up_run
 from semask.engine.train_step import NonFiniteLossError
-from semask.engine.trainer import Trainer, wrap_ddp
+from semask.engine.trainer import Trainer
 from semask.utils.device import Torchrun, resolve_device
 
 __all__ = [

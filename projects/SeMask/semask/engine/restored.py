@@ -1,9 +1,12 @@
 """What a resumed run takes from its checkpoint, compared with what its config says."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import AdamW, Optimizer
+
+logger = logging.getLogger(__name__)
 
 # Values of a parameter group, and the keys that they come from.
 _KEYS = {
@@ -13,6 +16,32 @@ _KEYS = {
     "momentum": "SOLVER.MOMENTUM",
     "nesterov": "SOLVER.NESTEROV",
 }
+
+
+def warn_of_restored(state: Mapping[str, Any], optimizer: Optimizer, seed: int) -> None:
+    """Warn of the values that a resumed run takes from its checkpoint against its config.
+
+    Args:
+        state: what ``TrainStep.state_dict`` gave.
+        optimizer: as the config makes it, before it takes the state over.
+        seed: the config's ``SEED``.
+
+    Raises:
+        ValueError: the optimizer cannot go on from the state.
+    """
+    check_optimizer_state(state["optimizer"], optimizer)
+    restored = find_restored(state["optimizer"], optimizer)
+    saved = state["data"]["seed"]
+    if seed >= 0 and saved != seed:
+        restored["SEED"] = (saved, seed)
+    if restored:
+        listed = (f"{key} {old} (config: {new})" for key, (old, new) in restored.items())
+        logger.warning(
+            "These values are the checkpoint's and not the config's: %s. To train with the "
+            "config's, give the checkpoint as MODEL.WEIGHTS to a run without --resume, in "
+            "another OUTPUT_DIR.",
+            ", ".join(listed),
+        )
 
 
 def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> None:

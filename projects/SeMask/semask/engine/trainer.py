@@ -1,6 +1,5 @@
 """Detectron2's DefaultTrainer with this project's data, optimizer, checkpoints and evaluation."""
 
-import inspect
 import logging
 import os
 import traceback
@@ -17,7 +16,6 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -38,12 +36,12 @@ from semask.engine.hooks import (
     PriorLossWatch,
     UnreadableFilesHook,
 )
-from semask.engine.launch.distributed import watched_peers
+from semask.engine.launch.distributed import watched_peers, wrap_ddp
 from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoints
 from semask.engine.launch.preemption import Interrupted, Preempted, StopHook, StopRequest
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
-from semask.engine.restored import check_optimizer_state, find_restored
+from semask.engine.restored import warn_of_restored
 from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
 from semask.inference.model_outputs import for_evaluators
@@ -56,28 +54,6 @@ from semask.utils.precision import Precision, evaluation_autocast
 from semask.utils.randomness import shared_seed
 
 logger = logging.getLogger(__name__)
-
-
-def wrap_ddp(model: nn.Module) -> nn.Module:
-    """``model`` for training in several processes, on the device that it is on.
-
-    Detectron2's own wrapping takes a GPU for granted.
-
-    Args:
-        model: on its device already.
-
-    Returns:
-        The model in ``DistributedDataParallel``, or as it is in a single process.
-    """
-    if comm.get_world_size() == 1:
-        return model
-    device = next(model.parameters()).device
-    device_ids = None if device.type == "cpu" else [device]
-    # The ranks' BatchNorm statistics are equal already or meant to differ: no broadcast.
-    options = inspect.signature(DistributedDataParallel.__init__).parameters
-    newer = "forward_sync_buffers"  # what recent releases of PyTorch call it
-    arguments: dict[str, Any] = {newer if newer in options else "broadcast_buffers": False}
-    return DistributedDataParallel(model, device_ids=device_ids, **arguments)
 
 
 class Trainer(DefaultTrainer):
@@ -346,29 +322,10 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
-        self._say_what_is_restored(state_dict["_trainer"])
+        warn_of_restored(state_dict["_trainer"], self.optimizer, self.cfg.SEED)
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
         self.scheduler.load_state_dict(state_dict["scheduler"])
-
-    def _say_what_is_restored(self, state_dict: dict[str, Any]) -> None:
-        """
-        Raises:
-            ValueError: the optimizer cannot go on from it.
-        """
-        check_optimizer_state(state_dict["optimizer"], self.optimizer)
-        restored = find_restored(state_dict["optimizer"], self.optimizer)
-        seed = state_dict["data"]["seed"]
-        if self.cfg.SEED >= 0 and seed != self.cfg.SEED:
-            restored["SEED"] = (seed, self.cfg.SEED)
-        if restored:
-            listed = (f"{key} {old} (config: {new})" for key, (old, new) in restored.items())
-            logger.warning(
-                "These values are the checkpoint's and not the config's: %s. To train with the "
-                "config's, give the checkpoint as MODEL.WEIGHTS to a run without --resume, in "
-                "another OUTPUT_DIR.",
-                ", ".join(listed),
-            )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

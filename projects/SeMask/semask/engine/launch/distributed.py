@@ -4,6 +4,7 @@ When one of them is killed, the others of the machine end soon, with a message.
 """
 
 import contextlib
+import inspect
 import os
 import select
 import sys
@@ -12,10 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from semask.errors import ConfigError
 from semask.utils.device import Torchrun
@@ -220,3 +224,25 @@ def _descriptor(pid: int) -> int | None:
         return pidfd_open(pid)
     except OSError:  # refused by the kernel
         return None
+
+
+def wrap_ddp(model: nn.Module) -> nn.Module:
+    """``model`` for training in several processes, on the device that it is on.
+
+    Detectron2's own wrapping takes a GPU for granted.
+
+    Args:
+        model: on its device already.
+
+    Returns:
+        The model in ``DistributedDataParallel``, or as it is in a single process.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    device_ids = None if device.type == "cpu" else [device]
+    # The ranks' BatchNorm statistics are equal already or meant to differ: no broadcast.
+    options = inspect.signature(DistributedDataParallel.__init__).parameters
+    newer = "forward_sync_buffers"  # what recent releases of PyTorch call it
+    arguments: dict[str, Any] = {newer if newer in options else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=device_ids, **arguments)
