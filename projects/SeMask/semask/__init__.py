@@ -35,7 +35,9 @@ if TYPE_CHECKING or not _is_command():
         add_semask_config,
         config_names,
         config_path,
+        from_pretrained,
         load_config,
+        save_pretrained,
     )
 
     # isort: split
@@ -60,8 +62,10 @@ __all__ = [
     "config_path",
     "data",
     "evaluation",
+    "from_pretrained",
     "load_config",
     "modeling",
+    "save_pretrained",
     "solver",
     "tasks",
 ]

@@ -12,6 +12,7 @@ from semask.config import (  # noqa: E402
     load_config,
 )
 from semask.errors import ConfigError  # noqa: E402
+from semask.inference.hub import from_pretrained, save_pretrained  # noqa: E402
 from semask.inference.instance_predictor import InstancePredictor  # noqa: E402
 from semask.inference.prediction import InstancePrediction, Prediction  # noqa: E402
 from semask.inference.predictor import Predictor  # noqa: E402
@@ -28,8 +29,10 @@ __all__ = [
     "config_path",
     "data",
     "evaluation",
+    "from_pretrained",
     "load_config",
     "modeling",
+    "save_pretrained",
     "solver",
     "tasks",
 ]

@@ -1,0 +1,224 @@
+"""A trained model as a folder that stands alone, and on the Hugging Face Hub.
+
+The folder has ``model.safetensors``, ``config.yaml``, ``classes.json`` (names and colours, so that
+no dataset has to be there) and ``README.md``, a model card. The Hub's own mixin is for modules that
+are built from JSON; a config of this project is YAML, so its files are written here, and
+huggingface_hub moves them.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tabulate import tabulate
+
+from semask.checkpoint import write_checkpoint
+from semask.config import load_config
+from semask.errors import ConfigError, DataError
+from semask.inference.predictor import ImagePredictor, Predictor
+from semask.utils.files import replacing
+from semask.utils.text import one_line
+
+WEIGHTS, CONFIG, CLASSES, CARD = "model.safetensors", "config.yaml", "classes.json", "README.md"
+# What a dataset says of its classes; the keys of the last two are ids, which JSON makes strings.
+_METADATA = ("stuff_classes", "stuff_colors", "thing_classes", "thing_colors", "ignore_label")
+_IDS = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
+# Keys of a config that name files of the machine of its training.
+_OF_THE_MACHINE = (
+    *(f"DATASETS.{key}" for key in ("FOLDERS", "COCO_FOLDERS", "PANOPTIC_FOLDERS", "FOLDER_ROOT")),
+    *("MODEL.WEIGHTS", "OUTPUT_DIR"),
+)
+
+
+def save_pretrained(
+    predictor: ImagePredictor,
+    folder: str | os.PathLike[str],
+    *,
+    results: Mapping[str, float] | None = None,
+    repo_id: str | None = None,
+    private: bool = False,
+) -> Path:
+    """Write a trained model into a folder, and to the Hub where ``repo_id`` is given.
+
+    Args:
+        predictor: of the model.
+        folder: made where it is not there; files of these names in it are replaced.
+        results: measured values by name, such as ``{"mIoU": 71.55}``, for the model card.
+        repo_id: also upload the folder there, "user/name"; a token has to be set up as
+            huggingface_hub wants it.
+        private: whether a repository that has to be made is private.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the weights cannot be written.
+        ConfigError: huggingface_hub is missing, or the upload failed.
+    """
+    hub = _hub() if repo_id is not None else None  # before anything is written
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = _classes(predictor)
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    defaults = load_config()
+    for key in _OF_THE_MACHINE:
+        *path, name = key.split(".")
+        section, default = cfg, defaults
+        for part in path:
+            section, default = section[part], default[part]
+        section[name] = default[name]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (_name_of(classes),)
+    _write(folder / CLASSES, json.dumps(classes, indent=1, ensure_ascii=False))
+    _write(folder / CONFIG, cfg.dump())
+    _write(folder / CARD, _card(predictor, repo_id or folder.name, results or {}))
+    write_checkpoint(str(folder / WEIGHTS), {"model": predictor.model.state_dict()})
+    if hub is not None:
+        try:
+            hub.create_repo(repo_id, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=repo_id, folder_path=str(folder))
+        except (OSError, ValueError) as error:  # what its errors are derived from
+            raise ConfigError(f"'{repo_id}' could not be uploaded: {one_line(error)}.") from error
+    return folder
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    overrides: Sequence[str] = (),
+) -> ImagePredictor:
+    """The predictor of a model that ``save_pretrained`` has written; every tensor has to fit.
+
+    Args:
+        source: a folder, or a repository of the Hub, "user/name", which is fetched once.
+        revision: of the repository: a branch, tag or commit.
+        device, overrides: see :class:`ImagePredictor`.
+
+    Raises:
+        ConfigError: there is no such folder and huggingface_hub is missing, the repository cannot
+            be fetched, or it has no such model.
+        CheckpointError: the weights are damaged or of another model.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(_hub().snapshot_download(os.fspath(source), revision=revision))
+        except (OSError, ValueError) as error:  # ConfigError, too, is a ValueError
+            raise ConfigError(
+                f"There is no folder '{source}', and no repository of the Hub could be fetched: "
+                f"{one_line(error)}."
+            ) from error
+    missing = [name for name in (WEIGHTS, CONFIG, CLASSES) if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"'{source}' has no model of semask.save_pretrained: {', '.join(missing)} is missing."
+        )
+    try:
+        classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+        _register(classes)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"'{folder / CLASSES}' is damaged: {one_line(error)}.") from error
+    cfg = load_config(str(folder / CONFIG), overrides)
+    return Predictor(cfg, folder / WEIGHTS, device=device)
+
+
+def _hub() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise ConfigError(
+            "The Hub needs the package huggingface_hub: pip install 'semask[hub]'."
+        ) from error
+
+
+def _classes(predictor: ImagePredictor) -> dict[str, Any]:
+    """What the dataset of the predictor's names says of its classes, for JSON."""
+    names = list(getattr(predictor, "class_names", ()))
+    for dataset in (*predictor.cfg.DATASETS.TEST, *predictor.cfg.DATASETS.TRAIN):
+        if dataset not in MetadataCatalog.list():
+            continue
+        metadata = MetadataCatalog.get(dataset)
+        if names in (
+            list(metadata.get("stuff_classes", ())),
+            list(metadata.get("thing_classes", ())),
+        ):
+            known = {key: metadata.get(key) for key in _METADATA}
+            ids = {key: sorted((metadata.get(key) or {}).items()) for key in _IDS}
+            return {key: value for key, value in {**known, **ids}.items() if value}
+    return {"stuff_classes": names, "thing_classes": names}
+
+
+def _name_of(classes: Mapping[str, Any]) -> str:
+    """One name for the same classes, wherever they are."""
+    text = json.dumps(classes, sort_keys=True)
+    return f"pretrained_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _register(classes: Mapping[str, Any]) -> None:
+    """Make the classes known by a dataset that has names and no images."""
+    name = _name_of(classes)
+    if name in DatasetCatalog:
+        return
+
+    def no_images() -> list[dict[str, Any]]:
+        raise DataError(
+            f"'{name}' has the classes of a pretrained model and no images: name a dataset of "
+            "yours in DATASETS.TRAIN and DATASETS.TEST."
+        )
+
+    DatasetCatalog.register(name, no_images)
+    known = {key: classes[key] for key in _METADATA if key in classes}
+    ids = {key: dict(map(tuple, classes[key])) for key in _IDS if key in classes}
+    MetadataCatalog.get(name).set(**known, **ids)
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(str(path)) as file:
+        file.write(text.encode())
+
+
+def _card(predictor: ImagePredictor, name: str, results: Mapping[str, float]) -> str:
+    cfg, model = predictor.cfg, predictor.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = [(key, f"{value:.2f}") for key, value in results.items()]
+    measured = (
+        tabulate(rows, ["measure", "value"], tablefmt="pipe") if rows else "Nothing was given."
+    )
+    classes = ", ".join(getattr(predictor, "class_names", ()))
+    return f"""---
+library_name: semask
+pipeline_tag: image-segmentation
+tags:
+- semask
+- detectron2
+- {cfg.TASK}-segmentation
+---
+
+# {name}
+
+{cfg.MODEL.META_ARCHITECTURE} on {cfg.MODEL.BACKBONE.NAME}, {parameters:,} parameters, for
+{cfg.TASK} segmentation ([SeMask](https://arxiv.org/abs/2112.12782)).
+
+```python
+import semask
+
+predictor = semask.from_pretrained("{name}")
+prediction = predictor("photograph.jpg")
+```
+
+## Measured
+
+{measured}
+
+## Classes
+
+{classes}
+"""
