@@ -58,8 +58,8 @@ format: $(READY) ## format the code and repair what can be
 	$(BIN)/ruff check --fix .
 
 lock: $(READY) ## choose the newest versions again, for the lock files
-	$(BIN)/uv pip compile $(COMPILE) --extra bands --extra dev --extra onnx --extra timm setup.cfg requirements.in -o requirements.lock
-	$(BIN)/uv pip compile $(COMPILE) --resolution lowest-direct --extra bands --extra dev --extra onnx --extra timm \
+	$(BIN)/uv pip compile $(COMPILE) --extra bands --extra dev --extra onnx --extra timm --extra hub setup.cfg requirements.in -o requirements.lock
+	$(BIN)/uv pip compile $(COMPILE) --resolution lowest-direct --extra bands --extra dev --extra onnx --extra timm --extra hub \
 	  setup.cfg requirements-lowest.in -o requirements-lowest.lock
 	printf 'setuptools\nuv\nwheel\n' | \
 	  $(BIN)/uv pip compile $(COMPILE) -c requirements.lock - -o requirements-tools.lock
