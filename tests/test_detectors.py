@@ -31,7 +31,26 @@ DETECTORS = sorted(
     path.relative_to(CONFIGS).as_posix()
     for folder in ("coco", "nuclei")
     for path in (CONFIGS / folder).glob("*.yaml")
+    if "mask2former" not in path.stem
 )
+# Mask classification of instances and of segments.
+MASK_MODELS = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for folder in ("ade20k", "cityscapes", "coco", "nuclei", "scenes")
+    for path in (CONFIGS / folder).glob("*mask2former*.yaml")
+    if folder in ("coco", "nuclei") or "_instance" in path.stem or "_panoptic" in path.stem
+)
+SMALL_MASKS = {
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
+    "MODEL.MASK_FORMER.NHEADS": 2,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 48,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 3,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 6,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
+}
 ARCHITECTURES = {
     "mask_rcnn": GeneralizedRCNN,
     "cascade_mask_rcnn": GeneralizedRCNN,
@@ -107,6 +126,29 @@ def test_each_config_takes_a_step_and_predicts(name: str) -> None:
     assert output.keys() == (
         {"instances", "sem_seg", "panoptic_seg"} if kind is PanopticFPN else {"instances"}
     )
+
+
+@pytest.mark.parametrize("name", MASK_MODELS)
+def test_each_mask_model_takes_a_step_and_predicts(name: str) -> None:
+    cfg = load_config(str(CONFIGS / name), flat({**SMALL_MODEL, **SMALL_MASKS}))
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = max(3, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    losses = losses_of(model, [sample(cfg), sample(cfg, 48, 64)])
+    supervised = Path(name).stem.startswith("semask") and "unsupervised" not in name
+    assert ("loss_prior" in losses) == supervised
+    assert all(torch.isfinite(value).all() for value in losses.values())
+    sum(losses.values()).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+    with torch.no_grad():
+        (output,) = model.eval()([sample(cfg)])
+    key = {"instance": "instances", "panoptic": "panoptic_seg"}[cfg.TASK]
+    assert key in output
+    if key == "instances":
+        assert output[key].image_size == (32, 40)
+    else:
+        assert output[key][0].shape == (32, 40)
 
 
 @pytest.mark.parametrize("network", ["mit_b0", "test_convnext", "test_mambaout"])
