@@ -33,8 +33,8 @@ from semask.solver import build_optimizer
 from semask.tasks import build_task
 from semask.utils.precision import Precision, evaluation_autocast
 
-# Faster forms whose steps depend on values.
-NEED_VALUES = {"bagged"}
+# Faster forms whose steps depend on values: without them more memory is expected than is needed.
+NEED_VALUES = {"bagged", "factored"}
 
 
 @dataclass(frozen=True)
