@@ -6,7 +6,6 @@ The kinds of problems, and their words, are those of training's own check
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,9 +13,11 @@ from detectron2.data import MetadataCatalog
 
 from semask.data.annotations import check_stated_size, describe, inspect
 from semask.data.bands import RGB, ImageReader
+from semask.data.checks.panoptic import examine_segments, is_panoptic
 from semask.data.checks.report import (
-    ImageReport,
+    UNKNOWN_CATEGORY,
     ImagesReport,
+    InstancesOfImage,
     Problem,
     absent_lines,
     dark_words,
@@ -41,21 +42,6 @@ from semask.errors import ConfigError, DataError
 
 # Detectron2's default of TEST.DETECTIONS_PER_IMAGE.
 USUAL_LIMIT = 100
-
-
-@dataclass
-class InstancesOfImage(ImageReport):
-    """What one image and its annotations are like.
-
-    Attributes:
-        instances: number of usable annotations of each category (0..N-1).
-        crowds: number of those that are crowds, which are not among the instances.
-        boxes_alone: number of instances without a mask.
-    """
-
-    instances: Counter[int] = field(default_factory=Counter)
-    crowds: int = 0
-    boxes_alone: int = 0
 
 
 class InstanceDatasetReport(ImagesReport):
@@ -147,7 +133,7 @@ class InstanceDatasetReport(ImagesReport):
         return lines
 
 
-UNKNOWN_CATEGORY, NO_INSTANCES = "unknown category", "nothing annotated"
+NO_INSTANCES = "nothing annotated"
 
 
 def has_instances(name: str) -> bool:
@@ -173,6 +159,9 @@ def check_instance_dataset(
 ) -> InstanceDatasetReport:
     """Read the images of a dataset, and see what is wrong with them and their annotations.
 
+    Of a panoptic dataset, whose records have segments and no annotations, the segments are what is
+    counted, of things and stuff.
+
     Args:
         name: a registered dataset.
         sample: number of images to look at, evenly spaced; 0 = all.
@@ -196,13 +185,16 @@ def check_instance_dataset(
         problems = [Problem(UNLISTED, message) for message in error.messages]
     except DataError as error:
         problems = [Problem(UNLISTED, str(error))]
-    categories = MetadataCatalog.get(name).get("thing_classes")
+    panoptic = bool(records) and is_panoptic(records[0])
+    key = "stuff_classes" if panoptic else "thing_classes"  # of panoptic data: all classes
+    categories = MetadataCatalog.get(name).get(key)
     if not categories and records:
-        raise ConfigError(f"Dataset '{name}' has no categories: its metadata need thing_classes.")
+        raise ConfigError(f"Dataset '{name}' has no categories: its metadata need {key}.")
     report = InstanceDatasetReport(name, categories or [])
     report.problems += problems
     report.listed = len(records)
-    examine = partial(examine_instances, num_categories=len(report.categories), reader=reader)
+    look = examine_segments if panoptic else examine_instances
+    examine = partial(look, num_categories=len(report.categories), reader=reader)
     for image in examine_sample(records, examine, sample, threads, progress):
         report.add(image)
     if report.examined and not report.instances:

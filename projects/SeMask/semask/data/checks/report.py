@@ -12,6 +12,8 @@ from semask.utils.text import pluralize
 
 # So many problems of a kind, or absent classes, are listed in the text.
 SHOWN = 10
+# The kind of a problem with instances and with segments.
+UNKNOWN_CATEGORY = "unknown category"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,21 @@ class PairReport(ImageReport):
     """
 
     counts: np.ndarray | None = None
+
+
+@dataclass
+class InstancesOfImage(ImageReport):
+    """What one image and its annotations are like.
+
+    Attributes:
+        instances: number of usable annotations of each category (0..N-1).
+        crowds: number of those that are crowds, which are not among the instances.
+        boxes_alone: number of instances without a mask.
+    """
+
+    instances: Counter[int] = field(default_factory=Counter)
+    crowds: int = 0
+    boxes_alone: int = 0
 
 
 class ImagesReport:

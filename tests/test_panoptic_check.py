@@ -1,0 +1,87 @@
+"""``semask check`` of panoptic datasets."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semask.cli.main import main
+from semask.data import register_panoptic_folder
+from semask.data.checks.instances import check_instance_dataset
+from tiny_instances import two_boxes, write_dataset
+from tiny_panoptic import two_boxes_on_stuff, write_panoptic
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_dataset(tmp_path, [two_boxes()] * 2)
+    ids, entries = two_boxes_on_stuff()
+    path = write_panoptic(tmp_path, [ids] * 2, [entries] * 2)
+    register_panoptic_folder("own", tmp_path / "images", tmp_path / "panoptic", path)
+    return tmp_path
+
+
+def test_a_sound_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "own"]) == 0
+    assert "| grass" in capsys.readouterr().out
+    report = check_instance_dataset("own")
+    assert report.problems == []
+    assert report.categories == ["light", "dark", "grass", "sky"]
+    assert dict(report.instances) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert (report.empty, report.examined) == (0, 2)
+
+
+def change_map(folder: Path, change: Callable[[np.ndarray], Any]) -> None:
+    path = folder / "panoptic/1.png"
+    pixels = np.array(Image.open(path))
+    Image.fromarray(change(pixels)).save(path)
+
+
+def recoloured(pixels: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    changed = pixels.copy()
+    changed[(pixels == (4, 0, 0)).all(-1)] = color
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        (lambda pixels: recoloured(pixels, (0, 0, 0)), {"segment without pixels"}),
+        (
+            lambda pixels: recoloured(pixels, (0, 1, 0)),
+            {"segment without pixels", "pixels without a segment"},
+        ),
+        (lambda pixels: pixels[:-4], {"sizes differ"}),
+    ],
+)
+def test_maps_that_do_not_fit(
+    folder: Path, change: Callable[[np.ndarray], Any], kinds: set[str]
+) -> None:
+    change_map(folder, change)
+    problems = check_instance_dataset("own").problems
+    assert all("1.png" in problem.message for problem in problems)
+    assert kinds <= {problem.kind for problem in problems}
+    assert main(["check", "own"]) == 1
+
+
+def test_a_map_that_is_not_there(folder: Path) -> None:
+    (folder / "panoptic/0.png").unlink()
+    (problem,) = check_instance_dataset("own").problems
+    assert problem.kind == "unreadable"
+    assert "0.png" in problem.message
+
+
+def test_segments_alone_are_no_instances(folder: Path) -> None:
+    """Where nothing is annotated at all, that is what is said."""
+    content = json.loads((folder / "panoptic.json").read_text())
+    for entry in content["annotations"]:
+        entry["segments_info"] = []
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    kinds = {problem.kind for problem in check_instance_dataset("own").problems}
+    assert kinds == {"pixels without a segment", "nothing annotated"}
