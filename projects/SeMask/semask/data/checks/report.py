@@ -154,7 +154,9 @@ def absent_lines(absent: Sequence[str], number: int, noun: str) -> list[str]:
 
 def tabulated(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
     """A table in the text; the second column holds names, the others numbers."""
-    alignment = ["left" if column == 1 else "right" for column in range(len(headers))]
+    # tabulate 0.9 fails where columns of an empty table are aligned.
+    columns = range(len(headers)) if rows else ()
+    alignment = ["left" if column == 1 else "right" for column in columns]
     return tabulate(
         rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True
     )
