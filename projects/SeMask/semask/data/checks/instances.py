@@ -36,7 +36,7 @@ from semask.data.checks.semantic import (
     noted,
     registered_metadata,
 )
-from semask.data.datasets.coco_folder import AnnotationFileError
+from semask.data.datasets.annotation_file import AnnotationFileError
 from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
 

@@ -9,9 +9,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from semask.data.datasets.annotation_file import (
+    Content,
+    read_annotation_file,
+    refuse,
+    wrong_form,
+)
 from semask.data.datasets.catalog import is_registered
-from semask.errors import DataError
-from semask.utils.files import read_json
 from semask.utils.text import pluralize
 
 _ANNOTATION_KEYS = ("id", "iscrowd", "bbox", "keypoints", "segmentation")
@@ -20,22 +24,6 @@ _REQUIRED = {
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id"),
 }
-
-
-class AnnotationFileError(DataError):
-    """An annotation file that is not what it should be.
-
-    Attributes:
-        messages: everything that is wrong with it; the error's own text is the first.
-    """
-
-    def __init__(self, messages: Sequence[str]) -> None:
-        """
-        Args:
-            messages: at least one.
-        """
-        super().__init__(messages[0])
-        self.messages = list(messages)
 
 
 def register_coco_folder(
@@ -135,43 +123,18 @@ def load_coco_folder(
     return list(records.values())
 
 
-def _read(json_file: str, hint: str, *, allow_outside: bool) -> dict[str, list[dict[str, Any]]]:
+def _read(json_file: str, hint: str, *, allow_outside: bool) -> Content:
     """The file's content, whose parts have been found to belong together."""
-    try:
-        content = read_json(json_file)
-    except FileNotFoundError as error:
-        alone = "Images alone can be looked at with `semask predict`."
-        raise DataError(f"There is no annotation file '{json_file}'. {hint or alone}") from error
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
-    found = list(_wrong_form(content)) or [*_contradictions(content), *_wrong_values(content)]
+    alone = "Images alone can be looked at with `semask predict`."
+    content = read_annotation_file(json_file, hint or alone)
+    form = wrong_form(
+        content, _REQUIRED, kind="COCO's format for detection", may_be_empty=("annotations",)
+    )
+    found = list(form) or [*_contradictions(content), *_wrong_values(content)]
     if not found and not allow_outside:
         found = list(_outside(content))
-    if found:
-        raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
+    refuse(json_file, found)
     return content
-
-
-def _wrong_form(content: Any) -> Iterator[str]:
-    """What keeps a file from being one of COCO's format."""
-    for part, keys in _REQUIRED.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            yield (
-                f"is not in COCO's format for detection: it needs '{part}', a list of entries "
-                f"with {', '.join(keys)}."
-            )
-            continue
-        lacking = [entry for entry in entries if not all(key in entry for key in keys)]
-        if lacking:
-            absent = ", ".join(key for key in keys if key not in lacking[0])
-            yield (
-                f"has {len(lacking)} entries of '{part}' that are not complete; the first has no "
-                f"{absent}: {str(lacking[0])[:200]}."
-            )
-        if not entries and part != "annotations":
-            yield f"has no {part}."
 
 
 def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:

@@ -8,10 +8,13 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from semask.data.datasets.annotation_file import (
+    Content,
+    read_annotation_file,
+    refuse,
+    wrong_form,
+)
 from semask.data.datasets.catalog import is_registered
-from semask.data.datasets.coco_folder import AnnotationFileError
-from semask.errors import DataError
-from semask.utils.files import read_json
 
 # What entries need; "annotations" has one for each image.
 _REQUIRED = {
@@ -122,40 +125,12 @@ def load_panoptic_folder(
     ]
 
 
-def _read(json_file: str) -> dict[str, list[dict[str, Any]]]:
+def _read(json_file: str) -> Content:
     """The file's content, whose parts have been found to belong together."""
-    try:
-        content = read_json(json_file)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no annotation file '{json_file}'.") from error
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
-    found = list(_wrong_form(content)) or list(_contradictions(content))
-    if found:
-        raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
+    content = read_annotation_file(json_file)
+    form = wrong_form(content, _REQUIRED, kind="COCO's panoptic format")
+    refuse(json_file, list(form) or list(_contradictions(content)))
     return content
-
-
-def _wrong_form(content: Any) -> Iterator[str]:
-    """What keeps a file from being one of COCO's panoptic format."""
-    for part, keys in _REQUIRED.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            yield (
-                f"is not in COCO's panoptic format: it needs '{part}', a list of entries with "
-                f"{', '.join(keys)}."
-            )
-            continue
-        lacking = [entry for entry in entries if not all(key in entry for key in keys)]
-        if lacking:
-            absent = ", ".join(key for key in keys if key not in lacking[0])
-            yield (
-                f"has {len(lacking)} entries of '{part}' that are not complete; the first has no "
-                f"{absent}: {str(lacking[0])[:200]}."
-            )
-        if not entries:
-            yield f"has no {part}."
 
 
 def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:

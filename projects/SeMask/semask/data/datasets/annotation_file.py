@@ -1,0 +1,92 @@
+"""Reading a JSON file of COCO's kinds; what is wrong with its form is said in sentences."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from semask.errors import DataError
+from semask.utils.files import read_json
+
+Content = dict[str, list[dict[str, Any]]]
+
+
+class AnnotationFileError(DataError):
+    """An annotation file that is not what it should be.
+
+    Attributes:
+        messages: everything that is wrong with it; the error's own text is the first.
+    """
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        """
+        Args:
+            messages: at least one.
+        """
+        super().__init__(messages[0])
+        self.messages = list(messages)
+
+
+def read_annotation_file(json_file: str, hint: str = "") -> Any:
+    """The content of a file.
+
+    Args:
+        json_file: the file.
+        hint: what to do where it is missing.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        return read_json(json_file)
+    except FileNotFoundError as error:
+        missing = f"There is no annotation file '{json_file}'."
+        raise DataError(f"{missing} {hint}" if hint else missing) from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
+
+
+def wrong_form(
+    content: Any,
+    required: Mapping[str, Sequence[str]],
+    *,
+    kind: str,
+    may_be_empty: Collection[str] = (),
+) -> Iterator[str]:
+    """What keeps a file from being one of a format.
+
+    Args:
+        content: of the file.
+        required: the lists that it has to have, and the keys that each of their entries needs.
+        kind: the format's name.
+        may_be_empty: lists without an entry that are no mistake.
+    """
+    for part, keys in required.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            yield (
+                f"is not in {kind}: it needs '{part}', a list of entries with {', '.join(keys)}."
+            )
+            continue
+        lacking = [entry for entry in entries if not all(key in entry for key in keys)]
+        if lacking:
+            absent = ", ".join(key for key in keys if key not in lacking[0])
+            yield (
+                f"has {len(lacking)} entries of '{part}' that are not complete; the first has no "
+                f"{absent}: {str(lacking[0])[:200]}."
+            )
+        if not entries and part not in may_be_empty:
+            yield f"has no {part}."
+
+
+def refuse(json_file: str, found: Sequence[str]) -> None:
+    """Refuse a file where something has been found.
+
+    Args:
+        json_file: the file.
+        found: what is wrong with it, each as the end of a sentence.
+
+    Raises:
+        AnnotationFileError: something is.
+    """
+    if found:
+        raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
