@@ -16,9 +16,14 @@ from semask.cli.fit import parse_size
 from semask.cli.main import main
 from semask.config import load_config
 from semask.engine import Trainer
-from semask.engine.fit import Fit, device_memory, log_expected_memory
+from semask.engine.fit import (
+    Fit,
+    device_memory,
+    explained_out_of_memory,
+    log_expected_memory,
+)
 from semask.engine.memory import LiveMemory, evaluation_memory, training_memory
-from semask.errors import ConfigError
+from semask.errors import ConfigError, OutOfMemoryError
 
 GIB = 2**30
 CHECKPOINTED = "MODEL.SWIN.ACTIVATION_CHECKPOINT=[True,True,True,True]"
@@ -180,3 +185,29 @@ def test_the_start_of_a_training_says_what_it_expects(
     caplog.clear()
     log_expected_memory(small(CONFIGS[0], "MODEL.BACKBONE.NAME=Missing"), 1)
     assert "not known" in caplog.text
+
+
+def refuse_to_run(*_: Any, **__: Any) -> None:
+    raise AssertionError("nothing is to be run")
+
+
+@pytest.mark.parametrize(
+    ("name", "eval_only", "advice"),
+    [
+        ("nuclei/semask_mask_rcnn", False, "'semask fit'"),
+        (CONFIGS[0], True, r"TEST\.PROTOCOL"),
+    ],
+)
+def test_no_step_is_run_to_explain(
+    name: str, eval_only: bool, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector's estimate is a real step, and an evaluation has none."""
+    monkeypatch.setattr("semask.engine.fit.training_memory", refuse_to_run)
+    cfg = small(name)
+    if not eval_only:
+        log_expected_memory(cfg, 1)
+    with (
+        pytest.raises(OutOfMemoryError, match=advice),
+        explained_out_of_memory(cfg, 1, eval_only=eval_only),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -78,7 +78,10 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
 def process(cfg: CfgNode, args: argparse.Namespace) -> None:
     """``main``, with one message instead of a traceback for what a user can correct."""
     ignore_storage_warning()
-    with exit_statuses(), explained_out_of_memory(cfg, comm.get_world_size()):
+    with (
+        exit_statuses(),
+        explained_out_of_memory(cfg, comm.get_world_size(), eval_only=args.eval_only),
+    ):
         import_modules(args.imports)  # those that ``launch`` starts have not yet
         main(cfg, args)
 

@@ -200,7 +200,12 @@ def device_memory(device: str) -> int:
 
 
 def log_expected_memory(cfg: CfgNode, devices: int) -> None:
-    """Log what a training step will need, and a warning where the device has less."""
+    """Log what a training step will need, and a warning where the device has less.
+
+    Nothing for models whose estimate is a real training step on the CPU, such as detectors.
+    """
+    if not build_task(cfg).shapes_only:
+        return
     try:
         fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
         memory = fit.memory((), fit.part)
@@ -216,12 +221,15 @@ def log_expected_memory(cfg: CfgNode, devices: int) -> None:
 
 
 @contextlib.contextmanager
-def explained_out_of_memory(cfg: CfgNode, devices: int) -> Iterator[None]:
+def explained_out_of_memory(
+    cfg: CfgNode, devices: int, *, eval_only: bool = False
+) -> Iterator[None]:
     """Say which settings would have fitted where a device has too little memory.
 
     Args:
         cfg: of the run.
         devices: of the run.
+        eval_only: nothing is trained.
 
     Raises:
         OutOfMemoryError: in place of PyTorch's.
@@ -233,12 +241,16 @@ def explained_out_of_memory(cfg: CfgNode, devices: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         message = one_line(error)
-    fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
-    # Less than the device has is what there was: others use it, too.
-    fit.usable = min(fit.usable, fit.memory((), fit.part).peak - 1)
-    raise OutOfMemoryError(
-        f"The memory of {cfg.MODEL.DEVICE} is not enough. {fit.advice()}\n({message})"
-    )
+    if eval_only:
+        advice = "TEST.PROTOCOL=slide and TEST.AMP.ENABLED=True need less."
+    elif not build_task(cfg).shapes_only:  # the estimate would be a real training step
+        advice = "'semask fit' says what fits."
+    else:
+        fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
+        # Less than the device has is what there was: others use it, too.
+        fit.usable = min(fit.usable, fit.memory((), fit.part).peak - 1)
+        advice = fit.advice()
+    raise OutOfMemoryError(f"The memory of {cfg.MODEL.DEVICE} is not enough. {advice}\n({message})")
 
 
 def _images(count: int) -> str:
