@@ -15,6 +15,8 @@ import semask  # noqa: F401  (before Detectron2, here and in any test module)
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+import tiny
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # What `make quick` leaves out: files and tests, one a line, as `pytest --durations=0` names them.
@@ -40,6 +42,13 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """A run in a test sets the loggers up; the next test finds them as they were."""
+    with tiny.own_loggers():
+        yield
 
 
 @pytest.fixture
