@@ -31,8 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lines = SLOW.read_text().splitlines()
     slow = {line for line in lines if not line.startswith("#")}
     for item in items:
-        name = item.nodeid.rpartition("/")[2]
-        if slow & {name, name.partition("[")[0], name.partition("::")[0]}:
+        path, parameters, rest = item.nodeid.partition("[")  # parameters may have slashes, too
+        test = path.rpartition("/")[2]
+        if slow & {test + parameters + rest, test, test.partition("::")[0]}:
             item.add_marker(pytest.mark.slow)
 
 
