@@ -164,6 +164,20 @@ def test_images_without_targets_teach_no_object_alone(decoder: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_images_without_instances_need_no_masks() -> None:
+    model = build().train()
+    (sample,) = batch((64, 64), empty=(0,))
+    (bare,) = batch((64, 64), empty=(0,))
+    # As Detectron2's annotations_to_instances gives an image whose list of annotations is empty.
+    bare["instances"].remove("gt_masks")
+    torch.manual_seed(0)
+    expected = model([sample])
+    torch.manual_seed(0)
+    losses = model([bare])
+    assert losses.keys() == expected.keys()
+    assert all(torch.equal(losses[name], expected[name]) for name in losses)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_half_precision_gives_losses_in_float32(decoder: str, dtype: torch.dtype) -> None:
@@ -409,3 +423,6 @@ def test_annotations_that_do_not_fit_are_refused() -> None:
     (sample,) = batch((32, 40))
     with pytest.raises(DataError, match=r"0\.png.*masks"):
         model([{**sample, "image": sample["image"][:, 1:]}])
+    sample["instances"].remove("gt_masks")
+    with pytest.raises(DataError, match=r"0\.png.*without masks"):
+        model([sample])

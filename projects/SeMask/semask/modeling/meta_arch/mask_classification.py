@@ -168,7 +168,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         else:
             instances = class_masks(_annotation(inputs, "sem_seg"), self.sem_seg_head.ignore_value)
         height, width = inputs["image"].shape[-2:]
-        labels, masks = instances.gt_classes, as_tensor(instances.gt_masks, height, width)
+        labels, masks = instances.gt_classes, _masks(instances, height, width, _source(inputs))
         if masks.shape != (len(labels), height, width):
             raise DataError(
                 f"{_source(inputs)} has masks of the shape {tuple(masks.shape)}; for its "
@@ -353,6 +353,18 @@ def as_tensor(masks: Any, height: int, width: int) -> Tensor:
         masks = BitMasks.from_polygon_masks(masks, height, width)
     tensor: Tensor = masks.tensor if isinstance(masks, BitMasks) else masks
     return tensor.bool()
+
+
+def _masks(instances: Instances, height: int, width: int, source: str) -> Tensor:
+    """(N, H, W) bool. Detectron2's mappers leave "gt_masks" out where N is 0."""
+    if instances.has("gt_masks"):
+        return as_tensor(instances.gt_masks, height, width)
+    if len(instances):
+        raise DataError(
+            f"{source} has {len(instances)} instances without masks; mask classification needs "
+            "masks: INPUT.DATASET_MAPPER_NAME and the annotations' 'segmentation' give them."
+        )
+    return torch.zeros(0, height, width, dtype=torch.bool)
 
 
 def _annotation(inputs: Mapping[str, Any], name: str) -> Any:
