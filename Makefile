@@ -58,7 +58,7 @@ format: $(READY) ## format the code and repair what can be
 	$(BIN)/ruff check --fix .
 
 lock: $(READY) ## choose the newest versions again, for the lock files
-	$(BIN)/uv pip compile $(COMPILE) --extra bands --extra dev --extra onnx --extra timm --extra hub setup.cfg requirements.in -o requirements.lock
+	$(BIN)/uv pip compile $(COMPILE) --all-extras setup.cfg requirements.in -o requirements.lock
 	$(BIN)/uv pip compile $(COMPILE) --resolution lowest-direct --extra bands --extra dev --extra onnx --extra timm --extra hub \
 	  setup.cfg requirements-lowest.in -o requirements-lowest.lock
 	printf 'setuptools\nuv\nwheel\n' | \
@@ -80,7 +80,7 @@ $(READY): $(LOCKS) setup.cfg
 	  echo "'$(PYTHON)' is missing or older than Python 3.11. Name another: make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "'$(PYTHON)' cannot make environments (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
-	@echo "Making the environment in $(VENV) (about 3 GB to download the first time, 6 GB on disk):"
+	@echo "Making the environment in $(VENV) (about 3 GB to download the first time, 7 GB on disk):"
 	@echo "some minutes, in which nothing is printed."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-tools.lock
