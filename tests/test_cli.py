@@ -89,8 +89,9 @@ def test_arguments_that_cannot_be_used(argv: list[str]) -> None:
 
 
 def documented_commands() -> list[str]:
-    """The lines of the README and of the configs' head comments that call the command."""
-    texts = [(ROOT / "README.md").read_text()]
+    """The lines of the documents and of the configs' head comments that call the command."""
+    documents = (ROOT / "README.md", ROOT / "projects/SeMask/README.md", *ROOT.glob("docs/*.md"))
+    texts = [document.read_text() for document in documents]
     for config in (ROOT / "configs").rglob("*.yaml"):
         head = config.read_text().partition("_BASE_")[0]
         texts.append("\n".join(line.removeprefix("#").strip() for line in head.splitlines()))
@@ -101,7 +102,7 @@ def documented_commands() -> list[str]:
 
 def test_documented_commands_are_understood() -> None:
     commands = documented_commands()
-    assert len(commands) > 60
+    assert len(commands) > 80
     for line in commands:
         command, *arguments = shlex.split(line.replace("CONFIG", "name"), comments=True)[1:]
         args = parse(command, [argument for argument in arguments if argument != "..."])
