@@ -12,7 +12,6 @@ from detectron2.config import CfgNode
 
 import tiny
 import train_command
-from semask.cli.fit import parse_size
 from semask.cli.main import main
 from semask.config import load_config
 from semask.engine import Trainer
@@ -24,6 +23,7 @@ from semask.engine.fit import (
 )
 from semask.engine.memory import LiveMemory, evaluation_memory, training_memory
 from semask.errors import ConfigError, OutOfMemoryError
+from semask.utils.text import parse_size
 
 GIB = 2**30
 CHECKPOINTED = "MODEL.SWIN.ACTIVATION_CHECKPOINT=[True,True,True,True]"
@@ -117,13 +117,13 @@ def test_images_that_devices_cannot_share() -> None:
     ("text", "size"), [("24GiB", 24 * GIB), ("24g", 24 * GIB), ("1.5 GB", 1.5 * GIB), ("80", 80)]
 )
 def test_sizes(text: str, size: float) -> None:
-    assert parse_size(text) == size
+    assert parse_size(text, "--memory") == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "-3GiB", "0", "3 PiB"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match="--memory"):
-        parse_size(text)
+        parse_size(text, "--memory")
 
 
 @pytest.mark.parametrize(("memory", "status"), [("24GiB", 0), ("1.5GiB", 1), ("?", 2)])

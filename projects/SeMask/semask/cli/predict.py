@@ -17,12 +17,8 @@ from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
 from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor, read_config
-from semask.inference.video import (
-    VIDEO_EXTENSIONS,
-    VideoReader,
-    VideoWriter,
-    writing_video,
-)
+from semask.inference.video import VIDEO_EXTENSIONS, VideoReader
+from semask.inference.video_prediction import predict_frames
 from semask.tasks import build_task
 from semask.utils.files import without_suffixes
 from semask.visualize.drawing import save_picture
@@ -139,18 +135,17 @@ def segment_video(
 ) -> ImagePrediction | None:
     """Write the videos of one video, a frame at a time; returns the last one's prediction."""
     prediction = None
-    output = Path(args.output)
-    writers: dict[str, VideoWriter] = {}
     with VideoReader(file) as frames, ExitStack() as stack:
+        predictions = predict_frames(
+            lambda frame: predictor(frame, priors=args.priors),
+            frames,
+            lambda found: _pictures(found, args),
+            lambda kind: Path(args.output) / kind / f"{name}.{args.video_format}",
+        )
+        stack.callback(predictions.close)
         total = frames.num_frames or None
-        progress = tqdm(frames, total=total, unit="frame", leave=False, disable=None)
-        for index, frame in enumerate(progress):
-            prediction = predictor(frame, priors=args.priors)
-            for kind, picture in _pictures(prediction, args).items():
-                if kind not in writers:
-                    path = output / kind / f"{name}.{args.video_format}"
-                    writers[kind] = stack.enter_context(writing_video(path, frames.frame_rate))
-                writers[kind].write(picture)
+        progress = tqdm(predictions, total=total, unit="frame", leave=False, disable=None)
+        for index, prediction in enumerate(progress):
             if args.video_labels:
                 prediction.save(args.output, os.path.join(name, f"{index:06}"))
     return prediction

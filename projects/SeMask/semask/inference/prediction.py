@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from semask.inference.regions import Regions, class_regions, prior_regions
 from semask.utils.files import replacing
 from semask.visualize.drawing import draw_legend, save_picture
 from semask.visualize.instances import (
@@ -18,6 +19,8 @@ from semask.visualize.instances import (
     detection_texts,
     draw_instances,
     draw_segments,
+    instance_colors,
+    segment_colors,
 )
 
 
@@ -30,6 +33,11 @@ class ImagePrediction(ABC):
 
     image: np.ndarray
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether :meth:`pictures` depends on ``min_score``."""
+        return False
+
     @abstractmethod
     def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
         """What is drawn: "overlay", and the priors where they were asked for.
@@ -41,6 +49,17 @@ class ImagePrediction(ABC):
         Returns:
             {name: (H, W, 3) uint8, RGB}.
         """
+
+    def regions(self, *, min_score: float = 0.5) -> dict[str, Regions]:
+        """What each pixel of the pictures is; by default nothing is known of any.
+
+        Args:
+            min_score: as for :meth:`pictures`.
+
+        Returns:
+            {name of a picture: its regions}.
+        """
+        return {}
 
     @abstractmethod
     def save(self, folder: str, name: str) -> None:
@@ -66,6 +85,8 @@ class Prediction(ImagePrediction):
         class_names: K names.
         colors: (K, 3) uint8, RGB of each class.
         probabilities: (K, H, W) float32, or None where they were not asked for.
+        confidence: (H, W) float32, the probability of each pixel's class; None where it was not
+            asked for.
         prior: (H, W) classes that the decoded semantic prior names, as ``labels``; None where
             it was not asked for or the model has no prior head.
         priors: the semantic-prior logits of the stages, {"prior2": (K, h, w) float32, ...}; None
@@ -77,6 +98,7 @@ class Prediction(ImagePrediction):
     class_names: tuple[str, ...]
     colors: np.ndarray
     probabilities: np.ndarray | None = None
+    confidence: np.ndarray | None = None
     prior: np.ndarray | None = None
     priors: dict[str, np.ndarray] | None = None
 
@@ -112,6 +134,12 @@ class Prediction(ImagePrediction):
     def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
         """See :class:`ImagePrediction`; no pixel is left out for its score."""
         return {"overlay": self.overlay(alpha), **self.prior_pictures()}
+
+    def regions(self, *, min_score: float = 0.5) -> dict[str, Regions]:
+        """See :class:`ImagePrediction`."""
+        names, colors = self.class_names, self.colors
+        shown = class_regions(self.labels, names, colors, self.confidence)
+        return {"overlay": shown, **prior_regions(self.priors or {}, names, colors)}
 
     def save(self, folder: str, name: str) -> None:
         """Write ``labels/NAME.png``."""
@@ -199,6 +227,11 @@ class InstancePrediction(ImagePrediction):
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def has_scores(self) -> bool:
+        """See :class:`ImagePrediction`; a panoptic map is drawn whole."""
+        return self.panoptic is None
+
     def overlay(self, alpha: float = 0.5, min_score: float = 0.5) -> np.ndarray:
         """The image with masks, boxes, scores and, of several categories, their names.
 
@@ -276,6 +309,47 @@ class InstancePrediction(ImagePrediction):
     def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
         """See :class:`ImagePrediction`."""
         return {"overlay": self.overlay(alpha, min_score), **self.prior_pictures()}
+
+    def regions(self, *, min_score: float = 0.5) -> dict[str, Regions]:
+        """See :class:`ImagePrediction`."""
+        if self.panoptic is None:
+            shown = self._instance_regions(min_score)
+        else:
+            shown = self._segment_regions(self.panoptic)
+        if self.prior_colors is None:
+            return {"overlay": shown}
+        priors = prior_regions(self.priors or {}, self.prior_names, self.prior_colors)
+        return {"overlay": shown, **priors}
+
+    def _instance_regions(self, min_score: float) -> Regions:
+        """The most certain instance at each pixel; of boxes alone, the smallest box."""
+        shown = np.flatnonzero(self.scores >= min_score)
+        index = np.full(self.image.shape[:2], -1, np.int32)
+        if self.masks is not None:
+            for number in reversed(range(len(shown))):
+                index[self.masks[shown[number]]] = number
+        else:
+            corners = np.round(self.boxes[shown]).astype(int).clip(min=0)
+            sides = corners[:, 2:] - corners[:, :2]
+            for number in np.argsort(-sides.prod(axis=1), kind="stable").tolist():
+                x0, y0, x1, y1 = corners[number]
+                index[y0:y1, x0:x1] = number
+        names = tuple(self.class_names[self.classes[number]] for number in shown)
+        return Regions(index, names, instance_colors(len(shown)), self.scores[shown])
+
+    def _segment_regions(self, panoptic: np.ndarray) -> Regions:
+        drawn = {segment["id"]: self._drawn(segment) for segment in self.segments}
+        index = np.full(panoptic.shape, -1, np.int32)
+        for number, identity in enumerate(drawn):
+            index[panoptic == identity] = number
+        things, stuff = self.class_names, self.stuff_names
+        names = [
+            (things if segment["isthing"] else stuff)[segment["category_id"]]
+            for segment in self.segments
+        ]
+        scores = [segment.get("score", np.nan) for segment in self.segments]
+        known = None if np.isnan(scores).all() else np.array(scores, np.float32)
+        return Regions(index, tuple(names), segment_colors(drawn), known)
 
     def save(self, folder: str, name: str) -> None:
         """Write ``instances/NAME.json``, and ``panoptic/NAME.png`` and ``.json`` of segments."""

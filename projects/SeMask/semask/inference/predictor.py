@@ -23,7 +23,7 @@ from semask.data.image_files import explained
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
-from semask.inference.model_outputs import class_map, gives_scores, predict
+from semask.inference.model_outputs import gives_scores, predict
 from semask.inference.prediction import ImagePrediction, Prediction
 from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors
@@ -98,6 +98,13 @@ class ImagePredictor(ABC):
             ConfigError: the model has no semantic priors.
         """
 
+    def in_detail(self, image: AnyImage) -> ImagePrediction:
+        """The prediction with what else the model tells: priors, confidence of each pixel.
+
+        Args, Raises: as for a call.
+        """
+        return self(image, priors=self.has_priors)
+
 
 def predictors_of(task: str) -> list[type[ImagePredictor]]:
     """The classes of predictors for a value of ``TASK``."""
@@ -158,7 +165,12 @@ class Predictor(ImagePredictor):
         return gives_scores(self.model) and gives_priors(self.model)
 
     def __call__(
-        self, image: AnyImage, *, probabilities: bool = False, priors: bool = False
+        self,
+        image: AnyImage,
+        *,
+        probabilities: bool = False,
+        priors: bool = False,
+        confidence: bool = False,
     ) -> Prediction:
         """Segment one image.
 
@@ -167,15 +179,29 @@ class Predictor(ImagePredictor):
                 channels or values an (H, W, C) array with the values of the files.
             probabilities: also return those of all classes, K * H * W numbers.
             priors: also return the semantic priors.
+            confidence: also return the probability of each pixel's class.
 
         Raises:
             DataError: the image cannot be read.
             ConfigError: the model has no semantic priors.
         """
         pixels = image_pixels(image, self._mapper.reader)
-        return self._segment(pixels, probabilities=probabilities, priors=priors)
+        return self._segment(
+            pixels, probabilities=probabilities, priors=priors, confidence=confidence
+        )
 
-    def _segment(self, pixels: np.ndarray, *, probabilities: bool, priors: bool) -> Prediction:
+    def in_detail(self, image: AnyImage) -> Prediction:
+        """See :meth:`ImagePredictor.in_detail`."""
+        return self(image, priors=self.has_priors, confidence=True)
+
+    def _segment(
+        self,
+        pixels: np.ndarray,
+        *,
+        probabilities: bool,
+        priors: bool,
+        confidence: bool = False,
+    ) -> Prediction:
         """The prediction for an image as the mapper's reader gives it."""
         if priors and not self.has_priors:
             raise ConfigError(
@@ -185,14 +211,18 @@ class Predictor(ImagePredictor):
         inputs = self._mapper.transform(pixels)
         with torch.inference_mode(), evaluation_autocast(self.cfg):
             output = predict(self.model, inputs, priors=priors)
-            scores = output["sem_seg"]
+            scores: LazyScores = output["sem_seg"]
+            labels, certainty = (
+                scores.labels_and_confidence() if confidence else (scores.labels(), None)
+            )
             return Prediction(
                 image=self._mapper.reader.picture(pixels),
-                labels=self._labels(scores),
+                labels=self._labels(labels),
                 class_names=self.class_names,
                 colors=self.colors,
                 probabilities=_array(scores.probabilities()) if probabilities else None,
-                prior=self._labels(output["prior"]) if "prior" in output else None,
+                confidence=None if certainty is None else _array(certainty),
+                prior=self._labels(output["prior"].labels()) if "prior" in output else None,
                 priors={k: _array(v) for k, v in output["priors"].items()} if priors else None,
             )
 
@@ -233,9 +263,9 @@ class Predictor(ImagePredictor):
                 "%d of the %d images in '%s' could not be read.", unreadable, len(files), folder
             )
 
-    def _labels(self, scores: LazyScores) -> np.ndarray:
+    def _labels(self, classes: Tensor) -> np.ndarray:
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
-        return class_map(scores).astype(dtype)
+        return classes.cpu().numpy().astype(dtype)
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:

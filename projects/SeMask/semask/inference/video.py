@@ -44,6 +44,9 @@ class VideoReader:
     Attributes:
         frame_rate: frames per second.
         num_frames: as the file announces it; 0 where it does not.
+        size: (width, height) of its pictures as they are stored.
+        missing: what is said of frames that were announced and cannot be decoded; "" = of none.
+            Known after the last frame.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -69,6 +72,8 @@ class VideoReader:
             self._container.close()
             raise DataError(f"'{self.path}' has no video stream.")
         self._stream = self._container.streams.video[0]
+        self.size = (self._stream.width, self._stream.height)
+        self.missing = ""
         self.frame_rate = float(self._stream.average_rate or DEFAULT_RATE)
         self.num_frames = self._stream.frames
         if not self.num_frames and self._container.duration:  # Matroska does not count them
@@ -91,11 +96,11 @@ class VideoReader:
         if not count:
             raise DataError(f"Video '{self.path}' has no frame that can be decoded.")
         if count < self.num_frames:
-            logger.warning(
-                "Video '%s' announces %d frames, but only %d can be decoded: it is damaged or cut "
-                "off.",
-                *(self.path, self.num_frames, count),
+            self.missing = (
+                f"Video '{self.path}' announces {self.num_frames} frames, but only {count} can be "
+                "decoded: it is damaged or cut off."
             )
+            logger.warning("%s", self.missing)
 
     def _frames(self) -> Iterator[VideoFrame]:
         """Those that can be decoded."""

@@ -149,17 +149,27 @@ def shortened(name: str, length: int = 26) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-_environment = Environment(
-    loader=PackageLoader("semask.report"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_environment.filters |= {
-    "percent": percent,
-    "number": number,
-    "pluralize": pluralize,
-    "shortened": shortened,
-}
-_environment.tests |= {"nan": math.isnan}
+def template_environment(package: str) -> Environment:
+    """For the templates of a package; autoescaped, a missing value is an error.
+
+    Args:
+        package: its name; the templates are in its folder ``templates``.
+    """
+    environment = Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "pluralize": pluralize,
+        "shortened": shortened,
+    }
+    environment.tests |= {"nan": math.isnan}
+    return environment
+
+
+_environment = template_environment("semask.report")

@@ -1,4 +1,10 @@
-"""Words that messages and reports share."""
+"""Words and sizes that messages and arguments share."""
+
+import re
+
+from semask.errors import ConfigError
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -14,3 +20,19 @@ def pluralize(number: int, noun: str) -> str:
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes from a number with a unit, such as 24GiB, 24G or 16000M.
+
+    Args:
+        text: as it was given.
+        option: where, for the message.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"{option} '{text}' is no size: give for example 24GiB.")
+    return int(float(match[1]) * _UNITS[match[2].lower()])

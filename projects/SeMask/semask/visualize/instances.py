@@ -48,7 +48,7 @@ def draw_instances(
     Returns:
         (H, W, 3) uint8, RGB.
     """
-    colors = class_colors(_INSTANCE_COLORS)[np.arange(len(boxes)) % _INSTANCE_COLORS]
+    colors = instance_colors(len(boxes))
     picture = image.copy()
     # The best, which come first, are on top.
     for index in reversed(range(len(boxes) if masks is not None else 0)):
@@ -76,6 +76,11 @@ def draw_instances(
         taken.append((left, top, width))
         _label(draw, text, left, top, width)
     return np.array(drawn)
+
+
+def instance_colors(number: int) -> np.ndarray:
+    """(number, 3) uint8, RGB, of instances in the order in which they are given."""
+    return class_colors(_INSTANCE_COLORS)[np.arange(number) % _INSTANCE_COLORS]
 
 
 class DrawnSegment(NamedTuple):
@@ -109,11 +114,9 @@ def draw_segments(
         (H, W, 3) uint8, RGB.
     """
     picture = image.copy()
-    series = itertools.cycle(class_colors(_INSTANCE_COLORS))
     places = []
-    for number, segment in segments.items():
+    for (number, segment), color in zip(segments.items(), segment_colors(segments), strict=True):
         mask = panoptic == number
-        color = next(series) if segment.color is None else np.asarray(segment.color)
         if not mask.any():
             continue
         _lay_over(picture, mask, color, alpha)
@@ -129,6 +132,13 @@ def draw_segments(
         left = min(max(x - width // 2, 0), max(0, drawn.width - width - 2))
         _label(draw, text, left, y - _TEXT_SIZE // 2, width)
     return np.array(drawn)
+
+
+def segment_colors(segments: Mapping[int, DrawnSegment]) -> np.ndarray:
+    """(N, 3) uint8, RGB, of segments in their order; those without a colour get the series'."""
+    series = itertools.cycle(class_colors(_INSTANCE_COLORS))
+    colors = [next(series) if each.color is None else each.color for each in segments.values()]
+    return np.array(colors, np.uint8).reshape(-1, 3)
 
 
 def detection_texts(
