@@ -12,6 +12,7 @@ from semask.data.datasets.nuclei import register_nuclei
 from semask.data.datasets.pairs import PairingError, load_sem_seg_pairs
 from semask.data.datasets.panoptic_folder import register_panoptic_folder
 from semask.data.datasets.scenes.dataset import register_scenes
+from semask.data.datasets.scenes.panoptic import register_scenes_panoptic
 
 __all__ = [
     "PairingError",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 register_scenes()
+register_scenes_panoptic()
 register_camvid()
 register_ade20k()
 register_cityscapes()
