@@ -212,8 +212,10 @@ def add_semask_config(cfg: CfgNode) -> None:
     # PHOTOMETRIC_DISTORTION count in place of those on scales and crops.
     # TASK "semantic": "sem_seg" = the pipeline of the SeMask-FPN models; "mask_former_semantic" =
     # that of the mask-classification models, which also gives a mask for each class.
-    # TASK "panoptic" with mask classification: "mask_former_panoptic", the same pipeline, or
-    # "coco_panoptic_lsj", that of the instance tasks.
+    # TASK "instance": "mask_former_instance", the same pipeline; "coco_instance_lsj", large-scale
+    # jitter padded to LSJ.SIZE, whatever LSJ.ENABLED says; any of the two above = Detectron2's.
+    # TASK "panoptic" with mask classification: "mask_former_panoptic" or "coco_panoptic_lsj",
+    # which are the same two pipelines.
     cfg.INPUT.DATASET_MAPPER_NAME = "sem_seg"
     # The image is resized, aspect ratio kept, by min(long / longer side, short / shorter side).
     cfg.INPUT.SCALE = [2048, 512]
@@ -232,12 +234,18 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Which pixel of a label map a resized one copies: "nearest-exact", the one under the image's
     # pixel, or "nearest", half a pixel off, as the published models were trained.
     cfg.INPUT.LABEL_INTERPOLATION = "nearest-exact"
+    # Instances and segments that augmentation leaves without a pixel stay in training, with an
+    # empty mask, as the published Mask2Formers of ADE20K, Cityscapes and COCO panoptic had them.
+    # (DATALOADER.FILTER_EMPTY_ANNOTATIONS is of images: those without any instance.)
+    cfg.INPUT.KEEP_EMPTY_MASKS = False
     # Detectors: large-scale jitter in training, in place of MIN_SIZE_TRAIN and INPUT.CROP. The
     # image is made to fit into SIZE (height, width) times a factor from SCALE, and cropped to SIZE.
+    # DIAGONAL_CROPS: one random number places the crop in both directions, as in Detectron2.
     cfg.INPUT.LSJ = CfgNode()
     cfg.INPUT.LSJ.ENABLED = False
     cfg.INPUT.LSJ.SCALE = [0.1, 2.0]
     cfg.INPUT.LSJ.SIZE = [1024, 1024]
+    cfg.INPUT.LSJ.DIAGONAL_CROPS = False
 
     # ---- solver ----
     cfg.SOLVER.OPTIMIZER = "ADAMW"

@@ -227,7 +227,7 @@ class InstanceTask(Task):
         Of mask classification the square that crops are padded to, or the crop.
         """
         inputs = self.cfg.INPUT
-        if inputs.LSJ.ENABLED:
+        if inputs.LSJ.ENABLED or inputs.DATASET_MAPPER_NAME.endswith("_lsj"):
             return int(inputs.LSJ.SIZE[0]), int(inputs.LSJ.SIZE[1])
         if is_mask_classification(self.cfg):
             if inputs.SIZE_DIVISIBILITY > 0:

@@ -1,7 +1,8 @@
 """From a dataset dict to what Detectron2's detectors take, and the target of their priors."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from detectron2.structures import BoxMode, Instances
 
 from semask.data.annotations import NO_MASK, Segmentation, check_stated_size, describe, inspect
 from semask.data.bands import RGB, ImageReader
+from semask.data.mappers.mask_semantic import build_mask_augmentations
 from semask.data.mappers.prior_target import PriorTarget, annotation_region, panoptic_to_semantic
-from semask.data.mappers.semantic import build_distortion, channel_order
+from semask.data.mappers.semantic import build_distortion, build_flip, channel_order
 from semask.data.reading import check_label_values, check_same_size, read_image, read_label
 from semask.data.transforms.resizing import build_large_scale_jitter
 from semask.errors import ConfigError, DataError
@@ -56,6 +58,39 @@ def build_instance_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augment
     return [*augmentations, *(build_distortion(cfg) if is_train else ())]
 
 
+def build_lsj_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """The pipeline of COCO's published Mask2Formers: flip, large-scale jitter, padding to its size.
+
+    In evaluation Detectron2's resizing of the shortest edge.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    if not is_train:
+        return build_instance_augmentations(cfg, False)
+    return [*build_flip(cfg), *build_large_scale_jitter(cfg, pad=True), *build_distortion(cfg)]
+
+
+Pipeline = Callable[[CfgNode, bool], list[T.Augmentation]]
+
+# RLE masks and maps of segments are resized by Pillow's rule in both, as published.
+_resized_crop: Pipeline = partial(build_mask_augmentations, label_interpolation="nearest-exact")
+
+# Augmentations by INPUT.DATASET_MAPPER_NAME; those of panoptic maps are the same. The names of
+# semantic segmentation, the first of which is the key's default, stand for Detectron2's.
+PANOPTIC_PIPELINES = {
+    "mask_former_panoptic": _resized_crop,
+    "coco_panoptic_lsj": build_lsj_augmentations,
+}
+PIPELINES: dict[str, Pipeline] = {
+    "sem_seg": build_instance_augmentations,
+    "mask_former_semantic": build_instance_augmentations,
+    "mask_former_instance": _resized_crop,
+    "coco_instance_lsj": build_lsj_augmentations,
+    **PANOPTIC_PIPELINES,
+}
+
+
 class InstanceMapper:
     """Read and augment one image with its instances, and paint the target of the priors.
 
@@ -73,6 +108,8 @@ class InstanceMapper:
         use_masks: bool = True,
         mask_format: str = "polygon",
         crops: bool = False,
+        pads: bool = False,
+        keep_empty: bool = False,
         image_format: str = "RGB",
         prior_target: PriorTarget | None = None,
         semantic_classes: int = 0,
@@ -89,6 +126,9 @@ class InstanceMapper:
             mask_format: "polygon" or "bitmask". Instances that do not all have polygons are
                 bit masks in any case.
             crops: the augmentations crop; masks are then bit masks, and boxes follow them.
+            pads: the augmentations pad with ``ignore_value``; nothing reaches into the padding, and
+                it does not count in the target.
+            keep_empty: instances of which the augmentations leave no pixel stay, with empty masks.
             image_format: channel order of the result, "RGB" or "BGR".
             prior_target: paints the target from the instances; None = there is none, or it is
                 the semantic map.
@@ -110,6 +150,8 @@ class InstanceMapper:
         self.use_masks = use_masks
         self.mask_format = mask_format
         self.crops = crops
+        self.pads = pads
+        self.keep_empty = keep_empty
         self.image_format = image_format
         self.prior_target = prior_target
         self.semantic_classes = semantic_classes
@@ -124,6 +166,14 @@ class InstanceMapper:
         supervised = is_train and prior_is_supervised(cfg)
         semantic_prior = supervised and semask.PRIOR_TARGET == "sem_seg"
         needs_map = semantic_prior or (is_train and has_semantic_head(cfg))
+        name, inputs = cfg.INPUT.DATASET_MAPPER_NAME, cfg.INPUT
+        if name not in PIPELINES:
+            raise ConfigError(
+                f"INPUT.DATASET_MAPPER_NAME is '{name}'; instances are read by "
+                f"{', '.join(PIPELINES)}."
+            )
+        jitters = PIPELINES[name] is build_lsj_augmentations
+        pads = jitters or (PIPELINES[name] is _resized_crop and inputs.SIZE_DIVISIBILITY > 0)
         categories = detector_classes(cfg)
         prior_target = None
         if supervised and not semantic_prior:
@@ -134,11 +184,13 @@ class InstanceMapper:
             )
         return {
             "is_train": is_train,
-            "augmentations": build_instance_augmentations(cfg, is_train),
+            "augmentations": PIPELINES[name](cfg, is_train),
             "num_categories": categories,
             "use_masks": predicts_masks(cfg),
             "mask_format": cfg.INPUT.MASK_FORMAT,
-            "crops": cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED,
+            "crops": inputs.CROP.ENABLED or inputs.LSJ.ENABLED or jitters,
+            "pads": pads,
+            "keep_empty": inputs.KEEP_EMPTY_MASKS,
             "image_format": channel_order(cfg),
             "reader": ImageReader.from_config(cfg),
             "prior_target": prior_target,
@@ -177,14 +229,18 @@ class InstanceMapper:
         if not self.is_train:
             return output
         size = (inputs.image.shape[0], inputs.image.shape[1])
-        annotations = self._annotations(dataset_dict, transforms, (height, width), size)
-        output["instances"] = self._instances(annotations, size)
+        padding = self._padding(transforms, (height, width)) if self.pads else None
+        annotations = self._annotations(dataset_dict, transforms, (height, width), size, padding)
+        output["instances"] = self._instances(annotations, size, padding)
         if semantic is not None:
             output["sem_seg"] = _as_target(inputs.sem_seg)
         if self.semantic_prior:
             output[PRIOR_TARGET] = output["sem_seg"]
         elif self.prior_target is not None:
-            output[PRIOR_TARGET] = _as_target(self.prior_target.from_annotations(annotations, size))
+            target = self.prior_target.from_annotations(annotations, size)
+            if padding is not None:
+                target[padding] = self.ignore_value
+            output[PRIOR_TARGET] = _as_target(target)
         return output
 
     def transform(self, image: np.ndarray) -> dict[str, Any]:
@@ -206,12 +262,19 @@ class InstanceMapper:
         image = image if self.image_format == "RGB" else image[:, :, ::-1]
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
+    def _padding(self, transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) bool of the augmented image: what is no part of the given one."""
+        other = (self.ignore_value + 1) % 256
+        padded: np.ndarray = transforms.apply_segmentation(np.full(size, other, np.uint8))
+        return padded == self.ignore_value
+
     def _annotations(
         self,
         dataset_dict: dict[str, Any],
         transforms: T.TransformList,
         old: tuple[int, int],
         new: tuple[int, int],
+        padding: np.ndarray | None,
     ) -> list[Annotation]:
         """The annotations after the augmentation.
 
@@ -235,8 +298,9 @@ class InstanceMapper:
                 continue
             box = transforms.apply_box(np.array([found.box]))[0].clip(min=0)
             box = np.minimum(box, [new[1], new[0], new[1], new[0]])
-            if box[0] >= box[2] or box[1] >= box[3]:
-                continue  # cropped away
+            cropped_away = box[0] >= box[2] or box[1] >= box[3]
+            if cropped_away and (crowd or unusable or not self.keep_empty):
+                continue
             annotation: Annotation = {
                 "bbox": box,
                 "bbox_mode": BoxMode.XYXY_ABS,
@@ -244,23 +308,34 @@ class InstanceMapper:
                 "iscrowd": int(crowd or unusable),
             }
             if found.segmentation is not None:
-                annotation["segmentation"] = _transformed(found.segmentation, transforms)
+                segmentation = _transformed(found.segmentation, transforms)
+                if padding is not None and isinstance(segmentation, np.ndarray):
+                    segmentation[padding] = 0
+                annotation["segmentation"] = segmentation
             annotations.append(annotation)
         return annotations
 
-    def _instances(self, annotations: Sequence[Annotation], size: tuple[int, int]) -> Instances:
+    def _instances(
+        self,
+        annotations: Sequence[Annotation],
+        size: tuple[int, int],
+        padding: np.ndarray | None,
+    ) -> Instances:
         kept = [dict(entry) for entry in annotations if not entry["iscrowd"]]
         for entry in kept:
             if not self.use_masks:
                 entry.pop("segmentation", None)
-            elif self.crops:
-                entry["segmentation"] = annotation_region(entry).mask_of_image(*size)
+            elif self.crops or self.pads:
+                mask = annotation_region(entry).mask_of_image(*size)
+                if padding is not None:
+                    mask[padding] = 0
+                entry["segmentation"] = mask
         polygons = all(isinstance(entry.get("segmentation", []), list) for entry in kept)
         mask_format = self.mask_format if polygons else "bitmask"
         instances = detection_utils.annotations_to_instances(kept, size, mask_format)
-        if self.crops and instances.has("gt_masks"):
+        if (self.crops or self.pads) and instances.has("gt_masks"):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        return detection_utils.filter_empty_instances(instances)
+        return instances if self.keep_empty else detection_utils.filter_empty_instances(instances)
 
     def _semantic_map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> np.ndarray:
         """(H, W) uint8, from the stuff map or the panoptic map."""

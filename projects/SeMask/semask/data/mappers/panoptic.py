@@ -1,8 +1,7 @@
 """From a dataset dict with a panoptic map to what mask classification trains on."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,12 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from semask.data.annotations import check_stated_size
-from semask.data.mappers.instance import build_instance_augmentations
-from semask.data.mappers.mask_semantic import build_mask_augmentations
+from semask.data.mappers.instance import PANOPTIC_PIPELINES
 from semask.data.reading import check_same_size, read_image
 from semask.errors import ConfigError, DataError
 from semask.modeling.heads.prior import PRIOR_TARGET
 
 logger = logging.getLogger(__name__)
-
-# Augmentations by INPUT.DATASET_MAPPER_NAME: of a resized crop, or Detectron2's for instances. Maps
-# of segments are resized by Pillow's rule in both, as published.
-PIPELINES: dict[str, Callable[[CfgNode, bool], list[T.Augmentation]]] = {
-    "mask_former_panoptic": partial(build_mask_augmentations, label_interpolation="nearest-exact"),
-    "coco_panoptic_lsj": build_instance_augmentations,
-}
 
 
 class PanopticMapper:
@@ -65,17 +56,18 @@ class PanopticMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         name = cfg.INPUT.DATASET_MAPPER_NAME
-        if name not in PIPELINES:
+        if name not in PANOPTIC_PIPELINES:
             raise ConfigError(
                 f"INPUT.DATASET_MAPPER_NAME is '{name}'; with TASK 'panoptic' there are "
-                f"{' and '.join(PIPELINES)}."
+                f"{' and '.join(PANOPTIC_PIPELINES)}."
             )
         return {
             "is_train": is_train,
-            "augmentations": PIPELINES[name](cfg, is_train),
+            "augmentations": PANOPTIC_PIPELINES[name](cfg, is_train),
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "image_format": cfg.INPUT.FORMAT,
+            "keep_empty": cfg.INPUT.KEEP_EMPTY_MASKS,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:

@@ -129,8 +129,8 @@ class RandomCropWithCategoryLimit(Augmentation):
         self.max_category_area = max_category_area
         self.ignore_value = ignore_value
 
-    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
-        """The crop of an image with its label map, (H, W) uint8."""
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None) -> Transform:
+        """The crop of an image with its label map, (H, W) uint8; without one the first place."""
         height, width = image.shape[:2]
         crop_h, crop_w = min(self.size[0], height), min(self.size[1], width)
         for _ in range(self.max_draws):
@@ -140,8 +140,10 @@ class RandomCropWithCategoryLimit(Augmentation):
                 break
         return CropTransform(x, y, crop_w, crop_h, width, height)
 
-    def _is_varied(self, sem_seg: np.ndarray, y: int, x: int, height: int, width: int) -> bool:
-        if self.max_category_area >= 1:
+    def _is_varied(
+        self, sem_seg: np.ndarray | None, y: int, x: int, height: int, width: int
+    ) -> bool:
+        if self.max_category_area >= 1 or sem_seg is None:
             return True
         crop = sem_seg[y : y + height, x : x + width]
         # Twice as fast as np.bincount; in float32, which counts exactly up to 2^24 pixels.

@@ -109,40 +109,82 @@ class FixedPadTransform(Transform):
         return CropTransform(0, 0, width, height, self.new_w, self.new_h)
 
 
-class PadToSquare(T.Augmentation):
-    """Make every image one square: gray padding right and bottom, ignored by the labels."""
+class PadToFixedSize(T.Augmentation):
+    """Make every image of one size: gray padding right and bottom, ignored by the labels."""
+
+    def __init__(self, size: Sequence[int], *, pixel: int = 128, ignore_value: int = 255) -> None:
+        """
+        Args:
+            size: (height, width) of the result in pixels; larger images are cut to it.
+            pixel: value of the padding before normalisation, 0..255.
+            ignore_value: label of the padding.
+
+        Raises:
+            ValueError: the size is not positive.
+        """
+        super().__init__()
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"the sides to pad to have to be at least 1 pixel, not {list(size)}")
+        self.size, self.pixel, self.ignore_value = (size[0], size[1]), pixel, ignore_value
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        if (height, width) == self.size:
+            return NoOpTransform()
+        return FixedPadTransform(height, width, *self.size, self.pixel, self.ignore_value)
+
+
+class PadToSquare(PadToFixedSize):
+    """As :class:`PadToFixedSize`, to a square."""
 
     def __init__(self, side: int, *, pixel: int = 128, ignore_value: int = 255) -> None:
         """
         Args:
             side: of the result in pixels; larger images are cut to it.
-            pixel: value of the padding before normalisation, 0..255.
-            ignore_value: label of the padding.
+            pixel, ignore_value: see :class:`PadToFixedSize`.
 
         Raises:
             ValueError: the side is not positive.
         """
+        super().__init__((side, side), pixel=pixel, ignore_value=ignore_value)
+        self.side = side
+
+
+class RandomWindow(T.Augmentation):
+    """A random window of one size; an image that is smaller in a direction is kept whole there."""
+
+    def __init__(self, size: Sequence[int], *, diagonal: bool = False) -> None:
+        """
+        Args:
+            size: (height, width) of the window in pixels.
+            diagonal: draw one number for both directions, so that the window's corner lies on the
+                image's diagonal, as Detectron2's ``FixedSizeCrop`` does.
+        """
         super().__init__()
-        if side < 1:
-            raise ValueError(f"the side to pad to has to be at least 1 pixel, not {side}")
-        self.side, self.pixel, self.ignore_value = side, pixel, ignore_value
+        self.size, self.diagonal = (size[0], size[1]), diagonal
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
-        if (height, width) == (self.side, self.side):
-            return NoOpTransform()
-        return FixedPadTransform(height, width, self.side, self.side, self.pixel, self.ignore_value)
+        window = (min(height, self.size[0]), min(width, self.size[1]))
+        slack = np.subtract((height, width), window)
+        if self.diagonal:
+            y, x = np.round(slack * np.random.uniform()).astype(int).tolist()
+        else:
+            y, x = np.random.randint(slack + 1).tolist()
+        return CropTransform(x, y, window[1], window[0], width, height)
 
 
-def build_large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
+def build_large_scale_jitter(cfg: CfgNode, *, pad: bool = False) -> list[T.Augmentation]:
     """Resizing by a random factor, and a random crop, in place of the usual resizing.
 
     The image is made to fit into ``INPUT.LSJ.SIZE`` times a factor drawn uniformly from
-    ``INPUT.LSJ.SCALE``; of what is larger than SIZE then, a window of SIZE is kept. Smaller
-    images stay smaller: the batch is padded as always, and the padding counts in no loss.
+    ``INPUT.LSJ.SCALE``; of what is larger than SIZE then, a window of SIZE is kept, which
+    ``INPUT.LSJ.DIAGONAL_CROPS`` places.
 
     Args:
         cfg: with ``INPUT.LSJ``.
+        pad: smaller images become SIZE with gray padding that no label has. Else they stay smaller:
+            the batch is padded as always, and the padding counts in no loss.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -154,4 +196,8 @@ def build_large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
         )
     if len(size) != 2 or min(size) < 1:
         raise ConfigError(f"INPUT.LSJ.SIZE is {size}; it needs a height and a width in pixels.")
-    return [T.ResizeScale(*scale, *size), T.FixedSizeCrop(tuple(size), pad=False)]
+    window = RandomWindow(size, diagonal=cfg.INPUT.LSJ.DIAGONAL_CROPS)
+    steps: list[T.Augmentation] = [T.ResizeScale(*scale, *size), window]
+    if pad:
+        steps.append(PadToFixedSize(size, ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE))
+    return steps
