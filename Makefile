@@ -17,7 +17,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train camvid nuclei benchmark quick lowest test lint format lock clean
+.PHONY: help setup train camvid nuclei benchmark quick lowest test lint format docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
@@ -57,6 +57,10 @@ format: $(READY) ## format the code and repair what can be
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY) ## build docs/ and the docstrings as a site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html; with search: $(BIN)/python -m http.server -d site"
+
 lock: $(READY) ## choose the newest versions again, for the lock files
 	$(BIN)/uv pip compile $(COMPILE) --all-extras setup.cfg requirements.in -o requirements.lock
 	$(BIN)/uv pip compile $(COMPILE) --resolution lowest-direct --extra bands --extra dev --extra onnx --extra timm --extra hub \
@@ -67,7 +71,7 @@ lock: $(READY) ## choose the newest versions again, for the lock files
 	  $(BIN)/uv pip compile $(COMPILE) --no-deps - -o requirements-detectron2.lock
 
 clean: ## remove the environment and every cache
-	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf projects/SeMask/*.egg-info
 

@@ -1,7 +1,11 @@
 """The documents: their links, the tests they name, and the site that is built from them."""
 
 import ast
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +72,33 @@ def test_every_promise_has_a_test() -> None:
         assert re.fullmatch(r"`tests/\w+\.py::test_\w+`(, `tests/\w+\.py::test_\w+`)*", named), (
             promise
         )
+
+
+@pytest.mark.slow
+def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Strictly: links, anchors, and the names in docstrings, which have to be objects."""
+    for package in ("material", "mkdocstrings"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package} (pip install '.[docs]')")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    pages = {page.relative_to(tmp_path).as_posix() for page in tmp_path.rglob("*.html")}
+    for document in DOCUMENTS:
+        if document.startswith("docs/"):
+            assert document.removeprefix("docs/").replace(".md", ".html") in pages
+    # A docstring's link to a class, and its parameters.
+    modeling = (tmp_path / "python/modeling.html").read_text()
+    assert 'id="semask.modeling.SemanticLayer"' in modeling
+    assert 'href="#semask.modeling.SemanticLayer"' in modeling
+    # No page asks another host for anything.
+    loaded = r"<(script|img|iframe)[^>]* src=\W?https?:|<link [^>]*rel=\W?stylesheet[^>]*https?:"
+    for page in tmp_path.rglob("*.html"):
+        assert not re.search(loaded, page.read_text()), page

@@ -27,7 +27,9 @@ class SeMaskBackbone(SemSegBackbone):
 
     What leaves a stage's semantic layer goes to the next stage and, normalised, to the decoder.
 
-    Args (a list has one entry per stage of the encoder):
+    Arguments that are lists have one entry per stage of the encoder.
+
+    Args:
         encoder: see :class:`HierarchicalEncoder`; no stage behind the last of ``out_features``.
         semantic_attention: "window", "global" or "none".
         semantic_blocks: chained semantic attention blocks; 0 is the same as "none".

@@ -29,15 +29,12 @@ _KEYS = (
 class SeMaskSwin(SeMaskBackbone):
     """A Swin transformer with semantic layers; without any of them it is the plain Swin.
 
-    Args (a list has one entry per stage):
-        embed_dim, depths, num_heads, window_size, mlp_ratio, drop_rate, attn_drop_rate,
-            drop_path_rate, absolute_pos_embed, pretrain_image_size, in_channels: see
-            :class:`SwinTransformer`.
-        semantic_attention, semantic_blocks, semantic_classes, semantic_dropout, semantic_init,
-            semantic_norm: see :class:`SeMaskBackbone`.
+    Arguments that are lists have one entry per stage. :class:`SwinTransformer` and
+    :class:`SeMaskBackbone` explain those that are not listed here.
+
+    Args:
         semantic_window_size: side of the semantic window; None = ``window_size``.
         out_features: names among "res2".."res5"; stages behind the last one are not built.
-        freeze_at, activation_checkpoint: see :class:`SeMaskBackbone`.
 
     Raises:
         ConfigError: lists of different lengths, or a value out of its range.

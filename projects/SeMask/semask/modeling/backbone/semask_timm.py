@@ -18,12 +18,12 @@ from semask.modeling.backbone.timm_encoder import STRIDES, TimmEncoder
 class SeMaskTimm(SeMaskBackbone):
     """A network of timm with semantic layers; without any of them it is the plain network.
 
-    Args (a list has one entry per stage, of which there are four):
+    Arguments that are lists have one entry per stage, of which there are four.
+    :class:`SeMaskBackbone` explains those that are not listed here.
+
+    Args:
         name, pretrained, drop_path_rate, in_channels: see :class:`TimmEncoder`.
-        semantic_attention, semantic_blocks, semantic_classes, semantic_window_size,
-            semantic_dropout, semantic_init, semantic_norm: see :class:`SeMaskBackbone`.
         out_features: names among "res2".."res5"; stages behind the last one are left out.
-        freeze_at, activation_checkpoint: see :class:`SeMaskBackbone`.
 
     Raises:
         ConfigError: lists of different lengths, a value out of its range, or see

@@ -207,7 +207,9 @@ class SwinStage(nn.Module):
 class SwinTransformer(HierarchicalEncoder):
     """Swin's stem and stages, without a classifier.
 
-    Args (a list has one entry per stage):
+    Arguments that are lists have one entry per stage.
+
+    Args:
         embed_dim: channels of the first stage, doubled at each following one.
         depths: Swin blocks.
         num_heads: attention heads.
