@@ -1,6 +1,7 @@
 """The benchmark for GPUs on a CPU with small models: that each part runs and says what fails."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ import torch
 from benchmarks import gpu, gpu_parts
 
 VARIANTS = gpu_parts._variants
+# A training that SIGTERM does not end.
+STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+words = " ".join([str(os.getpid()), *sys.argv])
+pathlib.Path(__file__).with_name("started").write_text(words)
+time.sleep(60)
+"""
 DEVICES = [
     "cpu",
     pytest.param(
@@ -39,6 +48,23 @@ def test_the_reference_is_met(tmp_path: Path, device: str) -> None:
     found = rows("fixtures", tmp_path, device)
     assert {row["dtype"] for row in found} == {"float32", "bfloat16"}
     assert all(row["feat3"] > 0 for row in found)
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_training_that_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "camvid").mkdir()
+    (tmp_path / "train_net.py").write_text(STUBBORN)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(gpu_parts, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_parts, "CAMVID_GRACE", 0.1)
+    (row,) = gpu_parts.camvid(gpu_parts.Task("cpu", "float16", 2, True, 0.0))
+    assert "failed" in row()
+    pid, *arguments = (tmp_path / "started").read_text().split()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+    assert "SOLVER.AMP.PRECISION float16" in " ".join(arguments)
 
 
 @pytest.mark.parametrize("device", DEVICES)
