@@ -79,14 +79,15 @@ _TEXT = """\
 # Encoders
 
 `MODEL.BACKBONE.NAME SeMaskTimm` puts semantic layers behind the stages of a network of timm, whose
-name is `MODEL.TIMM.NAME`. It needs features at strides 4, 8, 16 and 32 from modules that run one
-after the other, on images of any size. Swin is the project's own: `MODEL.BACKBONE.NAME SeMaskSwin`.
+name is `MODEL.TIMM.NAME`. The network has to give features at strides 4, 8, 16 and 32, from modules
+that run one after the other, on images of any size. Swin is this project's own:
+`MODEL.BACKBONE.NAME SeMaskSwin`.
 
-`tests/helpers/encoder_table.py` makes it, and a test checks it: of each family (a file of timm
-{version}; `mix_transformer` is this project's) a small network is tried. Those of {count} families
-work: their features are equal to timm's, they are trained, and with gamma 0 their semantic layers
-change nothing (`tests/test_timm_families.py`). Others of a family may differ; each is tried when it
-is built.
+`tests/helpers/encoder_table.py` writes this page, and a test checks it. One small network of
+each family is tried (a family is a file of timm {version}; `mix_transformer` is this project's).
+Those of {count} families work: their features equal timm's, they can be trained, and with gamma 0
+their semantic layers change nothing (`tests/test_timm_families.py`). Other networks of a family may
+differ; each is checked when it is built.
 
 | family | tried | result |
 | --- | --- | --- |
