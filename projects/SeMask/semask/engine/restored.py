@@ -1,10 +1,13 @@
-"""What a resumed run takes from its checkpoint, compared with what its config says."""
+"""What a run starts from, compared with what its config says."""
 
 import logging
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from torch.optim import AdamW, Optimizer
+
+from semask.modeling.backbone.encoder import HierarchicalEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +19,23 @@ _KEYS = {
     "momentum": "SOLVER.MOMENTUM",
     "nesterov": "SOLVER.NESTEROV",
 }
+
+
+def warn_of_random_weights(model: nn.Module) -> None:
+    """Warn that the encoder has no pre-trained weights, although its recipe expects them.
+
+    Args:
+        model: as built, with no checkpoint loaded.
+    """
+    encoders = [module for module in model.modules() if isinstance(module, HierarchicalEncoder)]
+    if any(encoder.pretrained for encoder in encoders):
+        return
+    advice = encoders[0].weights_advice if encoders else HierarchicalEncoder.weights_advice
+    logger.warning(
+        "The training starts from random weights, but the recipe of this config from "
+        "pre-trained ones: %s.",
+        advice,
+    )
 
 
 def warn_of_restored(state: Mapping[str, Any], optimizer: Optimizer, seed: int) -> None:

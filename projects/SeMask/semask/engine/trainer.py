@@ -41,11 +41,10 @@ from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoi
 from semask.engine.launch.preemption import Interrupted, Preempted, StopHook, StopRequest
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
-from semask.engine.restored import warn_of_restored
+from semask.engine.restored import warn_of_random_weights, warn_of_restored
 from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
 from semask.inference.model_outputs import for_evaluators
-from semask.modeling.backbone.timm_encoder import TimmEncoder
 from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.ops.apply import apply_selected_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
@@ -172,20 +171,7 @@ class Trainer(DefaultTrainer):
             for best in self._best.values():
                 best.restore()
         if self.start_iter == 0 and self.cfg.MODEL.EXPECTS_WEIGHTS and not self.cfg.MODEL.WEIGHTS:
-            self._expect_pretrained()
-
-    def _expect_pretrained(self) -> None:
-        """Point out random weights where the recipe has others."""
-        encoders = [m for m in self._trainer.model.modules() if isinstance(m, TimmEncoder)]
-        if any(encoder.pretrained for encoder in encoders):
-            return
-        logger.warning(
-            "The training starts from random weights, but the recipe of this config from "
-            "pre-trained ones: %s.",
-            f"set MODEL.TIMM.PRETRAINED True, or give MODEL.WEIGHTS a file for {encoders[0].name}"
-            if encoders
-            else "give MODEL.WEIGHTS an ImageNet Swin checkpoint",
-        )
+            warn_of_random_weights(self._trainer.model)
 
     def train(self) -> Any:
         """Train to the end, or until a SIGTERM or Ctrl-C.

@@ -1,7 +1,5 @@
 """A trained model as a function from an image to its instances and segments."""
 
-import os
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,16 +44,7 @@ class InstancePredictor(ImagePredictor):
 
     tasks: ClassVar[set[str]] = set()
 
-    def __init__(
-        self,
-        config: str | os.PathLike[str] | CfgNode,
-        weights: str | os.PathLike[str],
-        *,
-        device: str | torch.device | None = None,
-        overrides: Sequence[str] = (),
-    ) -> None:
-        """Args, Raises: as for :class:`ImagePredictor`."""
-        super().__init__(config, weights, device=device, overrides=overrides)
+    def _set_up(self) -> None:
         self._mapper = InstanceMapper(self.cfg, is_train=False)
         self.class_names, self.category_ids, self._dataset = _categories(self.cfg)
 

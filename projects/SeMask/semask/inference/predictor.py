@@ -78,6 +78,11 @@ class ImagePredictor(ABC):
                 f"TASK is '{cfg.TASK}', which {type(self).__name__} does not predict{hint}."
             )
         self.cfg, self.model = load_model(cfg, weights, device, overrides)
+        self._set_up()
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Build, from config and model, what this kind of predictor needs beside them."""
 
     @property
     @abstractmethod
@@ -135,27 +140,17 @@ class Predictor(ImagePredictor):
     def __new__(
         cls,
         config: str | os.PathLike[str] | CfgNode,
-        weights: str | os.PathLike[str],
-        *,
-        device: str | torch.device | None = None,
+        *args: Any,
         overrides: Sequence[str] = (),
+        **kwargs: Any,
     ) -> Any:
         """The predictor of the config's task, such as an ``InstancePredictor``."""
         task = read_config(config, overrides).TASK
         if cls is not Predictor or task in cls.tasks or not (other := predictors_of(task)):
             return super().__new__(cls)
-        return other[0](config, weights, device=device, overrides=overrides)
+        return other[0](config, *args, overrides=overrides, **kwargs)
 
-    def __init__(
-        self,
-        config: str | os.PathLike[str] | CfgNode,
-        weights: str | os.PathLike[str],
-        *,
-        device: str | torch.device | None = None,
-        overrides: Sequence[str] = (),
-    ) -> None:
-        """Args, Raises: as for :class:`ImagePredictor`."""
-        super().__init__(config, weights, device=device, overrides=overrides)
+    def _set_up(self) -> None:
         self._mapper = build_semantic_mapper(self.cfg, is_train=False)
         self.class_names, self.colors = _classes(self.cfg)
 

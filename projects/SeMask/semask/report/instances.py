@@ -38,21 +38,7 @@ def write_instance_report(
 ) -> str:
     """Write the report of an evaluation beside its result file, complete or not at all.
 
-    To be called in one process only. The model's training mode is the same afterwards.
-
-    Args:
-        model: the evaluated detector, possibly wrapped for distributed training.
-        dataset_name: the registered dataset that it was evaluated on.
-        mapper: turns a dataset dict into the model's input, as in evaluation.
-        folder: where the evaluator has written its result file.
-        num_images: how many of the worst images are shown, and of the best.
-        facts: short names and values to show at the top, e.g. ("Weights", "model_final.pth").
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        DataError: there is no result file, or it or an image is of another dataset.
+    Args, Returns, Raises: as for :func:`semask.report.semantic.write_report`.
     """
     source = os.path.join(folder, RESULT_FILE)
     document = read_evaluation(source, dataset_name)

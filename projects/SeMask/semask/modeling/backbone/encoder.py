@@ -26,6 +26,8 @@ class HierarchicalEncoder(nn.Module):
         channels: of each stage's output.
         strides: pixels of the image per position of each stage's output, along one side.
         layout: of all maps, "NHWC" (B, H, W, C) or "NCHW" (B, C, H, W).
+        pretrained: whether it was built with pre-trained weights.
+        weights_advice: how a user gives it pre-trained weights, for messages.
     """
 
     stem: nn.Module
@@ -33,6 +35,8 @@ class HierarchicalEncoder(nn.Module):
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     layout: Layout
+    pretrained: bool = False
+    weights_advice: str = "give MODEL.WEIGHTS a checkpoint of the encoder"
 
     def frozen_parts(self, num_stages: int) -> list[nn.Module]:
         """What is frozen together with the stem and the first stages.

@@ -227,6 +227,7 @@ class SwinTransformer(HierarchicalEncoder):
     """
 
     layout = "NHWC"
+    weights_advice = "give MODEL.WEIGHTS an ImageNet Swin checkpoint"
 
     def __init__(
         self,

@@ -62,7 +62,6 @@ class TimmEncoder(HierarchicalEncoder):
 
     name: str
     network: nn.Module
-    pretrained: bool
     left_out: frozenset[str]
 
     def __init__(
@@ -76,6 +75,9 @@ class TimmEncoder(HierarchicalEncoder):
     ) -> None:
         super().__init__()
         self.name = name
+        self.weights_advice = (
+            f"set MODEL.TIMM.PRETRAINED True, or give MODEL.WEIGHTS a file for {name}"
+        )
         timm = _import_timm()
         options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         if in_channels != 3:
