@@ -11,7 +11,7 @@ from torch import nn
 from plain_comparison import TOLERANCE, assert_close, assert_equal_gradients
 from semask.modeling.losses import Mask2FormerCriterion, Mask2FormerMatcher, MaskTarget
 from semask.modeling.mask_decoder import Mask2FormerDecoder, MaskPrediction
-from semask.ops import conv3x3, deformable_attention
+from semask.ops import convolutions, deformable_attention
 from semask.ops.apply import FAST_PATHS, apply_fast_paths
 from tiny_masks import DECODERS, batch, build
 
@@ -44,7 +44,7 @@ def assert_equal_losses(model: Any, plain: Any, samples: list[dict[str, Any]]) -
 @pytest.mark.parametrize("large", [2**27, 1])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_model(decoder: str, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv3x3, "LARGE_BYTES", large)
+    monkeypatch.setattr(convolutions, "LARGE_BYTES", large)
     monkeypatch.setattr(deformable_attention, "CHUNK_QUERIES", 7 * large)
     model, plain = pair(decoder)
     samples = batch((64, 96), (45, 70))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from semask.ops import winograd
 from semask.ops.apply import apply_fast_paths
-from semask.ops.conv3x3 import WinogradConv2d
+from semask.ops.convolutions import WinogradConv2d
 
 SIZES = [(1, 1), (2, 9), (5, 7), (8, 8), (1, 6)]
 

@@ -31,16 +31,15 @@ from semask.modeling.mask_decoder.mask2former import Mask2FormerDecoder
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
-from semask.modeling.pixel_decoder.deformable import DeformablePixelDecoder, EncoderLayer
+from semask.modeling.pixel_decoder.deformable import DeformablePixelDecoder, Encoder, EncoderLayer
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
-from semask.ops.conv1x1 import LinearConv2d, PlainLinearConv2d
-from semask.ops.conv3x3 import WinogradConv2d
+from semask.ops.convolutions import LinearConv2d, PlainLinearConv2d, WinogradConv2d
 from semask.ops.deformable_attention import BaggedDeformableAttention
 from semask.ops.feed_forward import RecomputedEncoderLayer
 from semask.ops.malloc import can_keep_memory
 from semask.ops.mask_decoder import LevelledMask2FormerDecoder
 from semask.ops.mask_losses import FactoredCriterion, OneSoftplusMatcher
-from semask.ops.pixel_decoder import LeanDeformablePixelDecoder
+from semask.ops.pixel_decoder import ChunkedEncoder, LeanDeformablePixelDecoder
 from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
 from semask.ops.semantic_layer import (
     ChunkedSemanticLayer,
@@ -143,10 +142,11 @@ FAST_PATHS = {
         forms={SemanticAttention: FoldedSemanticAttention},
     ),
     "chunked": FastPath(
-        "evaluation a few windows or rows at a time",
+        "evaluation a few windows, queries or rows at a time",
         pays_on=("cpu",),
         forms={
             DeformablePixelDecoder: LeanDeformablePixelDecoder,
+            Encoder: ChunkedEncoder,
             PatchEmbed: ChunkedPatchEmbed,
             PatchMerging: ChunkedPatchMerging,
             SemanticFPNHead: BandedFPNHead,

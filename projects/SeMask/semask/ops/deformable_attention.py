@@ -8,7 +8,7 @@ entries alone.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,23 +37,45 @@ class BaggedDeformableAttention(MultiScaleDeformableAttention):
         """See :class:`MultiScaleDeformableAttention`."""
         if traced():
             return super().forward(query, reference_points, value, sizes)
+        value = self.values(value)
+        starts = self.starts(reference_points, sizes)
+        summed: Tensor = _SampledSum.apply(value, *self._offsets_and_logits(query), starts, sizes)
+        return self.output_proj(summed.to(query.dtype))
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """What the points sample: (B, S, C) to (B, S, M, D), float32 or better."""
+        return at_least_float32(self.value_proj(tokens).unflatten(-1, (self.num_heads, -1)))
+
+    def starts(self, reference_points: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """Queries' positions (T, L * P, 2), in tokens from the centre of each map's first one.
+
+        So there is no division by the map's size, and no product with it later.
+        """
+        extents = reference_points.new_tensor([(width, height) for height, width in sizes])
+        starts = reference_points[:, None] * extents - 0.5
+        return at_least_float32(starts.repeat_interleave(self.num_points, 1))
+
+    def read(self, query: Tensor, starts: Tensor, layout: "TokenTable", table: Tensor) -> Tensor:
+        """The attention of some queries, without gradients: (B, n, C) to (B, n, C).
+
+        Args:
+            query: (B, n, C).
+            starts: (n, L * P, 2), of these queries.
+            layout, table: of :meth:`values`.
+        """
+        offsets, logits = self._offsets_and_logits(query)
+        summed = _sampled_sum(layout, table, offsets, _softmax(logits), starts)
+        return self.output_proj(summed.to(query.dtype))
+
+    def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, M, L * P, 2) in tokens, and (B, T, M, L * P)."""
         shape = (*query.shape[:2], self.num_heads, self.num_levels * self.num_points)
-        # In tokens from the centre of a map's first one: no division by its size and back.
-        extents = query.new_tensor([(width, height) for height, width in sizes])
-        starts = (reference_points[:, None] * extents - 0.5).repeat_interleave(self.num_points, 1)
-        value = self.value_proj(value)
-        summed: Tensor = _SampledSum.apply(
-            at_least_float32(value.unflatten(-1, (self.num_heads, -1))),
-            at_least_float32(self.sampling_offsets(query)).view(*shape, 2),
-            at_least_float32(self.attention_weights(query)).view(shape),
-            at_least_float32(starts),
-            sizes,
-        )
-        return self.output_proj(summed.to(value.dtype))
+        offsets = at_least_float32(self.sampling_offsets(query)).view(*shape, 2)
+        return offsets, at_least_float32(self.attention_weights(query)).view(shape)
 
 
 @dataclass(frozen=True)
-class _Table:
+class TokenTable:
     """The tokens of B images with zeros around each map: a row for each token and head.
 
     Attributes:
@@ -73,23 +95,34 @@ class _Table:
         around = BEFORE + AFTER
         return [(height + around, width + around) for height, width in self.sizes]
 
+    def zeros(self, dim: int, dtype: torch.dtype) -> Tensor:
+        """A table (B, S', M, D) of tokens that are 0.
+
+        Args:
+            dim: D.
+            dtype: of the tokens.
+        """
+        rows = sum(height * width for height, width in self.padded)
+        return torch.zeros(self.batch, rows, self.heads, dim, dtype=dtype, device=self.device)
+
     def fill(self, tokens: Tensor) -> Tensor:
         """(B, S, M, D) to the table (B, S', M, D)."""
-        areas = [height * width for height, width in self.padded]
-        table = tokens.new_zeros(self.batch, sum(areas), *tokens.shape[2:])
-        for inside, level in zip(self._inside(table), self._levels(tokens), strict=True):
+        table = self.zeros(tokens.shape[-1], tokens.dtype)
+        for inside, level in zip(self.inside(table), self.levels(tokens), strict=True):
             inside.copy_(level)
         return table
 
     def take(self, table: Tensor) -> Tensor:
         """The tokens (B, S, M, D) of a table (B, S', M, D)."""
-        return torch.cat([inside.flatten(1, 2) for inside in self._inside(table)], dim=1)
+        return torch.cat([inside.flatten(1, 2) for inside in self.inside(table)], dim=1)
 
-    def _levels(self, tokens: Tensor) -> list[Tensor]:
+    def levels(self, tokens: Tensor) -> list[Tensor]:
+        """Tokens (B, S, ...) as maps (B, H_l, W_l, ...)."""
         parts = tokens.split([height * width for height, width in self.sizes], dim=1)
         return [part.unflatten(1, size) for part, size in zip(parts, self.sizes, strict=True)]
 
-    def _inside(self, table: Tensor) -> list[Tensor]:
+    def inside(self, table: Tensor) -> list[Tensor]:
+        """Views (B, H_l, W_l, M, D) of the tokens in a table."""
         parts = table.split([height * width for height, width in self.padded], dim=1)
         return [
             part.unflatten(1, size)[:, BEFORE:-AFTER, BEFORE:-AFTER]
@@ -173,21 +206,14 @@ class _SampledSum(torch.autograd.Function):
         starts: Tensor,
         sizes: Sequence[Size],
     ) -> Tensor:
-        layout = _Table(tokens.shape[0], tokens.shape[2], tuple(sizes), tokens.device)
+        layout = TokenTable(tokens.shape[0], tokens.shape[2], tuple(sizes), tokens.device)
         table = layout.fill(tokens)
         weights = _softmax(logits)
         out = tokens.new_empty(*logits.shape[:2], tokens.shape[2:].numel())
-        for first in range(0, logits.shape[1], CHUNK_QUERIES):
-            part = slice(first, first + CHUNK_QUERIES)
-            row, x, y = layout.corners(offsets[:, part], starts[part])
-            rows = layout.neighbours(row).flatten(-2).flatten(0, 2)
-            summed = F.embedding_bag(
-                rows,
-                table.view(-1, table.shape[-1]),
-                per_sample_weights=_shares(weights[:, part], x, y).view(rows.shape),
-                mode="sum",
+        for part in query_chunks(logits.shape[1]):
+            out[:, part] = _sampled_sum(
+                layout, table, offsets[:, part], weights[:, part], starts[part]
             )
-            out[:, part] = summed.view(out[:, part].shape)
         ctx.layout = layout
         ctx.save_for_backward(table, offsets, weights, starts)
         return out
@@ -209,6 +235,35 @@ class _SampledSum(torch.autograd.Function):
         return grad_tokens, grad_offsets, grad_logits, None, None  # starts and sizes
 
 
+def query_chunks(number: int) -> Iterator[slice]:
+    """Parts of ``number`` queries."""
+    for start in range(0, number, CHUNK_QUERIES):
+        yield slice(start, start + CHUNK_QUERIES)
+
+
+def _sampled_sum(
+    layout: TokenTable, table: Tensor, offsets: Tensor, weights: Tensor, starts: Tensor
+) -> Tensor:
+    """The weighted sums of the points of some queries, (B, n, M * D).
+
+    Args:
+        layout: of the table.
+        table: (B, S', M, D).
+        offsets: (B, n, M, L * P, 2).
+        weights: (B, n, M, L * P).
+        starts: (n, L * P, 2).
+    """
+    row, x, y = layout.corners(offsets, starts)
+    rows = layout.neighbours(row).flatten(-2).flatten(0, 2)
+    summed = F.embedding_bag(
+        rows,
+        table.view(-1, table.shape[-1]),
+        per_sample_weights=_shares(weights, x, y).view(rows.shape),
+        mode="sum",
+    )
+    return summed.view(*offsets.shape[:2], -1)
+
+
 def _softmax(logits: Tensor) -> Tensor:
     """Over the last dimension; the library's own takes ten times as long for a dozen values."""
     exponentials = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
@@ -227,7 +282,7 @@ def _shares(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _transposed_sum(
-    row: Tensor, shares: Tensor, grad: Tensor, table: Tensor, layout: _Table
+    row: Tensor, shares: Tensor, grad: Tensor, table: Tensor, layout: TokenTable
 ) -> Tensor:
     """Gradient of the table: what each row has been given out to, weighted and summed.
 

@@ -1,17 +1,66 @@
-"""The deformable pixel decoder with few maps of stride 4 in memory."""
+"""The deformable pixel decoder, evaluated with few maps in memory.
 
-from collections.abc import Mapping
+It writes into the same few maps again and again: the C library does not reuse large blocks that
+come and go.
+"""
 
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from semask.modeling.layers.deformable_attention import Size
 from semask.modeling.layers.precision import autocast_off
-from semask.modeling.layers.resize import resize
-from semask.modeling.pixel_decoder.deformable import DeformablePixelDecoder
+from semask.modeling.pixel_decoder.deformable import (
+    DeformablePixelDecoder,
+    Encoder,
+    EncoderLayer,
+)
+from semask.ops.deformable_attention import BaggedDeformableAttention, TokenTable, query_chunks
+from semask.ops.stripes import MapRows, resized, stripes
 from semask.ops.tracing import evaluated
 
 
+class ChunkedEncoder(Encoder):
+    """In evaluation, a few queries at a time go through a whole layer.
+
+    Alive are the input, one table of values, and the output, which is the next layer's input. It
+    needs :class:`BaggedDeformableAttention` in its layers.
+    """
+
+    def forward(self, x: Tensor, position: Tensor, points: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """See :class:`Encoder`."""
+        layers = [
+            (layer, layer.self_attn)
+            for layer in self.layers
+            if isinstance(layer, EncoderLayer)
+            and isinstance(layer.self_attn, BaggedDeformableAttention)
+        ]
+        if not evaluated(self) or len(layers) < len(self.layers):
+            return super().forward(x, position, points, sizes)
+        first = layers[0][1]
+        heads, dim = first.num_heads, x.shape[-1] // first.num_heads
+        layout = TokenTable(len(x), heads, tuple(sizes), x.device)
+        table = layout.zeros(dim, torch.promote_types(x.dtype, torch.float32))
+        starts = first.starts(points, sizes)
+        out = torch.empty_like(x)
+        for layer, attention in layers:
+            for inside, level in zip(layout.inside(table), layout.levels(x), strict=True):
+                for rows in stripes(level.shape[1], level[:, 0].nbytes, level.device):
+                    inside[:, rows] = attention.values(level[:, rows])
+            for part in query_chunks(x.shape[1]):
+                tokens = x[:, part]
+                query = tokens + position[part]
+                tokens = layer.norm1(tokens + attention.read(query, starts[part], layout, table))
+                hidden = F.relu(layer.linear1(tokens))
+                out[:, part] = layer.norm2(tokens + layer.linear2(hidden))
+            x = out
+        return x
+
+
 class LeanDeformablePixelDecoder(DeformablePixelDecoder):
-    """In evaluation, two maps of stride 4 at a time."""
+    """In evaluation, the coarser maps once and two of stride 4 at a time."""
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See :class:`DeformablePixelDecoder`."""
@@ -20,13 +69,30 @@ class LeanDeformablePixelDecoder(DeformablePixelDecoder):
         own_type = self.transformer.level_embed.dtype
         finest, *coarser = [feature.to(own_type) for feature in self.pick(features)]
         with autocast_off(finest.device):
-            maps = self.transformer(
-                [
-                    project(feature)
-                    for project, feature in zip(self.input_proj, coarser[::-1], strict=True)
-                ]
-            )
+            maps = self.transformer.encode(*self._tokens(coarser[::-1]))
             fused = self.adapter_1(finest)
-            fused += resize(maps[-1], fused.shape[-2:])
+            add_resized_(fused, maps[-1])
             fused = self.layer_1(fused)
             return self.mask_features(fused), maps
+
+    def _tokens(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+        """The projected features (B, S, C), and the sizes of the maps."""
+        maps = [
+            project(feature).flatten(2).transpose(1, 2)
+            for project, feature in zip(self.input_proj, features, strict=True)
+        ]
+        return torch.cat(maps, dim=1), [(f.shape[-2], f.shape[-1]) for f in features]
+
+
+def add_resized_(finest: Tensor, coarser: Tensor) -> None:
+    """Add a map, up-sampled bilinearly a few rows at a time, to another one in place.
+
+    Args:
+        finest: (B, C, H, W).
+        coarser: (B, C, h, w).
+    """
+    size = (finest.shape[-2], finest.shape[-1])
+    for image, source in zip(finest, coarser, strict=True):
+        source_rows = resized(MapRows(source), size)
+        for rows in stripes(size[0], image[:, 0].nbytes, image.device):
+            image[:, rows] += source_rows[rows].permute(2, 0, 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from semask.modeling.layers.resize import double, resize
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
-from semask.ops.conv3x3 import is_local
+from semask.ops.convolutions import is_local
 from semask.ops.stripes import MapRows, resized
 from semask.ops.tracing import evaluated
 

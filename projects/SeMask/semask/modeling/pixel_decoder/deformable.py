@@ -101,7 +101,16 @@ class DeformableTransformer(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """L maps (B, C, H_l, W_l) to the same shapes."""
         sizes = [(int(each.shape[-2]), int(each.shape[-1])) for each in maps]
-        tokens = torch.cat([each.flatten(2) for each in maps], dim=-1).transpose(1, 2)
+        tokens = torch.cat([each.flatten(2).transpose(1, 2) for each in maps], dim=1)
+        return self.encode(tokens, sizes)
+
+    def encode(self, tokens: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+        """As :meth:`forward`.
+
+        Args:
+            tokens: (B, S, C), of all maps, one map after the other, each in rows.
+            sizes: of the maps.
+        """
         positions = [
             sine_position_encoding(size, tokens.shape[-1], tokens.device)[0].flatten(1).t()
             + embedding

@@ -1,4 +1,8 @@
-"""Detectron2's convolution with its normalisation and activation, by Winograd's products."""
+"""Detectron2's convolution with its normalisation and activation.
+
+3x3 by Winograd's products; 1x1, of maps that lie in channels_last, as linear layers of their
+pixels, without a copy.
+"""
 
 from functools import partial
 from typing import Any
@@ -7,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from semask.ops import winograd
 from semask.ops.parameter_cache import ParameterCache
@@ -72,6 +77,42 @@ class WinogradConv2d(Conv2d):
         x = winograd.convolve(x.permute(0, 2, 3, 1).contiguous(), filters)
         x = x if bias is None else x.add_(bias)
         return x.permute(0, 3, 1, 2)
+
+
+class LinearConv2d(Conv2d):
+    """Detectron2's convolution with its normalisation and activation; others than 1x1 stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, O, H, W)."""
+        if not is_linear(self, x):
+            return super().forward(x)
+        x = linear(self, x)
+        if in_place(self.norm, x):
+            x = normalize_(self.norm, x)
+        else:
+            x = x if self.norm is None else self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+class PlainLinearConv2d(nn.Conv2d):
+    """PyTorch's convolution; others than 1x1 stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, O, H, W)."""
+        return linear(self, x) if is_linear(self, x) else super().forward(x)
+
+
+def is_linear(conv: _ConvNd, x: Tensor) -> bool:
+    """Whether a convolution of a batch of maps acts on each pixel alone, and these lie together."""
+    pointwise = (
+        conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+    )
+    return pointwise and x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous() and not traced()
+
+
+def linear(conv: _ConvNd, x: Tensor) -> Tensor:
+    """``conv(x)`` of a 1x1 convolution, in channels_last."""
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def in_place(norm: nn.Module | None, x: Tensor) -> bool:
