@@ -142,7 +142,7 @@ def _new_module(name: str) -> ModuleType:
 
 
 def _provide_pkg_resources() -> None:
-    """Import Detectron2's model zoo with a ``pkg_resources`` that nobody else gets to see.
+    """Import Detectron2's model zoo with a temporary ``pkg_resources``.
 
     Other packages test for ``pkg_resources`` by importing it, so it must not stay importable.
     """

@@ -13,7 +13,7 @@ class DataError(UserError):
     """A file of a dataset that cannot be used; the message names it and says what to do.
 
     Attributes:
-        advice: the end of the message where it would be the same for many files; or "".
+        advice: the part of the message that is the same for many files, or "".
     """
 
     def __init__(self, message: str, advice: str = "") -> None:
@@ -30,7 +30,7 @@ class CheckpointError(UserError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint whose file is missing, incomplete or not readable; another file may do."""
+    """A checkpoint file that is missing, incomplete or unreadable; an earlier one may work."""
 
 
 class MissingCheckpointError(DamagedCheckpointError):

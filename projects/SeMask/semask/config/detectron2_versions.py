@@ -25,7 +25,7 @@ MAIN_KEYS: dict[str, Any] = {
 
 
 def remove_main_keys(loaded: dict[str, Any], cfg: CfgNode, config_file: str) -> bool:
-    """Remove what only Detectron2's main branch knows, where that changes nothing, in place.
+    """Remove keys that only Detectron2's main branch has and that are at its defaults, in place.
 
     Args:
         loaded: the sections of a config file.
@@ -33,7 +33,7 @@ def remove_main_keys(loaded: dict[str, Any], cfg: CfgNode, config_file: str) -> 
         config_file: the file's name, for messages.
 
     Returns:
-        Whether there was something to remove.
+        Whether a key was removed.
 
     Raises:
         ConfigError: such a key has another value than main's default.

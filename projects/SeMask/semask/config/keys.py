@@ -18,14 +18,14 @@ def add_semask_config(cfg: CfgNode) -> None:
     # What is predicted, evaluated and reported: "semantic" (a class for each pixel), "instance"
     # (Detectron2's detectors), "panoptic" (both), or a task that you have registered yourself.
     cfg.TASK = "semantic"
-    # Refuse a second run that would write to the same OUTPUT_DIR.
+    # Refuse a second run that would write to the same OUTPUT_DIR at the same time.
     cfg.OUTPUT_DIR_LOCK = True
     # Also read MODEL.WEIGHTS files ending in .pkl that hold more than NumPy arrays. Reading one can
     # run any code: only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False
     # "strict": MODEL.WEIGHTS has to fit the model completely. "initialise": a training takes from
     # it what fits, such as a model with other classes or without semantic layers, and lists the
-    # rest, which starts anew.
+    # rest, which is initialised.
     cfg.MODEL.WEIGHTS_MODE = "strict"
     # The recipe starts from pre-trained weights: a training without MODEL.WEIGHTS, or
     # MODEL.TIMM.PRETRAINED, gives a warning.
@@ -68,7 +68,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     # docs/encoders.md lists the families that work.
     cfg.MODEL.TIMM.NAME = ""
     # Without MODEL.WEIGHTS, a training starts from timm's weights, out of its cache or the Hub.
-    # Their licence is logged: not each of them allows commercial use.
+    # Their licence is logged: some forbid commercial use.
     cfg.MODEL.TIMM.PRETRAINED = False
     # Rate that stochastic depth reaches in the last block; 0 = the network's own default.
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
@@ -92,7 +92,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     # layer in front of gamma is random, so that gamma learns; "published" = it is 0 as in the
     # published mask-classification models, so that neither ever learns.
     cfg.MODEL.SEMASK.INIT = "live"
-    # Where a semantic layer's normalisation stands: "stream" = the features that go on are
+    # Position of a semantic layer's normalisation: "stream" = the features that go on are
     # normalised, as published for Swin; "branch" = only what the semantic attention sees is, so
     # that with gamma 0 a pre-trained network is exactly unchanged. "auto" = "stream" for Swin, and
     # "branch" for others.
@@ -150,8 +150,8 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
     # Supervise every decoder layer, not the last one alone.
     cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
-    # Mask2Former compares masks at so many points. Of OVERSAMPLE_RATIO times as many candidates,
-    # the most uncertain ones make up IMPORTANCE_SAMPLE_RATIO of the points.
+    # Number of points at which Mask2Former compares masks. The most uncertain of OVERSAMPLE_RATIO
+    # times as many candidates make up IMPORTANCE_SAMPLE_RATIO of them.
     cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
     cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
     cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
@@ -167,7 +167,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     # that must not belong to stronger ones.
     cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = 0.8
     cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.8
-    # Semantic: resize the masks, not the class scores, to the original size. So it is in any case
+    # Semantic: resize the masks, not the class scores, to the original size. This is always so
     # where instances or panoptic segments are predicted, too.
     cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 

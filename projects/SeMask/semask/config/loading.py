@@ -26,15 +26,15 @@ OLD_TASK_KEY = "INPUT.MAPPER"
 
 _KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)=(.*)", re.DOTALL)
 
-# What completes a config that has been read, such as a number of classes of 0 ("as the dataset").
+# Functions that complete a loaded config, such as a number of classes of 0 ("as the dataset").
 Resolver = Callable[[CfgNode], None]
 _resolvers: list[Resolver] = []
 
 
 def register_resolver(resolver: Resolver) -> Resolver:
-    """Have every config completed by ``resolver``, after those that were registered before.
+    """Register a function that completes every loaded config; they run in the order given.
 
-    So what knows datasets, which stands above this module, takes part in loading.
+    This is how the data room, which this module must not import, takes part in loading.
 
     Args:
         resolver: changes a config that is not frozen, in place; it may raise ``ConfigError``.
@@ -133,10 +133,10 @@ def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:
         config_file: its name, for messages.
 
     Returns:
-        Whether there was something to turn.
+        Whether the file has that key.
 
     Raises:
-        ConfigError: INPUT.MAPPER has a value that it never could have.
+        ConfigError: INPUT.MAPPER has an unknown value.
     """
     mapper = (loaded.get("INPUT") or {}).pop(OLD_TASK_KEY.split(".")[1], None)
     if mapper is None:
@@ -161,7 +161,7 @@ def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:
 
 
 def _not_sections(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
-    """What to say where a section holds no keys; "" otherwise."""
+    """The error message where a section is not a mapping of keys; "" otherwise."""
     for name, value in loaded.items():
         if isinstance(cfg.get(name), CfgNode) and not isinstance(value, Mapping):
             return f"gives {value!r} for '{name}', which is a section and has to hold keys."
@@ -169,7 +169,7 @@ def _not_sections(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
 
 
 def _newer_version(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
-    """What to say of a file made for a later release than the installed ones; "" otherwise."""
+    """The error message for a file of a newer release than the installed one; "" otherwise."""
     if loaded.get("SEMASK_VERSION", KEYS_VERSION) > KEYS_VERSION:
         return (
             f"is of a newer release of this project (SEMASK_VERSION {loaded['SEMASK_VERSION']}, "

@@ -1,1 +1,1 @@
-"""Faster forms of what :mod:`semask.modeling` computes, each equal to its plain module."""
+"""Faster forms of modules of :mod:`semask.modeling`, each equal to its plain module."""

@@ -1,4 +1,4 @@
-"""Putting faster forms into a built model: the one place that decides which, and that does it.
+"""Chooses faster forms and puts them into a built model.
 
 A faster form is a subclass of the plain module in :mod:`semask.modeling` that it replaces. It
 computes the same, up to rounding, from the same parameters and buffers. ``apply_fast_paths`` only
@@ -73,13 +73,13 @@ class FastPath:
     """One way to be faster.
 
     Attributes:
-        does: what it does, for the log.
+        does: a description, for the log.
         pays_on: types of the devices on which "auto" takes it; None = all of them.
         forms: {plain class: the subclass that takes its place}. A form calls ``super()`` where
-            its way does not apply (in training, say, or under autocast), so that several forms
-            of one class can be combined. Without any, it is not the model that it changes.
+            it does not apply (in training, say, or under autocast), so several forms of one
+            class can be combined. Empty where it changes something other than the model.
         available: whether this installation can do it.
-        spared: the modules of a model that stay plain, because it does not pay there.
+        spared: modules of a model that stay plain because the form is not faster there.
     """
 
     does: str
@@ -197,7 +197,7 @@ FAST_PATHS = {
 
 
 def select_fast_paths(cfg: CfgNode) -> frozenset[str]:
-    """The names of the forms that a config enables, whether or not its model has a place for them.
+    """The names of the forms that a config enables, whether or not they apply to its model.
 
     Args:
         cfg: ``MODEL.FAST_PATHS``, "auto", "none" or names with commas between them, and
@@ -225,7 +225,7 @@ def select_fast_paths(cfg: CfgNode) -> frozenset[str]:
 
 
 def apply_selected_fast_paths(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Make a model faster, in place, by the forms that its config enables; log those it now has.
+    """Put the forms that a config enables into its model, in place, and log those applied.
 
     Args:
         cfg: see :func:`select_fast_paths`.
@@ -253,11 +253,11 @@ def apply_selected_fast_paths(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 def apply_fast_paths(model: nn.Module, names: Collection[str]) -> nn.Module:
-    """Make the modules of a model faster, in place.
+    """Put faster forms into a model, in place.
 
-    A module is replaced where its class is exactly the plain one: what subclasses it may compute
-    something else. Where a form has a method ``set_up``, it is called on each module once, for
-    what it keeps beside the parameters.
+    A module is changed where its class is exactly the plain one: a subclass may compute something
+    else. A form's method ``set_up``, if it has one, is called once on each module to create what
+    the form keeps beside the parameters.
 
     Args:
         model: built, on any device, before the optimizer, ``DistributedDataParallel`` and

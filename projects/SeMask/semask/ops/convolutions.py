@@ -1,7 +1,7 @@
 """Detectron2's convolution with its normalisation and activation.
 
-3x3 by Winograd's products; 1x1, of maps that lie in channels_last, as linear layers of their
-pixels, without a copy.
+3x3 by Winograd's products; 1x1 of channels-last maps as linear layers of their pixels, without a
+copy.
 """
 
 from functools import partial
@@ -19,15 +19,14 @@ from semask.ops.tracing import traced
 
 # Heads of detectors convolve hundreds of small maps at a time, for which the plain form is faster.
 MOST_MAPS = 32
-# Maps of this size are normalised where they lie.
+# Maps of this size are normalised in place.
 LARGE_BYTES = 2**27
 
 
 class WinogradConv2d(Conv2d):
-    """3x3 convolutions of stride 1 that keep the map's size; others are left as they are.
+    """3x3 convolutions of stride 1 that keep the map's size; others use the plain form.
 
-    In evaluation the normalisation is folded into the filters, which are scaled instead of the
-    output.
+    In evaluation the normalisation is folded into the filters.
     """
 
     def set_up(self) -> None:
@@ -80,7 +79,7 @@ class WinogradConv2d(Conv2d):
 
 
 class LinearConv2d(Conv2d):
-    """Detectron2's convolution with its normalisation and activation; others than 1x1 stay."""
+    """Detectron2's 1x1 convolutions, normalisation and activation; others use the plain form."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
@@ -95,7 +94,7 @@ class LinearConv2d(Conv2d):
 
 
 class PlainLinearConv2d(nn.Conv2d):
-    """PyTorch's convolution; others than 1x1 stay."""
+    """PyTorch's 1x1 convolutions; others use the plain form."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
@@ -103,7 +102,7 @@ class PlainLinearConv2d(nn.Conv2d):
 
 
 def is_linear(conv: _ConvNd, x: Tensor) -> bool:
-    """Whether a convolution of a batch of maps acts on each pixel alone, and these lie together."""
+    """Whether a convolution is 1x1 and the channels of a pixel of ``x`` are contiguous."""
     pointwise = (
         conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
     )
@@ -116,13 +115,13 @@ def linear(conv: _ConvNd, x: Tensor) -> Tensor:
 
 
 def in_place(norm: nn.Module | None, x: Tensor) -> bool:
-    """Whether a map is so large that its copies count: in evaluation, with GroupNorm."""
+    """Whether to normalise in place: a large map, in evaluation, with GroupNorm."""
     large = x.numel() * x.element_size() >= LARGE_BYTES
     return large and type(norm) is nn.GroupNorm and norm.affine and not torch.is_grad_enabled()
 
 
 def normalize_(norm: Any, x: Tensor) -> Tensor:
-    """GroupNorm of maps (B, C, H, W) in channels_last, written over them."""
+    """GroupNorm of channels-last maps (B, C, H, W), in place."""
     groups = x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (norm.num_groups, -1))
     variance, mean = torch.var_mean(groups, dim=(1, 3), correction=0, keepdim=True)
     scale = norm.weight.view(groups.shape[2:]) * (variance + norm.eps).rsqrt()
@@ -133,12 +132,12 @@ def normalize_(norm: Any, x: Tensor) -> Tensor:
 
 
 def is_local(conv: Conv2d) -> bool:
-    """Whether an output depends on nothing but its 3x3 inputs: a part of a map may go alone."""
+    """Whether an output depends on its 3x3 inputs only, so that a map can be split into bands."""
     return isinstance(conv.norm, FrozenBatchNorm2d) or can_be_folded(conv.norm)
 
 
 def can_be_folded(norm: nn.Module | None) -> bool:
-    """Whether a normalisation only scales and shifts each channel by known numbers."""
+    """Whether a normalisation scales and shifts each channel by constants."""
     if norm is None:
         return True
     if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):

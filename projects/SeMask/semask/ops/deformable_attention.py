@@ -1,10 +1,10 @@
 """Multi-scale deformable attention as a weighted sum of a table's rows, in both directions.
 
-Interpolating is a weighted sum, too: each point's weight is divided among the four tokens around
-it. So the output is a sparse matrix, with a row for each query and head, times the table of the
-tokens: one ``embedding_bag``, for which no sampled value is stored. The gradient of the table is
-the transposed matrix times that of the output, that of the weights a product at the matrix's
-entries alone.
+Interpolation is a weighted sum, too: each point's weight is divided among the four tokens around
+it. So the output is a sparse matrix, with a row for each query and head, times the table of
+tokens: one ``embedding_bag``, which stores no sampled values. The gradient of the table is the
+transposed matrix times the output's gradient; the gradient of the weights is a product evaluated
+at the matrix's entries only.
 """
 
 import warnings
@@ -21,15 +21,15 @@ from semask.modeling.layers.deformable_attention import MultiScaleDeformableAtte
 from semask.modeling.layers.precision import at_least_float32
 from semask.ops.tracing import traced
 
-# Rows and columns of zeros around a map. Points are moved to at most two tokens beside it, so that
-# all four tokens around those outside are zero, and with them their gradients.
+# Rows and columns of zeros around a map. Points are clamped to at most two tokens outside it, where
+# all four tokens around them are zero, and so their gradients.
 BEFORE, AFTER = 2, 3
 # Queries at a time in the forward pass: 400 numbers for each of 8 heads of them are 50 MiB.
 CHUNK_QUERIES = 4096
 
 
 class BaggedDeformableAttention(MultiScaleDeformableAttention):
-    """The points of a query are summed by ``embedding_bag``; nothing sampled is kept."""
+    """The points of a query are summed by ``embedding_bag``; no sampled values are kept."""
 
     def forward(
         self, query: Tensor, reference_points: Tensor, value: Tensor, sizes: Sequence[Size]
@@ -43,13 +43,13 @@ class BaggedDeformableAttention(MultiScaleDeformableAttention):
         return self.output_proj(summed.to(query.dtype))
 
     def values(self, tokens: Tensor) -> Tensor:
-        """What the points sample: (B, S, C) to (B, S, M, D), float32 or better."""
+        """The projected tokens: (B, S, C) to (B, S, M, D), float32 or better."""
         return at_least_float32(self.value_proj(tokens).unflatten(-1, (self.num_heads, -1)))
 
     def starts(self, reference_points: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Queries' positions (T, L * P, 2), in tokens from the centre of each map's first one.
 
-        So there is no division by the map's size, and no product with it later.
+        These units save a division by the map's size and a product with it.
         """
         extents = reference_points.new_tensor([(width, height) for height, width in sizes])
         starts = reference_points[:, None] * extents - 0.5
@@ -61,7 +61,7 @@ class BaggedDeformableAttention(MultiScaleDeformableAttention):
         Args:
             query: (B, n, C).
             starts: (n, L * P, 2), of these queries.
-            layout, table: of :meth:`values`.
+            layout, table: of the :meth:`values`.
         """
         offsets, logits = self._offsets_and_logits(query)
         summed = _sampled_sum(layout, table, offsets, _softmax(logits), starts)
@@ -96,7 +96,7 @@ class TokenTable:
         return [(height + around, width + around) for height, width in self.sizes]
 
     def zeros(self, dim: int, dtype: torch.dtype) -> Tensor:
-        """A table (B, S', M, D) of tokens that are 0.
+        """A table (B, S', M, D) of zeros.
 
         Args:
             dim: D.
@@ -153,7 +153,7 @@ class TokenTable:
         first = (image + torch.tensor(firsts)) * self.heads + torch.arange(self.heads)[:, None]
         row = line.mul_(self._lines(each)).add_(column).mul_(self.heads)
         row += first.to(self.device, torch.int32)
-        # No index can be made of a NaN; it stays one in the fraction.
+        # A NaN gives an arbitrary index; the fraction stays NaN.
         row.clamp_(0, self.batch * rows * self.heads - 1)
         return row, x, y
 
@@ -191,7 +191,7 @@ class TokenTable:
 
 
 class _SampledSum(torch.autograd.Function):
-    """The whole attention but its linear layers.
+    """The attention without its linear layers.
 
     (B, S, M, D) tokens, (B, T, M, L * P, 2) offsets, (B, T, M, L * P) logits of the weights and
     (T, L * P, 2) starts to (B, T, M * D).
@@ -265,7 +265,7 @@ def _sampled_sum(
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Over the last dimension; the library's own takes ten times as long for a dozen values."""
+    """Over the last dimension; for a dozen values ten times as fast as PyTorch's softmax."""
     exponentials = (logits - logits.amax(dim=-1, keepdim=True)).exp_()
     return exponentials.div_(exponentials.sum(dim=-1, keepdim=True))
 
@@ -284,10 +284,10 @@ def _shares(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _transposed_sum(
     row: Tensor, shares: Tensor, grad: Tensor, table: Tensor, layout: TokenTable
 ) -> Tensor:
-    """Gradient of the table: what each row has been given out to, weighted and summed.
+    """Gradient of the table: for each row the weighted sum of the gradients of its uses.
 
-    Sorted by their upper left token, the points of a token lie side by side: again bags to sum,
-    once for each of the four neighbours.
+    Sorted by their upper left token, the points of a token are contiguous: again bags to sum, once
+    for each of the four neighbours.
     """
     order = row.flatten().sort(stable=True).indices
     counts = row.flatten().bincount(minlength=table.shape[:-1].numel())

@@ -1,7 +1,7 @@
-"""A transformer layer's feed-forward part a few tokens at a time, and again in the backward pass.
+"""A transformer layer's feed-forward part, a few tokens at a time, recomputed in the backward pass.
 
-What lies between its linear layers is four times as large as the tokens. Here it stays in the
-cache, and of the whole part the input alone is kept.
+The activations between its linear layers are four times as large as the tokens. Here they stay in
+the cache, and only the input is kept for the backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ TokenFunction = Callable[[Tensor, Call], Tensor]
 
 
 class RecomputedEncoderLayer(EncoderLayer):
-    """The deformable transformer's layer, where nothing is dropped."""
+    """The deformable transformer's layer; with dropout in training it is the plain one."""
 
     def forward(self, x: Tensor, position: Tensor, points: Tensor, sizes: Sequence[Size]) -> Tensor:
         """See :class:`EncoderLayer`."""
@@ -45,12 +45,12 @@ class RecomputedEncoderLayer(EncoderLayer):
 def recompute_tokens(
     function: TokenFunction, x: Tensor, parameters: Sequence[nn.Parameter]
 ) -> Tensor:
-    """A function of each token, of which nothing but its input is kept for the gradient.
+    """Apply a function to each token and keep only its input for the gradient.
 
     Args:
-        function: acts on each token alone, at random in nothing.
+        function: acts on each token alone, without random numbers.
         x: (N, C).
-        parameters: all that it uses.
+        parameters: all parameters that it uses.
 
     Returns:
         (N, C). It can be differentiated once.

@@ -1,4 +1,4 @@
-"""Class scores of an image, held at a low resolution and computed where they are needed."""
+"""Class scores of an image, kept at a low resolution and up-sampled on demand."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,9 @@ from semask.ops.stripes import MapRows, Rows, stripes
 class LazyScores:
     """A score of each of K classes at each pixel of an image of height H and width W.
 
-    All of them are K * H * W numbers, which few need: :meth:`full`. The others go through them a
-    stripe of rows at a time, and the memory they take does not depend on the image's size. Both
-    compute the same: each row is made of its neighbours in the low-resolution map alone.
+    :meth:`full` returns all K * H * W numbers. The other methods iterate over stripes of rows, and
+    their memory does not depend on the image's size. The values are the same: each row depends on
+    its neighbours in the low-resolution map only.
 
     Attributes:
         size: (H, W).
@@ -26,8 +26,8 @@ class LazyScores:
     def __init__(self, rows: Rows, kind: ScoreKind) -> None:
         """
         Args:
-            rows: the scores, of which any rows can be had.
-            kind: what they are.
+            rows: computes any rows of the scores.
+            kind: see the attribute.
         """
         self.size = rows.size
         self.num_classes = rows.num_classes
@@ -94,6 +94,6 @@ def lazy(scores: Tensor | LazyScores, kind: ScoreKind) -> LazyScores:
 
     Args:
         scores: (K, H, W), or lazy ones, which are returned as they are.
-        kind: what a tensor holds.
+        kind: of the scores in a tensor.
     """
     return scores if isinstance(scores, LazyScores) else LazyScores(MapRows(scores), kind)

@@ -1,8 +1,8 @@
-"""Mask2Former's decoder with masks made at the size at which they are used.
+"""Mask2Former's decoder with each mask computed at the size at which it is used.
 
 Attention masks are thresholded predictions, resized to the map that is attended to. The product
 with the mask features and the resizing are both linear: the features are resized once for each
-map instead of every prediction, and a prediction at full size is made only where it is returned.
+map, not each prediction, and full-size predictions are computed only where they are returned.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from semask.ops.tracing import traced
 
 
 class FactoredPrediction(MaskPrediction):
-    """A prediction that also has what its masks are the product of.
+    """A prediction that also keeps the two factors of its masks.
 
     Attributes:
         embeddings: (B, Q, C).
-        features: (B, C, h, w), those of all predictions.
+        features: (B, C, h, w), shared by all predictions.
     """
 
     embeddings: Tensor
@@ -38,7 +38,7 @@ class FactoredPrediction(MaskPrediction):
 class LevelledMask2FormerDecoder(Mask2FormerDecoder):
     """Attention masks from mask features of the size of the map that is attended to.
 
-    Equal up to rounding, which can turn an entry of a mask whose logit is nearly 0.
+    Equal up to rounding, which can flip an entry of a mask whose logit is nearly 0.
     """
 
     def forward(
@@ -115,10 +115,10 @@ def attend(
     memory: Tensor,
     allowed: Tensor,
 ) -> Tensor:
-    """As the layer, with a mask that its heads share.
+    """``layer(...)`` with one mask for all heads.
 
     Args:
-        layer: whose parameters are used.
+        layer: its parameters are used.
         x, query_position: (B, Q, C).
         keys, memory: (B, N, C).
         allowed: (B, 1, Q, N) bool.

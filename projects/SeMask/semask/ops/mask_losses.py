@@ -17,18 +17,18 @@ from semask.modeling.losses.point_sampling import random_points, sample_points
 from semask.modeling.mask_decoder.base import MaskPrediction, mask_logits
 from semask.ops.mask_decoder import FactoredPrediction
 
-# Bytes of targets that are made floating-point numbers at a time.
+# Bytes of targets that are converted to floating-point numbers at a time.
 TARGET_BYTES = 8 * 2**20
 
 
 class FactoredCriterion(Mask2FormerCriterion):
-    """The masks of matched queries are multiplied out again, and these alone have gradients."""
+    """Computes the masks of matched queries again; only these have gradients."""
 
     def matched_masks(self, prediction: MaskPrediction, matches: Sequence[Match]) -> Tensor:
         """See :class:`Mask2FormerCriterion`."""
         if not (
             isinstance(prediction, FactoredPrediction)
-            # Not in mixed precision, where the product is that of rounded factors.
+            # Not in mixed precision, where the factors are rounded.
             and prediction.embeddings.dtype == prediction.features.dtype == prediction.masks.dtype
         ):
             return super().matched_masks(prediction, matches)
@@ -87,7 +87,7 @@ def uncertain_points(
     oversample_ratio: float = 3.0,
     importance_sample_ratio: float = 0.75,
 ) -> Tensor:
-    """As :func:`semask.modeling.losses.point_sampling.uncertain_points`, in another order.
+    """See :func:`semask.modeling.losses.point_sampling.uncertain_points`; in another order.
 
     On the CPU by NumPy's partition, which takes a tenth of the time of ``topk``.
     """

@@ -30,7 +30,7 @@ from semask.ops.stripes import MapRows, Rows, resized, stripes
 
 @dataclass(frozen=True)
 class MaskSizes:
-    """(height, width) of what the masks of an image belong to.
+    """(height, width) of an image at three stages.
 
     Attributes:
         padded: the model's input; masks are resized to it first.
@@ -44,7 +44,7 @@ class MaskSizes:
 
 
 class CroppedRows(Rows):
-    """Without what is below and to the right of a size."""
+    """The upper left part of other rows."""
 
     def __init__(self, source: Rows, size: tuple[int, int]) -> None:
         self.size = size
@@ -100,7 +100,7 @@ def class_score_rows(
 
 
 class EncodedMasks:
-    """Masks of one size, run-length encoded; each is decoded when it is asked for.
+    """Masks of one size, run-length encoded; each is decoded when it is read.
 
     Takes the place of the tensor (N, H, W) in Detectron2's ``Instances.pred_masks``.
 
@@ -122,7 +122,7 @@ class EncodedMasks:
         return (decode_mask(rle) for rle in self.rles)
 
     def __getitem__(self, item: Any) -> Any:
-        """A mask (H, W) bool for an integer, else the chosen :class:`EncodedMasks`."""
+        """A mask (H, W) bool for an integer index, else :class:`EncodedMasks`."""
         chosen = np.arange(len(self.rles))[item.cpu().numpy() if torch.is_tensor(item) else item]
         if chosen.ndim == 0:
             return decode_mask(self.rles[int(chosen)])
@@ -133,7 +133,7 @@ class EncodedMasks:
         return torch.stack(list(self)) if self.rles else torch.zeros(0, *size, dtype=torch.bool)
 
     def to(self, *_args: Any, **_kwargs: Any) -> "EncodedMasks":
-        """They are on no device."""
+        """Returns itself: encoded masks are on no device."""
         return self
 
 
@@ -149,7 +149,7 @@ def decode_mask(rle: dict[str, Any]) -> Tensor:
 
 @dataclass
 class EncodedInstances:
-    """As :class:`semask.modeling.mask_decoder.postprocess.InstancePrediction`."""
+    """See :class:`semask.modeling.mask_decoder.postprocess.InstancePrediction`."""
 
     queries: Tensor
     classes: Tensor
@@ -166,7 +166,7 @@ def encoded_instances(
     top: int = 100,
     things: Collection[int] | None = None,
 ) -> EncodedInstances:
-    """The most probable instances; a query's mask is made once, however many classes it has.
+    """The most probable instances; a query's mask is computed once for all its classes.
 
     Args:
         logits: (Q, K + 1).

@@ -1,4 +1,4 @@
-"""What evaluation derives from parameters once, and again when one of them has changed."""
+"""Values derived from parameters in evaluation, cached until a parameter changes."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -12,24 +12,24 @@ T = TypeVar("T")
 class ParameterCache(Generic[T]):
     """Remembers the last result of a function of parameters.
 
-    A change in place is seen by the tensor's version, which every operation on it and
-    ``load_state_dict`` raise. One through ``.data`` does not: call :meth:`clear` after it, as
-    the modules that use this do when they are set to training.
+    An in-place change is detected by the tensor's version, which every in-place operation and
+    ``load_state_dict`` increase. A change through ``.data`` does not: call :meth:`clear` after it,
+    as the modules that use this do in ``train()``.
     """
 
     def __init__(self) -> None:
         self._known: tuple[tuple[Tensor, ...], list[tuple[int, int]], T] | None = None
 
     def get(self, make: Callable[..., T], *tensors: Tensor) -> T:
-        """``make(*tensors)``, computed only where the tensors are others than in the last call.
+        """``make(*tensors)``, computed only if the tensors differ from those of the last call.
 
         Args:
             make: always the same function; it runs without gradients and without autocast, so
-                that one result serves every precision that the caller computes in.
-            tensors: what it is a function of.
+                the result is the same in every precision of the caller.
+            tensors: its arguments.
         """
         if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
-            # A tracer's tensors are no values; tensors of inference mode have no version.
+            # A tracer's tensors have no values; tensors of inference mode have no version.
             return _in_own_precision(make, tensors)
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if self._known is not None:

@@ -1,7 +1,6 @@
 """The deformable pixel decoder, evaluated with few maps in memory.
 
-It writes into the same few maps again and again: the C library does not reuse large blocks that
-come and go.
+A few buffers are reused, because repeated allocation of large blocks fragments the heap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,10 @@ from semask.ops.tracing import evaluated
 
 
 class ChunkedEncoder(Encoder):
-    """In evaluation, a few queries at a time go through a whole layer.
+    """In evaluation, computes a whole layer for a few queries at a time.
 
-    Alive are the input, one table of values, and the output, which is the next layer's input. It
-    needs :class:`BaggedDeformableAttention` in its layers.
+    Memory holds the input, one table of values, and the output, which is also the next layer's
+    input. The layers need :class:`BaggedDeformableAttention`.
     """
 
     def forward(self, x: Tensor, position: Tensor, points: Tensor, sizes: Sequence[Size]) -> Tensor:
@@ -60,7 +59,7 @@ class ChunkedEncoder(Encoder):
 
 
 class LeanDeformablePixelDecoder(DeformablePixelDecoder):
-    """In evaluation, the coarser maps once and two of stride 4 at a time."""
+    """In evaluation, keeps the coarser maps once and at most two maps of stride 4."""
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See :class:`DeformablePixelDecoder`."""
@@ -85,7 +84,7 @@ class LeanDeformablePixelDecoder(DeformablePixelDecoder):
 
 
 def add_resized_(finest: Tensor, coarser: Tensor) -> None:
-    """Add a map, up-sampled bilinearly a few rows at a time, to another one in place.
+    """Add a bilinearly up-sampled map to another one, in place, a few rows at a time.
 
     Args:
         finest: (B, C, H, W).

@@ -1,10 +1,9 @@
-"""The gradient of a block from the block's input alone, a few windows at a time.
+"""Recompute a block in the backward pass from its input, a few windows at a time.
 
-Between its input and its output a Swin block makes some twenty times as much as it is given, and
-all of that is usually kept for the gradient. Here it is made again in the backward pass, for a
-few windows at a time, which do not see each other: what is alive at any moment fits into a cache.
-It is the same as ``torch.utils.checkpoint`` for each of them, which would keep each one's random
-state and leave it to the caller to put the windows together.
+The intermediate values of a Swin block take some twenty times the memory of its input, and all of
+them are usually kept for the gradient. Here they are recomputed in the backward pass, for a few
+independent windows at a time, whose values fit into a cache. It equals ``torch.utils.checkpoint``
+of each group of windows, without its random states and without concatenating the results.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from semask.ops.window import WindowLayout, WindowPart, map_parts, window_parts
 
-# How a layer is computed.
+# Computes a layer.
 Call = Callable[[nn.Module, Tensor], Tensor]
 # (some of the windows, their tokens (n, C), other inputs, how the last linear layer is computed)
 # to the tokens (n, C) behind the block
@@ -31,14 +30,14 @@ def recompute(
     inputs: Sequence[Tensor],
     parameters: Sequence[nn.Parameter],
 ) -> Tensor:
-    """The tokens behind a block of which nothing is kept for the gradient.
+    """The output of a block that keeps only its input for the gradient.
 
     Args:
-        block: computes a part of it, at random in nothing.
+        block: computes some of the windows, without random numbers.
         tokens: (B * H * W, C).
         layout: of the windows.
-        inputs: what ``block`` is given besides.
-        parameters: all that it uses, some of which may be frozen.
+        inputs: further arguments of ``block``.
+        parameters: all parameters that it uses; some may be frozen.
 
     Returns:
         (B * H * W, C). It can be differentiated once.
@@ -101,16 +100,16 @@ def call(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def call_unvalued(layer: nn.Module, x: Tensor) -> Tensor:
-    """The same for a layer of which only the gradient is asked for."""
+    """The same where only the gradient of the layer is needed."""
     hooks = layer._forward_pre_hooks or layer._forward_hooks
-    if type(layer) is not nn.Linear or hooks:  # pruned, adapted, ...: only it knows how
+    if type(layer) is not nn.Linear or hooks:  # pruned, adapted, ...: call it
         return call(layer, x)
     out: Tensor = _UnvaluedLinear.apply(x, layer.weight, layer.bias)
     return out
 
 
 class _UnvaluedLinear(torch.autograd.Function):
-    """A linear layer whose value is undefined and whose gradient is right."""
+    """A linear layer with an undefined value and the correct gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -124,9 +123,9 @@ class _UnvaluedLinear(torch.autograd.Function):
 
 
 def _autocast(device_type: str) -> Callable[[], AbstractContextManager[None]]:
-    """Makes the mixed precision that is in use now; the backward pass does not know it.
+    """A factory of the current autocast context, for the backward pass.
 
-    Without its cache, which would hand a weight that was cast without gradients to what needs them.
+    Its cache is off: it could return a weight that was cast without gradients.
     """
     enabled = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type)

@@ -14,14 +14,14 @@ from semask.ops.convolutions import is_local
 from semask.ops.stripes import MapRows, resized
 from semask.ops.tracing import evaluated
 
-# Bytes of the finest map that evaluation makes at a time.
+# Bytes of the finest map that evaluation computes at a time.
 BAND_BYTES = 32 * 2**20
 
 
 class EarlySumFPNHead(SemanticFPNHead):
-    """Sums branches of one size in front of their last doubling, which is linear, not behind it.
+    """Sums branches of one size before their last up-sampling, which is linear.
 
-    Parameters lie in channels_last, as the maps of the backbone do.
+    Parameters are channels-last, as the backbone's maps are.
     """
 
     def set_up(self) -> None:
@@ -29,7 +29,7 @@ class EarlySumFPNHead(SemanticFPNHead):
         self.to(memory_format=torch.channels_last)
         for layer in self.scale_heads.modules():
             if isinstance(layer, Conv2d) and layer.activation is F.relu:
-                layer.activation = F.relu_  # nobody needs what it replaces
+                layer.activation = F.relu_  # its input is not used again
 
     def summed(self, features: Mapping[str, Tensor]) -> Tensor:
         """See :class:`SemanticFPNHead`."""
@@ -40,18 +40,18 @@ class EarlySumFPNHead(SemanticFPNHead):
         return finest
 
     def finest_branches(self) -> dict[str, nn.Sequential]:
-        """The branches that start at the common stride and double nothing."""
+        """The branches that start at the common stride, without up-sampling."""
         return {name: head for name, head in self._branches().items() if len(head) == 1}
 
     def finest(self, features: Mapping[str, Tensor], rows: slice = slice(None)) -> Tensor:
-        """The sum of the branches that start at the common stride; ``rows`` alone are read."""
+        """The sum of the branches that start at the common stride, of these ``rows``."""
         branches = [
             head(features[name][:, :, rows]) for name, head in self.finest_branches().items()
         ]
         return sum(branches[1:], branches[0])
 
     def coarser(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """The other branches, before their last doubling, those of one size summed."""
+        """The other branches before their last up-sampling; those of one size are summed."""
         sums: dict[torch.Size, Tensor] = {}
         for name, head in self._branches().items():
             if len(head) == 1:
@@ -68,9 +68,9 @@ class EarlySumFPNHead(SemanticFPNHead):
 
 
 class BandedFPNHead(EarlySumFPNHead):
-    """Evaluates the finest map in bands of rows, one row more on either side for the convolution.
+    """Evaluates the finest map in bands of rows, with one more row on either side.
 
-    No map of the decoder's width exists at stride 4 as a whole.
+    The decoder's map of stride 4 never exists as a whole.
     """
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -105,7 +105,7 @@ class BandedFPNHead(EarlySumFPNHead):
         return logits.permute(0, 3, 1, 2)
 
     def _is_local(self) -> bool:
-        """Whether a band of the finest map can be made by itself."""
+        """Whether a band of the finest map can be computed by itself."""
         convolutions = [
             layer
             for branch in self.finest_branches().values()
@@ -116,5 +116,5 @@ class BandedFPNHead(EarlySumFPNHead):
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, in the memory of ``a`` where it is not kept for the gradient of its activation."""
+    """a + b, in place where ``a`` is not needed for a gradient."""
     return a + b if torch.is_grad_enabled() else a.add_(b)

@@ -22,13 +22,13 @@ SIMILARITY_BYTES = 64 * 2**20
 
 
 class SplitSemanticAttention(SemanticAttention):
-    """A :class:`SemanticAttention` that, without gradients, takes a few queries at a time."""
+    """A :class:`SemanticAttention` that, without gradients, computes a few queries at a time."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See :meth:`SemanticAttention.attend`."""
         groups, tokens, _ = query.shape
         step = max(1, SIMILARITY_BYTES // (groups * tokens * query.element_size()))
-        # With gradients, all similarities are kept for them anyway.
+        # With gradients, all similarities are kept anyway.
         if step >= tokens or torch.is_grad_enabled() or traced():
             return super().attend(query, key, value)
         key = key.to(query.dtype)  # `out=` bypasses autocast
@@ -45,18 +45,18 @@ class SplitSemanticAttention(SemanticAttention):
 
 
 class FoldedSemanticAttention(SemanticAttention):
-    """A :class:`SemanticAttention` evaluated with products of its matrices: fewer products.
+    """A :class:`SemanticAttention` evaluated with precomputed products of its matrices.
 
     The attention weights A of a token sum to 1, so gamma * proj(A value(x)) = A (x M) + b.
-    And query . key' = x N x' + n x' + something that is the same for all keys x', which a
-    softmax does not see; N is smaller than query and key where C < 2 K.
+    And query . key' = x N x' + n x' + a term that is the same for all keys x', to which a softmax
+    is invariant; N is smaller than query and key where C < 2 K.
     """
 
     _update: ParameterCache[tuple[Tensor, Tensor]]
     _similarity: ParameterCache[tuple[Tensor, Tensor]]
 
     def set_up(self) -> None:
-        """Make the caches of M and b, and of N and n."""
+        """Create the caches of M and b, and of N and n."""
         self._update = ParameterCache()
         self._similarity = ParameterCache()
 
@@ -116,7 +116,7 @@ class GatheredSemanticLayer(SemanticLayer):
 
 
 class ChunkedSemanticLayer(SemanticLayer):
-    """A :class:`SemanticLayer` whose evaluation takes a few windows at a time."""
+    """A :class:`SemanticLayer` that is evaluated a few windows at a time."""
 
     def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
         """See :meth:`SemanticLayer.forward`."""
@@ -133,18 +133,18 @@ class ChunkedSemanticLayer(SemanticLayer):
                 gather_windows(append_zero(normed), part), return_prior
             )
             features = self.join(taken, normed, scatter_windows(windows, part))
-            if out is None:  # the first ones tell the type
+            if out is None:  # the first part gives the type
                 out = features.new_empty(len(tokens), features.shape[1])
                 prior = None if query is None else query.new_empty(len(tokens), query.shape[2])
             part.put(features, out)
             if query is not None and prior is not None:
                 part.put(scatter_windows(query, part), prior)
-        assert out is not None  # a map has a token
+        assert out is not None  # a map has at least one token
         return _as_maps(x, out, prior)
 
 
 class RecomputedSemanticLayer(SemanticLayer):
-    """A :class:`SemanticLayer` with windows that keeps nothing but its input for the gradient."""
+    """A windowed :class:`SemanticLayer` that keeps only its input for the gradient."""
 
     def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
         """See :meth:`SemanticLayer.forward`."""
@@ -155,5 +155,5 @@ class RecomputedSemanticLayer(SemanticLayer):
 
 
 def _as_maps(like: Tensor, features: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens of maps as maps (B, H, W, C), those of ``like``."""
+    """Tokens as maps (B, H, W, C) of the size of ``like``."""
     return features.view(like.shape), None if prior is None else prior.view(*like.shape[:3], -1)

@@ -1,7 +1,7 @@
-"""Evaluation whose scores are made a stripe of rows at a time, where they are read.
+"""Evaluation that computes scores a stripe of rows at a time, when they are read.
 
-The network runs at once. Its prediction is kept as it is, at the low resolution, and is resized to
-the input's and the original size when the scores are asked for. ``predict`` of the forms here
+The network runs on the whole image. Its prediction is kept at the low resolution, and is resized
+to the input's and the original size on demand. ``predict`` of the forms here
 returns :class:`LazyScores` where the plain ones return tensors; ``inference`` returns tensors.
 """
 
@@ -32,7 +32,7 @@ RowNetwork = Callable[[Tensor], Rows]
 
 
 class StreamedSegmentor(SeMaskSegmentor):
-    """Gives its protocol, one of the forms below, rows instead of tensors."""
+    """Returns rows instead of tensors to its protocol, which is one of the forms below."""
 
     def inference(
         self, batched_inputs: list[dict[str, Any]], return_priors: bool = False
@@ -56,7 +56,7 @@ class StreamedSegmentor(SeMaskSegmentor):
 
 
 class StreamedMaskFormer(SeMaskMaskFormer):
-    """Makes no mask but those of the result at full resolution, and one at a time.
+    """Computes full-resolution masks one at a time, and only those of the result.
 
     ``predict`` has the masks of "instances" run-length encoded, as :class:`EncodedMasks`.
     """
@@ -118,12 +118,12 @@ def _in_full(value: Any) -> Any:
 def score_rows(
     prediction: Mapping[str, Tensor], size: tuple[int, int], padded: tuple[int, int] | None = None
 ) -> Rows:
-    """Rows of ``semantic_scores`` of a head's prediction for one image.
+    """The rows of ``semantic_scores`` for a head's prediction of one image.
 
     Args:
         prediction: of the head.
         size: of the image.
-        padded: of what the backbone got, with the image in its upper left; None = ``size``.
+        padded: size of the backbone's input, with the image in its upper left; None = ``size``.
     """
     padded = padded or size
     if "logits" in prediction:
@@ -163,7 +163,7 @@ class StreamedMultiScale(MultiScale):
 
 
 class _MeanOfViews(Rows):
-    """The mean over several views; mirrored ones are turned back."""
+    """The mean over several views; mirrored ones are flipped back."""
 
     in_stripes = True  # every view would be held
 
@@ -198,7 +198,7 @@ class StreamedSlidingWindow(SlidingWindow):
 
 
 class _MeanOfWindows(Rows):
-    """Of windows of an image, each with its first row and column, that cover it together."""
+    """The mean over overlapping windows, each with its first row and column."""
 
     def __init__(self, windows: Sequence[tuple[int, int, Rows]], size: tuple[int, int]) -> None:
         first = windows[0][2]

@@ -1,9 +1,9 @@
 """Up-sampling and cross entropy in one, without logits at the labels' resolution.
 
-The plain form holds B * K * H * W logits, their softmax and two gradients of that
-size. Here a stripe of rows at a time is up-sampled, its loss and gradient are computed and pulled
-back to the low resolution, and only what is of that size is kept. The values are the same: the
-loss is a sum over pixels, and up-sampling is linear and acts on rows and columns separately.
+The plain form keeps B * K * H * W logits, their softmax and two gradients of that size. Here a
+stripe of rows is up-sampled at a time; its loss and gradient are computed and projected back to
+the low resolution, and only these are kept. The values are the same: the loss is a sum over
+pixels, and up-sampling is linear and separable.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class StripedSegmentationLoss(SegmentationLoss):
 
 
 class EnlargedImages:
-    """Images of bilinearly enlarged maps, a stripe of rows at a time.
+    """Bilinearly up-sampled maps, a stripe of rows at a time.
 
     Args:
         maps: (B, K, h, w).
@@ -101,7 +101,7 @@ def weighted_cross_entropy(
         align_corners: of the enlarging.
 
     Returns:
-        A scalar. Its gradient is computed on the way, so it can be taken once, and not twice.
+        A scalar. Its gradient is computed in the forward pass; it has no second derivative.
     """
     loss: Tensor = _WeightedCrossEntropy.apply(logits, target, weight, align_corners)
     return loss

@@ -1,7 +1,7 @@
-"""Bilinear resizing a stripe of rows at a time, so that nothing of the whole result is held.
+"""Bilinear resizing, a stripe of rows at a time, without the whole result in memory.
 
-Each row of the result is made of two rows of what is resized, whatever stripe it is computed in.
-Values lie as (rows, columns, K): the K classes of a pixel side by side.
+Each row of the result depends on two source rows only, in whatever stripe it is computed. Values
+are (rows, columns, K): the K classes of a pixel are contiguous.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from semask.modeling.layers.resize import resize
 
-# Bytes of resized values in a stripe: on the CPU they stay in the cache; a GPU wants few calls.
+# Bytes of resized values in a stripe: on the CPU they stay in the cache; a GPU needs few calls.
 STRIPE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
@@ -43,29 +43,29 @@ class RowResize:
     ) -> None:
         """
         Args:
-            source: (h, w) of what is resized.
+            source: (h, w) of the source.
             size: (H, W) of the result.
-            device: of what is resized.
+            device: of the source.
             align_corners: see ``torch.nn.functional.interpolate``.
         """
         self.height, self.width = size
         self._same_rows = source[0] == self.height
         self._same_columns = source[1] == self.width
         self._align_corners = align_corners
-        # Between which two source rows each row lies.
+        # The two source rows of each row.
         row = torch.arange(self.height, dtype=torch.float64, device="cpu")
         if align_corners:
             row = row * ((source[0] - 1) / max(1, self.height - 1))
         else:
             row = ((row + 0.5) * (source[0] / self.height) - 0.5).clamp_(min=0)
-        upper = row.floor().long().clamp_(max=source[0] - 1)  # rounding may lead beyond the last
+        upper = row.floor().long().clamp_(max=source[0] - 1)  # rounding may give one too many
         lower = (upper + 1).clamp_(max=source[0] - 1)
         self._ends = upper, lower + 1  # on the CPU, as they are read
         self._upper, self._lower = upper.to(device), lower.to(device)
         self._fraction = (row - upper).to(device)
 
     def source(self, rows: slice) -> slice:
-        """Which source rows some rows of the result are made of."""
+        """The source rows that some rows of the result depend on."""
         if self._same_rows:
             return rows
         first, end = self._ends
@@ -91,14 +91,14 @@ class RowResize:
 
 
 class Rows(ABC):
-    """Values (H, W, K) of which any rows can be had.
+    """Values (H, W, K) that are computed for any range of rows.
 
     Attributes:
         size: (H, W).
         num_classes: K.
-        dtype: of the values; what is computed on the way is float32 or better.
+        dtype: of the values; intermediate results are float32 or better.
         device: where they are computed.
-        in_stripes: whether all rows at once would hold much more than they are themselves.
+        in_stripes: whether all rows at once would need much more memory than the values.
     """
 
     in_stripes: bool = False
@@ -113,7 +113,7 @@ class Rows(ABC):
 
     @abstractmethod
     def down(self, rows: slice) -> Tensor:
-        """(R, w, K), what ``across`` makes the rows of."""
+        """(R, w, K), the input of ``across``."""
 
     def across(self, part: Tensor) -> Tensor:
         """(R, w, K) to (R, W, K)."""
@@ -137,7 +137,7 @@ class MapRows(Rows):
 
 
 class ResizedRows(Rows):
-    """The rows of what is resized bilinearly (``align_corners=False``)."""
+    """Other rows, resized bilinearly (``align_corners=False``)."""
 
     def __init__(self, source: Rows, size: tuple[int, int]) -> None:
         self.size = size
@@ -146,8 +146,8 @@ class ResizedRows(Rows):
         self._source = source
         self._resize = RowResize(source.size, size, source.device)
 
-    # Rows and columns are resized separately and so in any order: all rows first, where several
-    # resizings follow each other, as long as they are short.
+    # Rows and columns are resized separately and so in any order: with several resizings in a row,
+    # all rows come first, while they are short.
 
     def down(self, rows: slice) -> Tensor:
         """See :class:`Rows`."""
@@ -159,7 +159,7 @@ class ResizedRows(Rows):
 
 
 def resized(rows: Rows, *sizes: Sequence[int]) -> Rows:
-    """Resize to one size after the other; nothing is done where the size is right already."""
+    """Resize to one size after the other; steps that change nothing are left out."""
     for height, width in sizes:
         if rows.size != (height, width):
             rows = ResizedRows(rows, (height, width))

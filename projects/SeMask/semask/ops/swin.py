@@ -1,7 +1,7 @@
 """Faster forms of Swin's parts.
 
-Blocks a few windows at a time (evaluation in the cache, training from the input alone), attention
-between tensors of one layout, patch embedding and merging a few rows at a time.
+Blocks a few windows at a time (within the cache in evaluation, recomputed from the input in
+training), attention without changes of layout, patch embedding and merging a few rows at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,9 +28,10 @@ from semask.ops.window import (
 
 
 class ChunkedSwinBlock(SwinBlock):
-    """A :class:`SwinBlock` whose evaluation goes through the map a few windows at a time.
+    """A :class:`SwinBlock` that is evaluated a few windows at a time.
 
-    Hooks of the layers inside are called for each part, those of ``attn`` and ``mlp`` not at all.
+    Hooks of its linear and norm layers are called for each part, those of ``attn`` and ``mlp``
+    never.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,11 +45,11 @@ class ChunkedSwinBlock(SwinBlock):
 
 
 class RecomputedSwinBlock(SwinBlock):
-    """A :class:`SwinBlock` that keeps nothing but its input for the gradient.
+    """A :class:`SwinBlock` that keeps only its input for the gradient.
 
-    See :mod:`semask.ops.recompute`. With dropout, whose choices would have to be kept, it is the
-    plain block, and also where a parameter has a hook, which would be called for each part. Hooks
-    of the layers inside are called for each part, those of ``attn`` and ``mlp`` not at all.
+    See :mod:`semask.ops.recompute`. It is the plain block with dropout, whose masks would have to
+    be kept, and where a parameter has a hook, which would be called for each part. Hooks of its
+    linear and norm layers are called for each part, those of ``attn`` and ``mlp`` never.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class RecomputedSwinBlock(SwinBlock):
         if not trained(self) or hooked or self._has_dropout():
             return super().forward(x)
         layout = layout_of(self.attn, x)
-        # What stochastic depth multiplies each sample's branches by, drawn as the plain form does.
+        # Factors of stochastic depth for each sample's branches, drawn as in the plain form.
         samples = x.new_ones(len(x), 1, 1, 1)
         scales = [self.drop_path(samples) for _ in range(2)] if self.drop_path.rate else []
         inputs = [self.attn.bias().contiguous()]
@@ -79,16 +80,16 @@ def through_windows(
     inputs: Sequence[Tensor],
     call_last: Call = call,
 ) -> Tensor:
-    """What becomes of the tokens (n, C) of some windows.
+    """The block's output (n, C) for the tokens of some windows.
 
     Args:
-        block: whose layers are used.
+        block: its layers are used.
         layout: of all windows.
-        part: which of them.
+        part: the windows to compute.
         x: their tokens.
         inputs: the position bias, and with stochastic depth the scales (B * H * W, 1) of the
             two branches.
-        call_last: how the last linear layer is computed.
+        call_last: computes the last linear layer.
     """
     bias, *scales = inputs
     attn, mlp = block.attn, block.mlp
@@ -107,12 +108,12 @@ def layout_of(attention: WindowAttention, x: Tensor) -> WindowLayout:
 
 
 def project(attention: WindowAttention, tokens: Tensor) -> Tensor:
-    """q, k and v of each token, and of the one that stands for the padding.
+    """q, k and v of each token, and of one token for all of the padding.
 
-    Projecting first and cutting windows then is the same and does not project padding.
+    Projecting before cutting windows is the same and does not project padding again.
 
     Args:
-        attention: whose projection it is.
+        attention: its projection is used.
         tokens: (n, C), of maps in rows or any of them.
 
     Returns:
@@ -123,7 +124,7 @@ def project(attention: WindowAttention, tokens: Tensor) -> Tensor:
 
 
 def masked(bias: Tensor, layout: WindowLayout, part: slice = slice(None)) -> Tensor:
-    """With a shift, also keep apart what only the shift joined.
+    """The bias, with the mask of shifted windows added.
 
     Args:
         bias: (heads, 1, N, N), see :meth:`WindowAttention.bias`.
@@ -181,7 +182,7 @@ class SdpaWindowAttention(WindowAttention):
 
 
 class ChunkedPatchEmbed(PatchEmbed):
-    """A :class:`PatchEmbed` whose evaluation takes a few rows of patches at a time."""
+    """A :class:`PatchEmbed` that is evaluated a few rows of patches at a time."""
 
     def forward(self, image: Tensor) -> Tensor:
         """See :meth:`PatchEmbed.forward`."""
@@ -191,7 +192,7 @@ class ChunkedPatchEmbed(PatchEmbed):
 
 
 class ChunkedPatchMerging(PatchMerging):
-    """A :class:`PatchMerging` whose evaluation takes a few rows at a time."""
+    """A :class:`PatchMerging` that is evaluated a few rows at a time."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`PatchMerging.forward`."""
@@ -201,12 +202,12 @@ class ChunkedPatchMerging(PatchMerging):
 
 
 def in_bands(layer: Callable[[Tensor], Tensor], x: Tensor, *, dim: int, stride: int) -> Tensor:
-    """``layer(x)`` for a layer that makes each row of tokens of ``stride`` rows of its input.
+    """``layer(x)``, in bands, for a layer whose row of tokens depends on ``stride`` input rows.
 
     Args:
         layer: pads the last rows itself.
         x: an image (B, 3, H, W) or a map (B, H, W, C).
-        dim: the one of H.
+        dim: index of the dimension H.
         stride: see above.
 
     Returns:
@@ -224,5 +225,5 @@ def in_bands(layer: Callable[[Tensor], Tensor], x: Tensor, *, dim: int, stride: 
             out = tokens.new_empty(len(tokens), rows, *tokens.shape[2:])
         start = index * step // stride
         out[:, start : start + tokens.shape[1]] = tokens
-    assert out is not None  # a map has a row
+    assert out is not None  # a map has at least one row
     return out

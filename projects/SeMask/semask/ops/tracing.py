@@ -1,22 +1,22 @@
-"""Whether a graph is being made of what runs."""
+"""Whether the model is being compiled, traced or exported."""
 
 import torch
 from torch import nn
 
 
 def traced() -> bool:
-    """True while a model is compiled, exported or counted: it then shows its plain form."""
+    """True while a model is compiled, exported or counted, for which the plain form is used."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def trained(module: nn.Module) -> bool:
-    """Whether a module is run in training, with gradients, and no graph is made of it."""
+    """Whether a module is run in training, with gradients, and is not traced."""
     return module.training and torch.is_grad_enabled() and not traced()
 
 
 def evaluated(module: nn.Module) -> bool:
-    """Whether a module is run in evaluation, without gradients, and no graph is made of it.
+    """Whether a module is run in evaluation, without gradients, and is not traced.
 
-    The modules in it are taken to be in evaluation, too, where nothing is drawn at random.
+    Its sub-modules are assumed to be in evaluation, too, and so without dropout.
     """
     return not (module.training or torch.is_grad_enabled() or traced())

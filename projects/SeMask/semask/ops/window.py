@@ -1,8 +1,8 @@
 """Windows of a token map: one gather in, one gather out (arXiv 2103.14030, section 3.2).
 
-In the paper a map is zero-padded, rolled (for shifted windows), cut into windows, and all of
-that is undone behind the attention. Each of these steps only moves tokens, so all of them
-together are one list of indices, made once for a size of the map.
+In the paper a map is zero-padded, rolled (for shifted windows) and cut into windows, and all of
+this is undone after the attention. Each step only moves tokens, so all of them together are one
+list of indices, computed once for a size of the map.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from semask.modeling.backbone.windows import MASKED_LOGIT
 
-# Tokens that are taken at a time, so that what is made of them stays in a CPU's cache.
+# Tokens computed at a time, so that their intermediate values stay in a CPU's cache.
 CHUNK_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class TokenOrder:
-    """Which of n tokens lies where in windows of size**2 slots.
+    """The places of n tokens in windows of size**2 slots.
 
     Attributes:
         size: side of a window, in tokens.
@@ -47,8 +47,8 @@ class WindowLayout(TokenOrder):
         rows, cols: windows of one map.
         windows: of all maps.
         masks: see :func:`shifted_window_masks`; None without a shift.
-        mask_of_window: (windows,) int64, which of the masks is that of each window.
-        parts: see :func:`window_parts`; by the number of tokens that are taken at a time.
+        mask_of_window: (windows,) int64, the index of each window's mask.
+        parts: see :func:`window_parts`; by the number of tokens computed at a time.
     """
 
     shift: int
@@ -114,10 +114,10 @@ def _make_layout(
 
 
 def shifted_window_masks(size: int, shift: int) -> Tensor:
-    """What keeps apart the tokens that only the cyclic shift made neighbours.
+    """Separates the tokens that are neighbours only because of the cyclic shift.
 
-    That happens in the last row and the last column of windows alone, so four masks serve a map
-    of any size: of a window in neither, in the last column, in the last row, and in both.
+    This concerns only the last row and the last column of windows, so four masks serve a map of any
+    size: of a window in neither, in the last column, in the last row, and in both.
 
     Args:
         size, shift: of the window, in tokens.
@@ -142,7 +142,7 @@ def _padding(gather: Tensor, tokens: int) -> Tensor | None:
 
 @lru_cache(maxsize=64)
 def _cached_layout(*shape_and_device: Any) -> WindowLayout:
-    with torch.inference_mode(False):  # so that a later training may save the indices
+    with torch.inference_mode(False):  # a later training must be able to save the indices
         return _make_layout(*shape_and_device)
 
 
@@ -151,20 +151,20 @@ class WindowPart(TokenOrder):
     """The order of the n tokens in some of the windows, which are in no other.
 
     Attributes:
-        windows: which.
-        places: where their tokens lie among all: one piece, or two that the shift has joined.
+        windows: their range.
+        places: ranges of their tokens among all: one, or two that the shift has joined.
     """
 
     windows: slice
     places: list[slice]
 
     def take(self, tokens: Tensor) -> Tensor:
-        """All tokens (B * H * W, C) to these (n, C), if possible without a copy."""
+        """Select these tokens (n, C) of all (B * H * W, C), if possible without a copy."""
         pieces = [tokens[place] for place in self.places]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def put(self, values: Tensor, tokens: Tensor) -> None:
-        """Write values (n, C) where :meth:`take` has read."""
+        """Write values (n, C) to the places that :meth:`take` reads."""
         lengths = [place.stop - place.start for place in self.places]
         for place, piece in zip(self.places, values.split(lengths), strict=True):
             tokens[place] = piece
@@ -180,7 +180,7 @@ def window_parts(layout: WindowLayout) -> Sequence[WindowPart]:
 def map_parts(
     function: Callable[[WindowPart, Tensor], Tensor], tokens: Tensor, layout: WindowLayout
 ) -> Tensor:
-    """What a function makes of the tokens of each part, put together.
+    """Apply a function to the tokens of each part and join the results.
 
     Args:
         function: (part, its tokens (n, C)) to (n, C).
@@ -216,7 +216,7 @@ def _make_parts(layout: WindowLayout, tokens_at_once: int) -> Sequence[WindowPar
 
 
 def _bands(layout: WindowLayout, tokens_at_once: int) -> Iterator[tuple[slice, list[slice]]]:
-    """Windows with about so many slots, and where their tokens lie."""
+    """Groups of windows with about so many slots, and the ranges of their tokens."""
     in_map, area = layout.rows * layout.cols, layout.height * layout.width
     maps = layout.windows // in_map
     together = tokens_at_once // (in_map * layout.size**2)
@@ -243,7 +243,7 @@ def _bands(layout: WindowLayout, tokens_at_once: int) -> Iterator[tuple[slice, l
 
 
 class _Gather(torch.autograd.Function):
-    """Each token is read once, so the gradient is a gather too, and no sum but the padding's."""
+    """Each token is read once, so its gradient is a gather; only the padding's is a sum."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, order: TokenOrder) -> Tensor:
@@ -260,7 +260,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Slots back into tokens; those of padding are dropped, their gradient is 0."""
+    """Slots to tokens; slots of padding are dropped and have a gradient of 0."""
 
     @staticmethod
     def forward(ctx: Any, slots: Tensor, order: TokenOrder) -> Tensor:
@@ -273,7 +273,7 @@ class _Scatter(torch.autograd.Function):
 
 
 def append_zero(tokens: Tensor) -> Tensor:
-    """(T, C) to (T + 1, C): the last one is what padding holds."""
+    """(T, C) to (T + 1, C); the last token is that of the padding."""
     return torch.cat([tokens, tokens.new_zeros(1, tokens.shape[1])])
 
 

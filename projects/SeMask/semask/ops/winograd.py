@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Bytes of transformed tiles held at a time: they should stay in the cache.
+# Bytes of transformed tiles at a time: they should stay in the cache.
 CHUNK_BYTES = 24 * 2**20
 
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -98,7 +98,7 @@ def _chunks(batch: int, rows: int, row_bytes: int) -> Iterator[tuple[int, slice]
 
 
 def _padded(x: Tensor, rows: slice) -> Tensor:
-    """What some rows of tiles cover of a map (H, W, C) with zeros around."""
+    """The pixels of some rows of tiles of a map (H, W, C) that is zero-padded."""
     width = x.shape[1]
     top, bottom = 2 * rows.start - 1, 2 * rows.stop + 1
     part = x[max(top, 0) : bottom]

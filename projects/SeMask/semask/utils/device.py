@@ -1,4 +1,4 @@
-"""Which device a process runs on, and what torchrun tells it."""
+"""The device of a process, and the variables that torchrun sets."""
 
 import os
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from semask.errors import ConfigError
 
 @dataclass(frozen=True)
 class Torchrun:
-    """What torchrun tells a process that it has started.
+    """The variables that torchrun sets for a process it starts.
 
     Attributes:
         rank, world_size: number of the process, and of all processes of the run.
@@ -27,7 +27,7 @@ class Torchrun:
 
     @classmethod
     def from_environment(cls) -> "Torchrun | None":
-        """None where torchrun (or what sets the same variables) has not started the process."""
+        """None where these variables are not set."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(name in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
             return None
@@ -42,9 +42,9 @@ def resolve_device(
 
     Args:
         cfg: not frozen; ``MODEL.DEVICE`` is changed in place.
-        num_gpus: GPUs asked for on this machine; 0 means the CPU.
-        explicit: the user has asked for this very device, so it does not fall back.
-        torchrun: what has started this process, if it has; it then decides on the processes.
+        num_gpus: requested on this machine; 0 means the CPU.
+        explicit: the user has named this device, so it does not fall back.
+        torchrun: its variables, if it has started this process; it then decides on the processes.
 
     Raises:
         ConfigError: the device or so many GPUs do not exist, or the two do not go together.

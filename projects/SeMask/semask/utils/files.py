@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or absent."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ def remove_temporaries(folder: str) -> None:
     """Remove what processes that were killed in ``replacing`` have left in a folder.
 
     Args:
-        folder: nobody is writing into it; the folders in it stay as they are.
+        folder: no process may be writing into it; its sub-folders stay as they are.
     """
     for name in os.listdir(folder):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name):
@@ -82,11 +82,11 @@ def without_suffixes(names: Collection[Path], folders: Collection[Path] = ()) ->
 
     Args:
         names: relative paths, each different.
-        folders: those of them in whose place there will be a folder of that name.
+        folders: those names at which a folder will be made.
 
     Returns:
-        {name: name without suffix}; of those that would meet, or be a folder that another name
-        lies in, the whole name.
+        {name: name without suffix}; the whole name where two would be equal, or where one
+        would be a folder that contains another.
     """
     short = {name: name.with_suffix("") for name in names}
     while True:  # A whole name may be another's without suffix: "a.jpg" and "a.jpg.png".

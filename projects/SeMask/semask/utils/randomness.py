@@ -1,4 +1,4 @@
-"""Random numbers that depend on the place in the run alone.
+"""Random numbers that depend only on the position in the run.
 
 Every training step and every training image starts its own random sequence, from the run's seed
 and its number. So a resumed run draws exactly what an undisturbed one would have drawn, whatever
@@ -19,7 +19,7 @@ _STEP, _IMAGE, _ORDER = 0, 1, 2
 
 
 def shared_seed(seed: int) -> int:
-    """``SEED`` of a config, or where that is negative one that all processes draw together."""
+    """``SEED`` of a config; where that is negative, a random one that all processes share."""
     if seed >= 0:
         return seed
     return comm.all_gather(int.from_bytes(os.urandom(4), "little"))[0]
@@ -42,7 +42,7 @@ def seed_step(seed: int, iteration: int, rank: int, part: int = 0) -> None:
 
 @contextlib.contextmanager
 def image_randomness(seed: int, position: int) -> Iterator[None]:
-    """Within it, the random sequence of a training image; afterwards what there was before.
+    """A context with the random sequence of a training image; it restores the state after it.
 
     Args:
         seed: the run's, not negative.

@@ -1,4 +1,4 @@
-"""The contract between a backbone with semantic layers and what stands behind it."""
+"""The contract between a backbone with semantic layers and the heads that follow it."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ def stage_stride(stage: int) -> int:
 
 
 def num_stages_for(out_features: Sequence[str], num_stages: int) -> int:
-    """How many stages have to be built for some features.
+    """The number of stages to build for these features.
 
     Args:
         out_features: their names, "res2" and so on.
         num_stages: that the backbone can have.
 
     Raises:
-        ConfigError: there are none, or there is no such feature.
+        ConfigError: no feature is named, or one does not exist.
     """
     names = [stage_name(stage) for stage in range(num_stages)]
     if not out_features or any(name not in names for name in out_features):
@@ -71,11 +71,11 @@ class SemSegBackbone(Backbone):
     """A Detectron2 backbone that also predicts semantic-prior maps.
 
     ``forward`` returns **one plain dictionary**: the features that ``output_shape()`` describes
-    ("res2".. "res5") and, when asked for or in training, beside them the semantic-prior maps
+    ("res2".. "res5") and, in training or on request, the semantic-prior maps
     ("prior2".. "prior5", K logits per token, of the stages that have a semantic layer).
 
     Why one dictionary: every consumer in Detectron2 (``SemanticSegmentor``, ``FPN``, the R-CNN
-    heads) hands the backbone's dictionary on and picks features from it by name, so the priors
+    heads) passes the backbone's dictionary on and picks features from it by name, so the priors
     reach a head that knows them and are invisible to one that does not; none of them has to be
     changed, and no state is kept on the module, which would break under checkpointing,
     ``torch.compile`` or a second forward pass. ``output_shape()`` lists the features only,
@@ -87,12 +87,12 @@ class SemSegBackbone(Backbone):
 
     @property
     def prior_strides(self) -> dict[str, int]:
-        """Pixels per position of each prior map that there can be: ``{"prior2": 4, ...}``."""
+        """Stride of each prior map that the backbone can return: ``{"prior2": 4, ...}``."""
         return {}
 
     @abstractmethod
     def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
-        """Features and, possibly, semantic-prior maps of a batch of images.
+        """Features and, on request, semantic-prior maps of a batch of images.
 
         Args:
             image: (B, 3, H, W), normalised; any H and W of at least 1.

@@ -1,4 +1,4 @@
-"""SeMask below Detectron2's feature pyramid, for its detectors (arXiv 1612.03144).
+"""Detectron2's feature pyramid on a SeMask backbone, for its detectors (arXiv 1612.03144).
 
 ``MODEL.BACKBONE.NAME`` "build_semask_swin_fpn_backbone" is what R-CNN models take,
 "build_retinanet_semask_swin_fpn_backbone" what RetinaNet takes; with "timm" in place of "swin" the
@@ -22,12 +22,12 @@ from semask.modeling.meta_arch.detectors import prior_classes
 
 
 class PyramidBackbone(SeMaskBackbone):
-    """A :class:`SeMaskBackbone` that hands features on that have been computed already."""
+    """A :class:`SeMaskBackbone` that also accepts its own output, which it returns unchanged."""
 
     def forward(
         self, image: Tensor | Mapping[str, Tensor], return_priors: bool | None = None
     ) -> dict[str, Tensor]:
-        """As of the backbone; its own output instead of an image is returned as is."""
+        """See :meth:`SemSegBackbone.forward`; a dictionary in place of an image is returned."""
         return dict(image) if isinstance(image, Mapping) else super().forward(image, return_priors)
 
 
@@ -40,7 +40,7 @@ class PyramidTimm(PyramidBackbone, SeMaskTimm):
 
 
 class SeMaskFPN(FPN, SemSegBackbone):
-    """Detectron2's FPN, whose output also has the semantic-prior maps of the stages below.
+    """Detectron2's FPN, with the semantic-prior maps of its backbone in the output.
 
     ``output_shape()`` lists the levels of the pyramid alone. Detectron2's heads pick these by
     name from the dictionary and do not see the priors; see :class:`SemSegBackbone`.
@@ -60,7 +60,7 @@ class SeMaskFPN(FPN, SemSegBackbone):
             bottom_up: computes the features, and the priors.
             in_features: names of the features below, from high to low resolution.
             out_channels: of each level.
-            norm: normalisation of the convolutions, as Detectron2 calls it; "" = none.
+            norm: Detectron2's name of the convolutions' normalisation; "" = none.
             top_block: makes further levels.
             fuse_type: "sum" or "avg".
         """
@@ -74,7 +74,7 @@ class SeMaskFPN(FPN, SemSegBackbone):
         return bottom_up.prior_strides
 
     def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
-        """Levels of the pyramid and, possibly, semantic-prior maps.
+        """Levels of the pyramid and, on request, semantic-prior maps.
 
         Args:
             image: (B, 3, H, W), normalised; H and W multiples of ``size_divisibility``.

@@ -1,4 +1,4 @@
-"""The contract of an encoder that semantic layers can be put into: a stem, and stages.
+"""The contract of an encoder that can have semantic layers: a stem, and stages.
 
 Any hierarchical network fits: a Swin transformer, a ConvNet, the families of timm.
 """
@@ -12,12 +12,12 @@ Layout = Literal["NHWC", "NCHW"]
 
 
 class HierarchicalEncoder(nn.Module):
-    """A network that is walked through stage by stage.
+    """A network that is run stage by stage.
 
-    ``x = stem(image)``, then ``x = stages[0](x)``, ``x = stages[1](x)`` and so on. Whoever walks
-    may change ``x`` in between, which is what SeMask does: what a semantic layer has made of the
-    features of a stage goes into the next one. Therefore the downsampling between two stages
-    belongs to the later one, in front of its blocks.
+    ``x = stem(image)``, then ``x = stages[0](x)``, ``x = stages[1](x)`` and so on. The
+    caller may change ``x`` in between. SeMask does: the output of a stage's semantic layer is the
+    input of the next stage. Therefore the downsampling between two stages belongs to the later
+    one, in front of its blocks.
 
     Attributes:
         stem: from an image (B, 3, H, W), of any H and W of at least 1, to a map.
@@ -39,13 +39,13 @@ class HierarchicalEncoder(nn.Module):
     weights_advice: str = "give MODEL.WEIGHTS a checkpoint of the encoder"
 
     def frozen_parts(self, num_stages: int) -> list[nn.Module]:
-        """What is frozen together with the stem and the first stages.
+        """The modules to freeze: the stem and the first stages.
 
         Args:
             num_stages: how many stages are frozen; 0 = the stem alone.
 
         Returns:
-            The modules that neither learn nor change from then on.
+            Modules whose parameters and statistics stay fixed.
         """
         return [self.stem, *self.stages[:num_stages]]
 

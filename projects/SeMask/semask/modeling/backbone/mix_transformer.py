@@ -36,11 +36,11 @@ default_cfgs = generate_default_cfgs(
 
 
 def mix_transformer(variant: str, pretrained: bool = False, **options: Any) -> Any:
-    """A Mix Transformer as timm makes its networks.
+    """Build a Mix Transformer from timm's PVTv2.
 
     Args:
         variant: "mit_b0" to "mit_b5".
-        pretrained: there is nothing that timm could fetch; see above.
+        pretrained: must be False, as timm publishes no weights of these networks.
         options: of ``timm.create_model``.
 
     Raises:

@@ -1,7 +1,7 @@
 """The semantic layer of SeMask (arXiv 2112.12782, section 3.2).
 
-It stands behind the blocks of any hierarchical encoder's stage and knows nothing of it:
-token maps (B, H, W, C) in, token maps and semantic-prior maps out.
+It follows the blocks of a stage and does not depend on the encoder: token maps (B, H, W, C) in,
+token maps and semantic-prior maps out.
 """
 
 import torch
@@ -15,14 +15,14 @@ NORM_PLACEMENTS = ("stream", "branch")
 
 
 def norm_placement(setting: str, *, default: str) -> str:
-    """Where the normalisation of a semantic layer stands, by ``MODEL.SEMASK.NORM``.
+    """The position of a semantic layer's normalisation, from ``MODEL.SEMASK.NORM``.
 
     Args:
         setting: "stream", "branch" or "auto".
-        default: what "auto" is, for the encoder at hand.
+        default: the meaning of "auto" for this encoder.
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: the setting is none of these.
     """
     if setting not in ("auto", *NORM_PLACEMENTS):
         raise ConfigError(
@@ -32,9 +32,9 @@ def norm_placement(setting: str, *, default: str) -> str:
 
 
 class SemanticAttention(nn.Module):
-    """Attention whose queries and keys are class logits: tokens of a class look at each other.
+    """Attention whose queries and keys are class logits: tokens of a class attend to each other.
 
-    The queries are at the same time the prediction that the prior's loss supervises.
+    The queries are also the semantic prior, which the prior's loss supervises.
 
     Args:
         dim: channels C.
@@ -57,7 +57,7 @@ class SemanticAttention(nn.Module):
 
         Args:
             x: (groups, tokens, C); a group is a window or a whole map.
-            return_query: whether the query is asked for.
+            return_query: whether to return the query.
 
         Returns:
             The features (groups, tokens, C), and the semantic query (groups, tokens, K) or None.
@@ -90,9 +90,9 @@ class SemanticLayer(nn.Module):
         num_blocks: chained attention blocks, at least 1; the last one's query is the prior.
         dropout: rate at the end of each block.
         init: "live" or "published", see :meth:`init_weights`.
-        norm: "stream" = what leaves the layer is normalised, as published; "branch" = the blocks
-            see normalised features, and what they add is added to the features as they came, so
-            that with gamma 0 the layer changes nothing.
+        norm: "stream" = the layer's output is normalised, as published; "branch" = the blocks see
+            normalised features, and their contribution is added to the input, so with gamma 0 the
+            layer is the identity.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class SemanticLayer(nn.Module):
 
         Args:
             x: (B, H, W, C).
-            return_prior: whether the prior is asked for.
+            return_prior: whether to return the prior.
 
         Returns:
             Masked features (B, H, W, C), and prior logits (B, H, W, K) or None.
@@ -159,12 +159,12 @@ class SemanticLayer(nn.Module):
         return self.join(x, normed, masked), prior
 
     def join(self, x: Tensor, normed: Tensor, masked: Tensor) -> Tensor:
-        """What leaves the layer, all of one shape.
+        """The layer's output; all maps have one shape.
 
         Args:
-            x: what has come.
-            normed: the same normalised.
-            masked: what the blocks have made of that.
+            x: the input.
+            normed: the normalised input.
+            masked: the output of the blocks for ``normed``.
         """
         return x + (masked - normed) if self.norm_on_branch else masked
 
@@ -184,7 +184,7 @@ class SemanticLayer(nn.Module):
         return x, prior
 
     def through_blocks(self, groups: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:
-        """All blocks, one after the other; see :meth:`SemanticAttention.forward`."""
+        """All blocks in a row; see :meth:`SemanticAttention.forward`."""
         prior = None
         for block in self.blocks:
             groups, prior = block(groups, return_prior)

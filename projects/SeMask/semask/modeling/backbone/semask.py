@@ -1,4 +1,4 @@
-"""SeMask: any hierarchical encoder, with a semantic layer behind its stages.
+"""SeMask: any hierarchical encoder with a semantic layer after each stage.
 
 arXiv 2112.12782, section 3.1 and figure 2.
 """
@@ -23,14 +23,15 @@ from semask.modeling.backbone.semantic_layer import SemanticLayer
 
 
 class SeMaskBackbone(SemSegBackbone):
-    """The stages of an encoder, each followed by its semantic layer; without any it is plain.
+    """The stages of an encoder, each followed by its semantic layer.
 
-    What leaves a stage's semantic layer goes to the next stage and, normalised, to the decoder.
+    The output of a semantic layer goes to the next stage and, normalised, to the decoder. Without
+    semantic layers this is the plain encoder.
 
     Arguments that are lists have one entry per stage of the encoder.
 
     Args:
-        encoder: see :class:`HierarchicalEncoder`; no stage behind the last of ``out_features``.
+        encoder: see :class:`HierarchicalEncoder`; its last stage is the last of ``out_features``.
         semantic_attention: "window", "global" or "none".
         semantic_blocks: chained semantic attention blocks; 0 is the same as "none".
         semantic_classes: classes K of the prior maps; needed where a stage has a semantic layer.
@@ -40,7 +41,7 @@ class SeMaskBackbone(SemSegBackbone):
             :meth:`SemanticLayer.init_weights`.
         semantic_norm: "stream" or "branch"; see :class:`SemanticLayer`. With "branch" and a gamma
             of 0 the encoder is exactly what it is without semantic layers.
-        out_features: names among "res2", "res3", ...; "res2" is what the first stage gives.
+        out_features: names among "res2", "res3", ...; "res2" is the output of the first stage.
         freeze_at: 0 = everything is trained, 1 = the stem is frozen, 2 = also the first stage
             with its semantic layer, and so on.
         activation_checkpoint: whether the stage is recomputed in the backward pass.
@@ -156,7 +157,7 @@ class SeMaskBackbone(SemSegBackbone):
     def _through_stage(
         self, stage: int, x: Tensor, return_prior: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The map behind a stage and its semantic layer, and prior logits (B, H, W, K)."""
+        """The map after a stage and its semantic layer, and prior logits (B, H, W, K)."""
         x = self.encoder.stages[stage](x)
         if self.names[stage] not in self.semantic_layers:
             return x, None
@@ -199,10 +200,10 @@ def check_stage_lists(lists: dict[str, Sequence[object]]) -> None:
 
 
 def check_whole_numbers(key: str, values: Sequence[object], least: int) -> None:
-    """Refuse what is no whole number, or too small.
+    """Refuse values that are not whole numbers, or are too small.
 
     Raises:
-        ConfigError: one of them is.
+        ConfigError: a value is.
     """
     if not all(isinstance(value, int) and value >= least for value in values):
         raise ConfigError(f"{key} needs whole numbers of at least {least}, got {values}")

@@ -17,7 +17,7 @@ from semask.modeling.backbone.semask import (
 )
 from semask.modeling.backbone.swin import SwinTransformer
 
-# What MODEL.SWIN has; other projects have a section of that name, too.
+# The keys of MODEL.SWIN; other projects have a section of that name, too.
 _KEYS = (
     *("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE", "MLP_RATIO", "DROP_RATE"),
     *("ATTN_DROP_RATE", "DROP_PATH_RATE", "ABSOLUTE_POS_EMBED", "PRETRAIN_IMAGE_SIZE"),
@@ -27,14 +27,14 @@ _KEYS = (
 
 @BACKBONE_REGISTRY.register()
 class SeMaskSwin(SeMaskBackbone):
-    """A Swin transformer with semantic layers; without any of them it is the plain Swin.
+    """A Swin transformer with semantic layers; without them it is the plain Swin.
 
     Arguments that are lists have one entry per stage. :class:`SwinTransformer` and
     :class:`SeMaskBackbone` explain those that are not listed here.
 
     Args:
         semantic_window_size: side of the semantic window; None = ``window_size``.
-        out_features: names among "res2".."res5"; stages behind the last one are not built.
+        out_features: names among "res2".."res5"; later stages are not built.
 
     Raises:
         ConfigError: lists of different lengths, or a value out of its range.
@@ -119,7 +119,7 @@ class SeMaskSwin(SeMaskBackbone):
         missing = [key for key in _KEYS if key not in swin]
         if missing:
             raise ConfigError(
-                f"MODEL.SWIN has no {', '.join(missing)}: the section is another project's, whose "
+                f"MODEL.SWIN has no {', '.join(missing)}: the section is of another project, whose "
                 "function has replaced this project's. Call semask.add_semask_config(cfg) after it."
             )
         return {

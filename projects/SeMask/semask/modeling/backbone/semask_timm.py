@@ -16,14 +16,14 @@ from semask.modeling.backbone.timm_encoder import STRIDES, TimmEncoder
 
 @BACKBONE_REGISTRY.register()
 class SeMaskTimm(SeMaskBackbone):
-    """A network of timm with semantic layers; without any of them it is the plain network.
+    """A network of timm with semantic layers; without them it is the plain network.
 
     Arguments that are lists have one entry per stage, of which there are four.
     :class:`SeMaskBackbone` explains those that are not listed here.
 
     Args:
         name, pretrained, drop_path_rate, in_channels: see :class:`TimmEncoder`.
-        out_features: names among "res2".."res5"; stages behind the last one are left out.
+        out_features: names among "res2".."res5"; later stages are left out.
 
     Raises:
         ConfigError: lists of different lengths, a value out of its range, or see
@@ -89,7 +89,7 @@ class SeMaskTimm(SeMaskBackbone):
         timm, semask = cfg.MODEL.TIMM, cfg.MODEL.SEMASK
         return {
             "name": timm.NAME,
-            # Weights that are given take their place.
+            # MODEL.WEIGHTS takes precedence.
             "pretrained": timm.PRETRAINED and not cfg.MODEL.WEIGHTS,
             "drop_path_rate": timm.DROP_PATH_RATE,
             "in_channels": input_shape.channels,

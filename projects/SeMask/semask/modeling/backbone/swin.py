@@ -23,7 +23,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) to the same shape; what is kept is enlarged, so that the mean stays."""
+        """(B, ...) to the same shape; kept branches are scaled up, so the expected value stays."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
@@ -150,7 +150,7 @@ class SwinStem(nn.Module):
         in_channels: of the image.
         dropout: rate at the end.
         position_side: side of the embedding's own map, in tokens; it is resized (bicubic) to the
-            map at hand. None = no position embedding.
+            map. None = no position embedding.
     """
 
     PATCH_SIZE = 4
@@ -183,10 +183,10 @@ class SwinStem(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Patch merging (but in the first stage), then Swin blocks.
+    """Patch merging (except in the first stage), then Swin blocks.
 
     Args:
-        downsample: what makes the map smaller in front of the blocks, or None.
+        downsample: patch merging in front of the blocks, or None.
         blocks: every other one with shifted windows.
     """
 
@@ -288,10 +288,10 @@ class SwinTransformer(HierarchicalEncoder):
                     nn.init.zeros_(module.bias)
 
     def frozen_parts(self, num_stages: int) -> list[nn.Module]:
-        """As Detectron2's Swin, also the merging behind the last frozen stage."""
+        """As in Detectron2's Swin, also the merging after the last frozen stage."""
         parts = super().frozen_parts(num_stages)
         if 0 < num_stages < len(self.stages):
             downsample = self.stages[num_stages].downsample
-            assert isinstance(downsample, nn.Module)  # all but the first stage have one
+            assert isinstance(downsample, nn.Module)  # all stages except the first have one
             parts.append(downsample)
         return parts

@@ -15,45 +15,43 @@ from semask.modeling.backbone.encoder import HierarchicalEncoder, Layout
 logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
-# Licences of weights, as timm calls them, that leave the use of a model open.
+# Licences of weights, by timm's names, that do not restrict the use of a model.
 _FREE_LICENCES = ("apache-2.0", "bsd-3-clause", "mit")
 
-# Where features are gathered in another way than by one module after the other.
+# Forms of networks whose features are not those of one module after another.
 _NOT_WALKED = {
     "FeatureGetterNet": "computes its features in one piece",
     "FeatureHookNet": "has features inside its modules",
 }
 _WORKING = "convnext_tiny, caformer_s18, pvt_v2_b2, mit_b0, mambaout_tiny or resnet50"
-# Sides of the image that a network is tried with: no multiples of 32, nor of each other.
+# Sides of the image on which a network is tried: not multiples of 32, nor of each other.
 _TRIED_SIZE = (72, 100)
 
 
 class TimmEncoder(HierarchicalEncoder):
     """A network of timm with features at strides 4, 8, 16 and 32, without its classifier.
 
-    Which module belongs to which stage is what timm itself says (``features_only``). On images
-    whose sides are multiples of 32 the stages give exactly timm's features; others are padded with
-    zeros, in front of each stage that halves the map. Networks that shrink the keys of their first
+    timm itself (``features_only``) defines which module belongs to which stage. On images whose
+    sides are multiples of 32 the stages give exactly timm's features; others are zero-padded in
+    front of each stage that halves the map. Networks that shrink the keys of their first
     stage to an eighth (Mix Transformers, PVTv2) need sides of more than 28 pixels.
 
     Args:
-        name: as timm knows it, with or without the tag of its weights, such as "convnext_tiny" or
-            "convnext_tiny.dinov3_lvd1689m"; or "mit_b0" to "mit_b5" (see
+        name: timm's name of the network, with or without the tag of its weights, such as
+            "convnext_tiny" or "convnext_tiny.dinov3_lvd1689m"; or "mit_b0" to "mit_b5" (see
             :mod:`semask.modeling.backbone.mix_transformer`).
-        pretrained: start from timm's weights, out of its cache or fetched from the Hub; on the
-            meta device, nothing is.
-        drop_path_rate: that stochastic depth reaches in the last block; 0 = the network's own
-            default.
+        pretrained: start from timm's weights, from its cache or the Hub; not on the meta device.
+        drop_path_rate: stochastic depth of the last block; 0 = the network's own default.
         num_stages: how many of the four stages are kept.
-        in_channels: of the images. With others than three, timm's rule makes the first layer's
-            pre-trained weights fit: their sum for one channel; else they repeat, times 3 / N.
+        in_channels: of the images. If not three, timm adapts the first layer's weights: their sum
+            for one channel; else they repeat, times 3 / N.
 
     Attributes:
         name: as given.
         network: the modules, under timm's names.
-        pretrained: whether the values are those of timm's weights.
-        left_out: names of the parameters and buffers of timm's network that have no place here,
-            those of its classifier.
+        pretrained: whether it was built with timm's weights.
+        left_out: names of parameters and buffers of timm's network that are not used here: those of
+            its classifier.
 
     Raises:
         ConfigError: timm is not installed, does not know the network, or it does not fit.
@@ -87,7 +85,7 @@ class TimmEncoder(HierarchicalEncoder):
         network = _create(timm, name, {**options, "pretrained": pretrained})
         self.pretrained = pretrained
         if pretrained:
-            _tell_licence(name, network)
+            _log_licence(name, network)
         walk = [_timm_name(key, network) for key in features]
         ends = _ends_of_stages(name, features)
         # The stem ends in front of the module that gives the features of stride 4.
@@ -117,7 +115,7 @@ class TimmEncoder(HierarchicalEncoder):
 
 
 class PaddedSequence(nn.Module):
-    """Modules one after the other, on a map padded with zeros to a multiple of some number.
+    """Modules in a row, on a map that is zero-padded to a multiple of some number.
 
     Args:
         modules: in order.
@@ -132,7 +130,7 @@ class PaddedSequence(nn.Module):
         self.layout = layout
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) or (B, C, H, W), by ``layout``, to what the modules make of it."""
+        """A map in ``layout``, (B, H, W, C) or (B, C, H, W), to the output of the last module."""
         x = _padded(x, self.multiple, self.layout)
         for part in self.parts:
             x = part(x)
@@ -148,8 +146,8 @@ def _padded(x: Tensor, multiple: int, layout: Layout) -> Tensor:
     return F.pad(x, (*channels, 0, right, 0, bottom))
 
 
-def _tell_licence(name: str, network: nn.Module) -> None:
-    """Say which licence pre-trained weights have: those of one network differ by their tag."""
+def _log_licence(name: str, network: nn.Module) -> None:
+    """Log the licence of pre-trained weights, which differs with the tag of the name."""
     published: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
     source = published.get("hf_hub_id") or published.get("url") or "timm"
     licence = published.get("license")
@@ -207,7 +205,7 @@ def _features_net(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _create(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
-    """``timm.create_model``, with sentences for what fails.
+    """``timm.create_model``, with this project's errors.
 
     Raises:
         ConfigError: the network does not take the options, or has no features.
@@ -238,7 +236,7 @@ def _refusal(name: str, reason: str) -> ConfigError:
 
 
 def _indices(features: Any) -> list[int]:
-    """Which of timm's features have the four strides; of several with one stride, the last."""
+    """Indices of timm's features with the four strides; of several with one stride, the last."""
     reductions: list[int] = list(features.feature_info.reduction())
     return [
         max(index for index, reduction in enumerate(reductions) if reduction == stride)
@@ -247,7 +245,7 @@ def _indices(features: Any) -> list[int]:
 
 
 def _ends_of_stages(name: str, features: Any) -> list[int]:
-    """For each stage, how many of the modules there are up to its features.
+    """For each stage, the number of modules up to its features.
 
     Raises:
         ConfigError: a stride is missing.
@@ -262,7 +260,7 @@ def _ends_of_stages(name: str, features: Any) -> list[int]:
 
 
 def _timm_name(key: str, network: nn.Module) -> str:
-    """The name in timm's network of a module of its features' form, which joins two by "_"."""
+    """The name in timm's network of a module of ``features_only``, which joins names by "_"."""
     children = dict(network.named_children())
     names = [
         f"{key[:place]}.{key[place + 1 :]}" for place, letter in enumerate(key) if letter == "_"
@@ -287,7 +285,7 @@ def _register(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _without_in_place(network: nn.Module) -> None:
-    """A stage must not overwrite the map of the one before, which the decoder gets as well."""
+    """A stage must not overwrite the map of the one before, which the decoder reads as well."""
     for module in network.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
@@ -301,7 +299,7 @@ def _try_out(
     layout: Layout,
     in_channels: int,
 ) -> None:
-    """See whether a network takes images of any size, by shapes alone.
+    """Check, by shapes alone, that a network takes images of any size.
 
     Raises:
         ConfigError: it does not.

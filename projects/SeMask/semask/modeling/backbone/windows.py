@@ -55,7 +55,7 @@ class WindowAttention(nn.Module):
         dim: channels C.
         num_heads: heads, a divisor of C.
         window_size: side of a window, in tokens.
-        shift: by how much the map is rolled before it is cut into windows; 0 = not at all.
+        shift: of the map before it is cut into windows, in tokens; 0 = none.
         attention_dropout: rate on the attention weights.
         dropout: rate on the output.
     """
@@ -133,7 +133,7 @@ class WindowAttention(nn.Module):
         return bias.view(*index.shape, self.num_heads).permute(2, 0, 1)[:, None]
 
     def mask(self, height: int, width: int) -> Tensor:
-        """What keeps apart the tokens that only the roll has made neighbours.
+        """Separates the tokens that are neighbours only because of the roll.
 
         Args:
             height, width: of the padded map.

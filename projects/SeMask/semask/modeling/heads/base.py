@@ -1,4 +1,4 @@
-"""The protocol of segmentation heads: what a meta-architecture asks of every decoder."""
+"""The protocol of segmentation heads: what a meta-architecture needs of every decoder."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,20 +18,19 @@ ScoreKind = Literal["logits", "probabilities", "scores"]
 class SegmentationHead(nn.Module, ABC):
     """A decoder with its losses, registered in Detectron2's ``SEM_SEG_HEADS_REGISTRY``.
 
-    There are two kinds of decoders, told apart by what they predict:
+    There are two kinds of decoders, which differ in their predictions:
 
     - per pixel: {"logits": (B, K, h, w)}, class logits at any stride;
     - mask classification: {"pred_logits": (B, Q, K + 1), "pred_masks": (B, Q, h, w)}, for each of
       Q queries its class logits, the last one for "no object", and the logits of its mask.
 
-    :func:`semantic_scores` makes a score of each class at each pixel of both.
+    :func:`semantic_scores` computes a score of each class at each pixel from either.
 
     Attributes:
         num_classes: K.
         ignore_value: label of pixels without a class.
-        score_kind: what :func:`semantic_scores` makes of the prediction.
-        prior_supervision: supervises the backbone's semantic priors beside the prediction; None
-            where nothing does.
+        score_kind: of the scores that :func:`semantic_scores` computes.
+        prior_supervision: of the backbone's semantic priors; None = not supervised.
     """
 
     num_classes: int
@@ -48,12 +47,11 @@ class SegmentationHead(nn.Module, ABC):
         """The prediction for a batch.
 
         Args:
-            features: the backbone's dictionary, {"res2": (B, C, h, w), ...}; entries that the
-                head does not know are passed over.
+            features: the backbone's dictionary, {"res2": (B, C, h, w), ...}; entries with
+                other names are ignored.
 
         Returns:
-            "logits", or "pred_logits" and "pred_masks", as described above; more entries are
-            the head's own.
+            "logits", or "pred_logits" and "pred_masks", as described above; a head may add entries.
         """
 
     @abstractmethod
@@ -87,7 +85,7 @@ class SegmentationHead(nn.Module, ABC):
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | Mapping[str, Any] | None = None
     ) -> Any:
-        """What meta-architectures call.
+        """Losses in training, predictions in evaluation; called by meta-architectures.
 
         Args:
             features: see :meth:`predict` and :meth:`losses`.

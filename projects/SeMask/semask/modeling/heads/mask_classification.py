@@ -54,8 +54,8 @@ class MaskClassificationHead(SegmentationHead):
             pixel_decoder: makes the mask features, and maps that the queries attend to.
             predictor: the mask decoder.
             criterion: the losses of its predictions.
-            memory: the feature of the backbone that the queries attend to instead.
-            deep_supervision: the losses are those of all decoder layers, not of the last one alone.
+            memory: name of the backbone's feature that the queries attend to in place of these.
+            deep_supervision: supervise all decoder layers, not only the last one.
             ignore_value: label of pixels without a class, in "sem_seg".
             prior_supervision: of the priors; None where the backbone has no semantic layers.
         """
@@ -83,11 +83,11 @@ class MaskClassificationHead(SegmentationHead):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES asks for {', '.join(missing)}, but the backbone "
                 f"returns {', '.join(input_shape)}."
             )
-        # The backbone builds no stage behind its last feature.
+        # The backbone has no stages after its last feature.
         deepest = max(shape.stride or 0 for shape in input_shape.values())
         strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
         shapes = {name: input_shape[name] for name in head.IN_FEATURES}
-        # Painted instances have one class more, the background; the task knows how many.
+        # A map painted from instances has one class more, the background.
         follows_head = cfg.TASK == "semantic" or not semask.NUM_CLASSES
         classes = head.NUM_CLASSES if follows_head else semask.NUM_CLASSES
         return {
@@ -108,11 +108,11 @@ class MaskClassificationHead(SegmentationHead):
 
         Args:
             features: of the backbone.
-            return_aux: also return those of the earlier layers.
+            return_aux: also return those of the earlier layers, as "aux_outputs".
 
         Returns:
-            "pred_logits" (B, Q, K + 1) and "pred_masks" (B, Q, h, w); and "aux_outputs", a list of
-            the same, where asked for.
+            "pred_logits" (B, Q, K + 1) and "pred_masks" (B, Q, h, w); on request "aux_outputs", a
+            list of the same.
         """
         *aux, final = self.decode(features, return_aux)
         output: dict[str, Any] = _as_mapping(final)
@@ -121,7 +121,7 @@ class MaskClassificationHead(SegmentationHead):
         return output
 
     def decode(self, features: Mapping[str, Tensor], return_aux: bool) -> list[MaskPrediction]:
-        """The predictions of the decoder's layers, the final one last, or this one alone."""
+        """The predictions of all decoder layers, the final one last, or the final one alone."""
         mask_features, maps = self.pixel_decoder(features)
         if self.memory is not None:
             maps = [features[self.memory]]
@@ -170,7 +170,7 @@ def _maskformer(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str,
 
 @dataclass(frozen=True)
 class _Mask2Former:
-    """Mask2Former's mask decoder and losses behind a pixel decoder."""
+    """A pixel decoder, followed by Mask2Former's mask decoder and losses."""
 
     pixel_decoder: Callable[..., PixelDecoder]
     has_transformer: bool
@@ -203,7 +203,7 @@ class _Mask2Former:
 # From a config and the features' shapes to arguments of the head.
 DecoderBuilder = Callable[[CfgNode, Mapping[str, ShapeSpec]], dict[str, Any]]
 
-# What MODEL.MASK_FORMER.DECODER can be; register_decoder adds to it.
+# The values of MODEL.MASK_FORMER.DECODER; register_decoder adds to them.
 DECODERS: dict[str, DecoderBuilder] = {
     "maskformer": _maskformer,
     "mask2former": _Mask2Former(DeformablePixelDecoder, has_transformer=True),
@@ -213,7 +213,7 @@ DECODERS: dict[str, DecoderBuilder] = {
 
 
 def register_decoder(name: str) -> Callable[[DecoderBuilder], DecoderBuilder]:
-    """A decorator: enter a decoder as a value of ``MODEL.MASK_FORMER.DECODER``.
+    """A decorator that registers a decoder as a value of ``MODEL.MASK_FORMER.DECODER``.
 
     Args:
         name: the value.

@@ -19,7 +19,7 @@ from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SeMaskFPNHead(SegmentationHead):
-    """Prediction from the features, and its loss beside that of the priors.
+    """Class logits from the features; the losses of the prediction and of the priors.
 
     loss = CE(prediction) + weight * CE(prior), arXiv 2112.12782, section 3.4.
     It follows Detectron2's interface of a semantic segmentation head and so also works in its
@@ -62,7 +62,7 @@ class SeMaskFPNHead(SegmentationHead):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES asks for {missing}, "
                 f"but the backbone returns {list(input_shape)}."
             )
-        # The backbone builds no stage behind its last feature.
+        # The backbone has no stages after its last feature.
         deepest = max(shape.stride or 0 for shape in input_shape.values())
         strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
         return {

@@ -37,7 +37,7 @@ class SemanticPriorHead(nn.Module):
         """Prior logits at the common stride.
 
         Args:
-            priors: {name: (B, K, h, w)}; entries that are no prior maps are passed over.
+            priors: {name: (B, K, h, w)}; other entries are ignored.
             size: height and width of the output, in tokens of the common stride.
 
         Returns:
@@ -63,16 +63,15 @@ class SemanticPriorHead(nn.Module):
         return sum(maps[1:], maps[0])
 
 
-# Entry of a model's input: (H, W) int64, the class of each pixel of "image" that its priors should
-# name, or the ignore value.
+# Entry of a model's input: (H, W) int64, the class that the priors should predict at each pixel of
+# "image", or the ignore value.
 PRIOR_TARGET = "prior_target"
 
 
 class PriorSupervision(nn.Module):
     """The cross entropy of the decoded prior maps, weighted (section 3.4).
 
-    The one component that supervises priors: of semantic heads, of detectors and of mask
-    classification. It has no parameters.
+    Semantic heads, detectors and mask classification all use it. It has no parameters.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class PriorSupervision(nn.Module):
             num_classes: K, of the maps and of the labels.
             weight: of the loss, positive; the paper's is the default of
                 ``MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT``.
-            ignore_value: label of pixels that do not count.
+            ignore_value: label of pixels without a loss.
             reduction: "all" or "valid", see :class:`SegmentationLoss`.
             common_stride: of the decoded map.
             align_corners: see :class:`SemanticPriorHead`.
@@ -118,7 +117,7 @@ class PriorSupervision(nn.Module):
         reduction: str | None = None,
         align_corners: bool = False,
     ) -> "PriorSupervision | None":
-        """What ``MODEL.SEM_SEG_HEAD`` asks for: weight, ignore value, reduction and stride.
+        """Built from ``MODEL.SEM_SEG_HEAD``: weight, ignore value, reduction and stride.
 
         Args:
             cfg: of the model.
@@ -151,10 +150,10 @@ class PriorSupervision(nn.Module):
         )
 
     def check_backbone(self, backbone: nn.Module) -> None:
-        """Refuse a backbone whose prior maps are not what is supervised.
+        """Refuse a backbone whose prior maps do not fit the labels.
 
         Raises:
-            ConfigError: it has none, or of another number of classes.
+            ConfigError: it has no prior maps, or they have another number of classes.
         """
         classes = getattr(backbone, "num_semantic_classes", 0)
         if not isinstance(backbone, SemSegBackbone) or classes != self.num_classes:
@@ -186,7 +185,7 @@ class PriorSupervision(nn.Module):
                 images in the batch, with their padding.
 
         Returns:
-            A scalar; 0 where no pixel counts.
+            A scalar; 0 where all pixels are ignored.
         """
         decoded = self.decode(priors, (targets.shape[-2], targets.shape[-1]))
         return self.weight * self.loss(decoded, targets)

@@ -15,8 +15,7 @@ Size = tuple[int, int]  # height and width of a map, in tokens
 class MultiScaleDeformableAttention(nn.Module):
     """Each query attends to a few points of several maps, around its own position.
 
-    The query predicts where the points lie, as offsets from its reference point, and their
-    weights. No operator has to be compiled.
+    The query predicts the points, as offsets from its reference point, and their weights.
 
     Args:
         channels: C of queries and values.
@@ -49,7 +48,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """At the start, head m looks in direction m of a full turn, 1 to P tokens away.
+        """At the start, head m samples in direction m / M of a full turn, 1 to P tokens away.
 
         All points have the same weight; the projections are Xavier uniform.
         """

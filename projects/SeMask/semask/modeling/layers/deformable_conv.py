@@ -10,7 +10,7 @@ from semask.modeling.layers.precision import at_least_float32, autocast_off
 
 
 class GuidedDeformableConv(nn.Module):
-    """A 3x3 convolution whose taps are moved and weighted as a guide says.
+    """A 3x3 convolution whose taps are shifted and weighted by a guide.
 
     A plain 3x3 convolution of the guide predicts, for each group of channels and each tap, an
     offset (rows, columns) and, through a sigmoid, a modulation. It starts at zero: no offset,
@@ -48,7 +48,7 @@ class GuidedDeformableConv(nn.Module):
         """
         Args:
             x: (B, C, H, W), the map that is sampled.
-            guide: (B, C, H, W), what offsets and modulation are predicted from.
+            guide: (B, C, H, W), from which offsets and modulation are predicted.
 
         Returns:
             (B, C, H, W), in float32 at least: the sampling is not done in half precision.

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes, also where there is no GPU.
+"""Batch normalisation over the batches of all processes, on the CPU, too.
 
 PyTorch's ``SyncBatchNorm`` refuses tensors on the CPU. ``synchronize_batch_norm`` puts a module
 with the same parameters in its place there, so "SyncBN" in a config means the same everywhere.
@@ -61,7 +61,7 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
         model: on its device; parameters, their names and the statistics stay as they are.
 
     Returns:
-        The model, changed in place, or what replaces it if it is itself such a layer.
+        The model, changed in place, or its replacement if it is itself such a layer.
     """
     for name, child in model.named_children():
         setattr(model, name, synchronize_batch_norm(child))

@@ -12,7 +12,7 @@ def sine_position_encoding(size: Sequence[int], dim: int, device: torch.device) 
 
     Args:
         size: (H, W) of the map that it is added to.
-        dim: channels, a multiple of 4; the first half tells the row, the second the column.
+        dim: channels, a multiple of 4; the first half encodes the row, the second the column.
         device: where the map is.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Parts of a model that are computed in float32 whatever the rest runs in."""
+"""For parts of a model that are computed in float32 under autocast, too."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""The one way in which maps are brought to another size."""
+"""Bilinear resizing of maps, the same everywhere."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def resize(maps: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
-    """Bilinear; nothing is done where the size is right already.
+    """Bilinear; a map that has the size already is returned unchanged.
 
     Args:
         maps: (B, C, h, w).

@@ -22,8 +22,8 @@ class SegmentationLoss(nn.Module):
     ) -> None:
         """
         Args:
-            ignore_value: label of pixels that do not count.
-            reduction: what the summed loss is divided by. "all": all B * H * W pixels, the
+            ignore_value: label of pixels without a loss.
+            reduction: the divisor of the summed loss. "all": all B * H * W pixels, the
                 ignored ones included, as the published FPN models were trained; "valid": the
                 pixels that are not ignored, the more usual definition, 0 where there are none.
             ohem_pixels: online hard example mining; of the valid pixels only the
@@ -64,7 +64,7 @@ class SegmentationLoss(nn.Module):
         return self.summed(logits, target) / self.denominator(target)
 
     def summed(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The sum over the pixels that count, of logits in float32 or better."""
+        """The sum over the pixels with a loss; the logits are float32 or better."""
         logits = resize(logits, target.shape[-2:], align_corners=self.align_corners)
         losses = F.cross_entropy(logits, target, ignore_index=self.ignore_value, reduction="none")
         kept = self.kept(target)
@@ -78,7 +78,7 @@ class SegmentationLoss(nn.Module):
         return min(self.ohem_pixels * len(target), target.numel())
 
     def denominator(self, target: Tensor) -> int:
-        """What the sum is divided by."""
+        """The divisor of the sum."""
         if self.reduction == "all":
             return max(target.numel(), 1)
         count = int((target != self.ignore_value).sum())

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class MaskCriterion(nn.Module):
-    """Match queries with targets, then teach each query the class and the mask of its target.
+    """Match queries with targets; each query is supervised with its target's class and mask.
 
     Queries without a target learn the class "no object" and no mask. Everything is computed in
     float32 or better, whatever precision the predictions have.
@@ -37,9 +37,9 @@ class MaskCriterion(nn.Module):
     ) -> None:
         """
         Args:
-            matcher: of queries with targets; its weights need not be those of the losses.
+            matcher: of queries with targets; its weights may differ from those of the losses.
             class_weight, mask_weight, dice_weight: of the three losses.
-            no_object_weight: of the class "no object" in the class loss; all others weigh 1.
+            no_object_weight: of the class "no object" in the class loss; the others have 1.
         """
         super().__init__()
         self.matcher = matcher
@@ -59,8 +59,8 @@ class MaskCriterion(nn.Module):
 
         Returns:
             "loss_ce", "loss_mask" and "loss_dice" of the final prediction, and the same with
-            "_0", "_1", ... for the others. Where matching met costs that are not finite,
-            "loss_ce" is NaN, so that all processes of a training find out together.
+            "_0", "_1", ... for the others. Where a matching cost is not finite, "loss_ce" is NaN,
+            so that all processes of a training stop together.
         """
         *aux, final = predictions
         named = [("", final)] + [(f"_{i}", prediction) for i, prediction in enumerate(aux)]
@@ -253,7 +253,7 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def matched_labels(
     prediction: MaskPrediction, targets: Sequence[MaskTarget], matches: Sequence[Match]
 ) -> Tensor:
-    """The class that each query is to learn, (B, Q) int64; K = "no object"."""
+    """The target class of each query, (B, Q) int64; K = "no object"."""
     batch, num_queries, num_logits = prediction.logits.shape
     device = prediction.logits.device
     labels = torch.full((batch, num_queries), num_logits - 1, dtype=torch.int64, device=device)
@@ -267,7 +267,7 @@ def mean_number_of_masks(targets: Sequence[MaskTarget], like: Tensor) -> Tensor:
 
     Args:
         targets: of this process's images.
-        like: device and type of the result, but float32 at least.
+        like: gives the device and type of the result, which is float32 or better.
     """
     number = at_least_float32(like).new_tensor(sum(len(target.labels) for target in targets))
     if dist.is_available() and dist.is_initialized():

@@ -38,7 +38,7 @@ class Match:
 
     Attributes:
         queries, targets: (n,) int64 indices; n = min(Q, N).
-        finite: whether all costs were finite; if not, the pairs mean nothing.
+        finite: whether all costs were finite; if not, the pairs are arbitrary.
     """
 
     queries: Tensor
@@ -64,8 +64,8 @@ class MaskMatcher(nn.Module):
     def forward(self, prediction: MaskPrediction, targets: Sequence[MaskTarget]) -> list[Match]:
         """Match the queries of each image.
 
-        Costs that are not finite are clamped, and the match says so. Where there are more targets
-        than queries, some stay without a query.
+        Costs that are not finite are clamped, and the match is marked. With more targets than
+        queries, some targets have no query.
 
         Args:
             prediction: of B images, in float32 or better.
@@ -100,7 +100,7 @@ class MaskMatcher(nn.Module):
             self._warned = True
             logger.warning(
                 "An image has %d masks, more than the %d queries (MODEL.MASK_FORMER."
-                "NUM_OBJECT_QUERIES): the others are learnt by no query. This is said once.",
+                "NUM_OBJECT_QUERIES): the others are not learnt. This is logged once.",
                 num_targets,
                 num_queries,
             )
@@ -164,7 +164,7 @@ class Mask2FormerMatcher(MaskMatcher):
         """See :meth:`MaskMatcher.mask_costs`."""
         points = random_points(1, self.num_points, masks)
         logits = sample_points(masks[None], points)[0]
-        # Fractions at the edges of targets stay.
+        # Targets are not rounded: at their edges they are fractions.
         targets = sample_points(target_masks[None].to(masks.dtype), points)[0]
         return cross_entropy_cost(logits, targets), dice_cost(logits, targets)
 
@@ -180,8 +180,8 @@ def focal_cost(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
     Args:
         logits: (Q, P).
         targets: (N, P) in [0, 1].
-        alpha: weight of the pixels inside; 1 - alpha is that of the others.
-        gamma: exponent of the distance from the target.
+        alpha: weight of the pixels inside; the others have 1 - alpha.
+        gamma: focusing exponent.
 
     Returns:
         (Q, N).

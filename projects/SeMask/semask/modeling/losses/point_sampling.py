@@ -33,13 +33,13 @@ def uncertain_points(
     oversample_ratio: float = 3.0,
     importance_sample_ratio: float = 0.75,
 ) -> Tensor:
-    """Points of which most lie where a mask is least certain, the others anywhere.
+    """Random points, most of them where a mask is least certain.
 
     Args:
         logits: (M, h, w) mask logits; the uncertainty of a point is -|logit|.
         num_points: P, for each mask.
         oversample_ratio: candidates drawn for the uncertain points, as a multiple of P.
-        importance_sample_ratio: the uncertain points' share of P.
+        importance_sample_ratio: share of the uncertain points in P.
 
     Returns:
         (M, P, 2), the uncertain points first; without gradient.

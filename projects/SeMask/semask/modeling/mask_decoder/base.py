@@ -1,4 +1,4 @@
-"""What the mask decoders have in common: their interface and the heads of a query.
+"""The interface of the mask decoders, and the parts that they share.
 
 Parameters have the names of the published checkpoints.
 """
@@ -41,12 +41,12 @@ class MaskDecoder(nn.Module):
         Args:
             num_classes: K, at least 1.
             num_queries: Q, at least 1.
-            num_predictions: that are supervised, at least 1.
+            num_predictions: supervised predictions, at least 1.
             dim: channels of the queries, a multiple of 4.
             num_heads: of every attention; divides ``dim``.
 
         Raises:
-            ConfigError: an argument is not as described.
+            ConfigError: an argument is out of its range.
         """
         super().__init__()
         if num_classes < 1:
@@ -84,7 +84,7 @@ class MaskDecoder(nn.Module):
             return_aux: also return the predictions of the earlier layers; None = in training.
 
         Returns:
-            The final prediction, after those of the earlier layers where they are asked for.
+            The final prediction last; before it, on request, those of the earlier layers.
         """
 
 
@@ -100,7 +100,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., first of ``dims``) to (..., last of ``dims``)."""
+        """(..., dims[0]) to (..., dims[-1])."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

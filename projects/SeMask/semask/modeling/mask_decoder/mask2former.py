@@ -73,7 +73,7 @@ class FeedForwardLayer(nn.Module):
 
 
 class Mask2FormerDecoder(MaskDecoder):
-    """Queries read the maps in turns, each within the mask that it has predicted so far."""
+    """Queries attend to the maps in turn, each within its latest predicted mask."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Mask2FormerDecoder(MaskDecoder):
         """
         Args:
             num_classes, num_queries, dim, num_heads: see :class:`MaskDecoder`.
-            num_layers: decoder layers; there is one prediction more, that of the learnt queries.
+            num_layers: decoder layers; the learnt queries give one prediction more.
             num_levels: feature maps; layer i attends to map i mod ``num_levels``.
             feedforward_dim: hidden width of the feed-forward layers.
             mask_dim: channels of the mask features.

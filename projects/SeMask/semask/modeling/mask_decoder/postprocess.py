@@ -1,7 +1,7 @@
 """From a class and a mask for each query to semantic, instance and panoptic predictions.
 
-arXiv 2107.06278, section 3.4, and arXiv 2112.01527, section 4. Everything is of one image:
-``logits`` (Q, K + 1), of which the last column is "no object", and ``masks`` of mask logits.
+arXiv 2107.06278, section 3.4, and arXiv 2112.01527, section 4. All functions take one image:
+``logits`` (Q, K + 1), whose last column is "no object", and ``masks`` of mask logits.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,7 +31,7 @@ def crop_and_resize(maps: Tensor, image_size: Sequence[int], size: Sequence[int]
 
 
 def class_scores(logits: Tensor, masks: Tensor) -> Tensor:
-    """How much the queries together speak for each class at each pixel.
+    """A score of each class at each pixel, summed over the queries.
 
     The scores are neither logits nor probabilities: those of a pixel need not add up to 1, and may
     exceed it. A class has the highest score everywhere, also where no query sees an object.
@@ -78,8 +78,8 @@ def select_instances(
 
     Args:
         logits: (Q, K + 1).
-        top: how many are kept, of the Q * K that there are.
-        things: of these, the classes that are instances; None = all.
+        top: how many of the Q * K pairs are kept.
+        things: the classes that are kept; None = all.
 
     Returns:
         Queries, classes and class probabilities, (N,) each with N <= ``top``.
@@ -119,11 +119,11 @@ def mask_quality(masks: Tensor, inside: Tensor) -> Tensor:
 
 @dataclass
 class QueryMasks:
-    """What single queries say about an image, the strongest first.
+    """The predictions of single queries, the strongest first.
 
     Attributes:
         queries: (N,) int64.
-        classes: (N,) int64, the most probable one beside "no object".
+        classes: (N,) int64, the most probable one except "no object".
         scores: (N,), class probability times the mean mask probability inside the mask.
         masks: (N, h, w) probabilities.
         num_classes: K.
@@ -171,9 +171,9 @@ class PanopticRule:
     """How overlapping masks become disjoint segments.
 
     Attributes:
-        things: classes whose segments stay apart; those of another class become one.
+        things: classes whose segments stay apart; those of any other class are merged.
         object_mask_threshold: probability of the class, above which a query counts.
-        overlap_threshold: share of a mask's area that must be left to it.
+        overlap_threshold: share of a mask's area that must remain visible.
         inside_only: pixels belong to a segment only where its mask's probability is at least 0.5,
             as in Mask2Former; otherwise each pixel belongs to the strongest one, as in MaskFormer.
     """
@@ -185,7 +185,7 @@ class PanopticRule:
 
 
 def panoptic_queries(logits: Tensor, rule: PanopticRule) -> tuple[Tensor, Tensor, Tensor]:
-    """The queries that see an object: their indices, probabilities and classes, (n,) each."""
+    """The queries above the threshold: indices, probabilities and classes, (n,) each."""
     probability, label = logits.softmax(dim=-1).max(dim=-1)
     seen = (label != logits.shape[-1] - 1) & (probability > rule.object_mask_threshold)
     queries = seen.nonzero()[:, 0]
@@ -200,7 +200,7 @@ def panoptic_prediction(
     Args:
         logits: (Q, K + 1).
         masks: (Q, H, W) logits at the size of the result.
-        rule: how they are made.
+        rule: see :class:`PanopticRule`.
 
     Returns:
         (H, W) int32 ids from 1, 0 = no segment; and for each id {"id", "isthing",
@@ -229,8 +229,8 @@ def accept_segments(
 
     Args:
         labels: the classes of n queries.
-        areas: for each query the pixels in which it is the strongest, those inside its mask, and
-            those of both.
+        areas: for each query, the number of pixels where it is the strongest, inside its mask, and
+            both.
         rule: how segments are made.
 
     Returns:

@@ -24,13 +24,12 @@ from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 
 @contextlib.contextmanager
 def outputs_of(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """A dictionary that has what the backbone returns to this thread within the ``with`` block.
+    """A dictionary with the backbone's output in this thread, filled within the ``with`` block.
 
     Detectron2's meta-architectures keep the backbone's output in a local variable. A hook that
-    lives as long as one forward pass sees it without a copy of their code and without a second
-    pass, and nothing stays on a module: so activation checkpointing, DistributedDataParallel,
-    averaged weights and a further forward pass find it as it was. A hook runs around the
-    module's ``forward``, so that a compiled or checkpointed one is as good.
+    exists for one forward pass reads it, without a copy of their code or a second pass. No state
+    stays on a module, so activation checkpointing, DistributedDataParallel, averaged weights and
+    later forward passes work as usual, also with a compiled ``forward``.
     """
     outputs: dict[str, Tensor] = {}
     thread = threading.get_ident()
@@ -115,7 +114,7 @@ class PriorSupervisedDetector:
             self.backbone.size_divisibility,
             ignore_value,
         ).tensor
-        # Detectron2's main branch: some backbones want squares.
+        # Detectron2's main branch: some backbones need squares.
         constraints = getattr(self.backbone, "padding_constraints", None) or {}
         side = constraints.get("square_size", 0)
         if side > 0:
@@ -139,7 +138,7 @@ class SeMaskPanopticFPN(PriorSupervisedDetector, PanopticFPN):
     """Panoptic FPN with a supervised semantic prior."""
 
 
-# What supervises the priors of a detector (MODEL.SEMASK.PRIOR_TARGET).
+# Targets of the priors of a detector (MODEL.SEMASK.PRIOR_TARGET).
 PRIOR_TARGETS = ("instances", "sem_seg")
 
 
@@ -154,12 +153,12 @@ def classes_section(cfg: CfgNode) -> str:
 
 
 def detector_classes(cfg: CfgNode) -> int:
-    """Number of categories that a model distinguishes, without the background or "no object"."""
+    """Number of categories of a model, without the background or "no object"."""
     return cfg.MODEL[classes_section(cfg)].NUM_CLASSES
 
 
 def predicts_masks(cfg: CfgNode) -> bool:
-    """Whether the model predicts masks; otherwise it predicts boxes alone."""
+    """Whether the model predicts masks, not only boxes."""
     if is_mask_classification(cfg):
         return True
     return cfg.MODEL.MASK_ON and not issubclass(_architecture(cfg), RetinaNet)
@@ -186,15 +185,15 @@ def _architecture(cfg: CfgNode) -> type:
 
 
 def prior_classes(cfg: CfgNode) -> int:
-    """Classes K of the prior maps of a model of instances: as many as its prior's target has.
+    """Classes K of the prior maps of a model of instances: those of the prior's target.
 
     ``MODEL.SEMASK.NUM_CLASSES``, and where that is 0: with ``MODEL.SEMASK.PRIOR_TARGET``
-    "instances" the categories that the model tells apart and one for the background, with
-    "sem_seg" ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``. In mask classification a task enters the number
+    "instances" the model's categories and one for the background, with
+    "sem_seg" ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``. In mask classification the task sets the number
     (:meth:`semask.tasks.InstanceTask.resolve_classes`).
 
     Raises:
-        ConfigError: the target or the number is none that can be.
+        ConfigError: the target is unknown, or the number does not fit it.
     """
     target = cfg.MODEL.SEMASK.PRIOR_TARGET
     if target not in PRIOR_TARGETS:
@@ -219,11 +218,11 @@ def prior_classes(cfg: CfgNode) -> int:
 
 
 def prior_map_strides(cfg: CfgNode) -> dict[str, int]:
-    """Strides of the prior maps below a feature pyramid or pixel decoder: {"prior2": 4, ...}."""
+    """Strides of the backbone's prior maps, by name: {"prior2": 4, ...}."""
     semask = cfg.MODEL.SEMASK
     stages = range(len(semask.ATTENTION))
     consumer = cfg.MODEL.SEM_SEG_HEAD if is_mask_classification(cfg) else cfg.MODEL.FPN
-    # The backbone builds no stage behind the last one that is used.
+    # The backbone has no stages after the last one that is used.
     deepest = max(
         (stage_stride(s) for s in stages if stage_name(s) in consumer.IN_FEATURES), default=0
     )
@@ -235,8 +234,8 @@ def prior_is_supervised(cfg: CfgNode) -> bool:
     """Whether a model of instances has prior maps and a loss for them.
 
     Raises:
-        ConfigError: see :func:`prior_classes`; or the classes do not fit into a target of one
-            byte beside the ignore value.
+        ConfigError: see :func:`prior_classes`; or the classes and the ignore value do not fit into
+            the target's one byte.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
     if not prior_map_strides(cfg) or head.PRIOR_LOSS_WEIGHT <= 0:

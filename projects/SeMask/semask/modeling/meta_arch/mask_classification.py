@@ -32,10 +32,10 @@ from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 
 @META_ARCH_REGISTRY.register()
 class SeMaskMaskFormer(SeMaskSegmentor):
-    """Images to a class and a mask for each query, and these to what the task asks for.
+    """A class and a mask for each query, post-processed for the task.
 
     In evaluation ``sem_seg_head(features)`` gives {"pred_logits": (B, Q, K + 1), "pred_masks":
-    (B, Q, h, w)}, and nothing else of the head is used.
+    (B, Q, h, w)}; nothing else of the head is used.
     """
 
     @configurable
@@ -62,14 +62,14 @@ class SeMaskMaskFormer(SeMaskSegmentor):
             pixel_mean, pixel_std: of each channel, 0..255.
             protocol: how the semantic scores of an image are predicted; None = whole.
             size_divisibility: images are padded to multiples of it.
-            semantic_on, instance_on, panoptic_on: what is predicted; one of them at least.
-            resize_masks: the semantic scores are computed from masks of the original size; so
-                they are in any case where instances or panoptic segments are predicted, too.
-            detections_per_image: instances.
+            semantic_on, instance_on, panoptic_on: what is predicted; at least one of them.
+            resize_masks: compute the semantic scores from masks of the original size; always so
+                where instances or panoptic segments are predicted, too.
+            detections_per_image: number of instances.
             panoptic_rule: needed for ``panoptic_on``.
 
         Raises:
-            ConfigError: nothing is to be predicted, or a protocol does not fit what is.
+            ConfigError: nothing is to be predicted, or the protocol does not fit.
         """
         super().__init__(
             backbone=backbone,
@@ -203,10 +203,10 @@ class SeMaskMaskFormer(SeMaskSegmentor):
             inputs, return_priors: see :meth:`SeMaskSegmentor.inference`.
 
         Returns:
-            As far as they are asked for, "sem_seg" (K, height, width) class scores; "instances",
+            As selected, "sem_seg" (K, height, width) class scores; "instances",
             Detectron2's ``Instances`` with ``pred_classes``, ``scores``, ``pred_masks`` (N, height,
             width) bool and ``pred_boxes``, not ordered and without a threshold; "panoptic_seg", a
-            map of ids and what they are, see
+            map of ids and the segments, see
             :func:`semask.modeling.mask_decoder.postprocess.panoptic_prediction`. With
             ``return_priors`` also "prior" and "priors", as :class:`SeMaskSegmentor` has them.
         """
@@ -225,7 +225,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         return output | (self.prior_maps(features, image_size, size) if with_priors else {})
 
     def predict_queries(self, inputs: Mapping[str, Any], top: int) -> QueryMasks:
-        """What the strongest queries say about an image, whatever the task.
+        """The predictions of the strongest queries for an image, in any task.
 
         Args:
             inputs: "image" (3, H, W), 0..255.
@@ -247,7 +247,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
     def postprocess(
         self, logits: Tensor, masks: Tensor, image_size: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Any]:
-        """What is asked for, from the queries of one image.
+        """The selected outputs, from the queries of one image.
 
         Args:
             logits: (Q, K + 1).
@@ -285,13 +285,13 @@ class SeMaskMaskFormer(SeMaskSegmentor):
 
     @property
     def instance_classes(self) -> Collection[int] | None:
-        """The classes that are instances; None = all. Beside panoptic segments, only things are."""
+        """The classes of instances; None = all. With panoptic segments, the things only."""
         if self.panoptic_on and self.panoptic_rule is not None:
             return self.panoptic_rule.things
         return None
 
     def class_scores(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Scores (K, *size) from the features of one image of that size, which has been padded."""
+        """Scores (K, *size) from the features of one padded image; ``size`` is without padding."""
         scores = semantic_scores(self.head_prediction(features), self.padded_size(size))[0]
         return crop_and_resize(scores, size, size)
 
@@ -321,11 +321,11 @@ class SeMaskMaskFormer(SeMaskSegmentor):
 
 
 def class_masks(sem_seg: Tensor, ignore_value: int) -> Instances:
-    """One mask for each class that a label map has.
+    """One mask for each class of a label map.
 
     Args:
         sem_seg: (H, W) int64.
-        ignore_value: label that is no class.
+        ignore_value: label of pixels without a class.
 
     Returns:
         Instances of the size (H, W) with "gt_classes" (N,) int64, ascending, and "gt_masks"
@@ -383,11 +383,11 @@ def _source(inputs: Mapping[str, Any]) -> str:
 def _things(cfg: CfgNode) -> Collection[int] | None:
     """The contiguous ids of the things of the first dataset that has any."""
     for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        if name not in MetadataCatalog.list():  # asking for another one would enter it
+        if name not in MetadataCatalog.list():  # ``get`` of another name would create an entry
             continue
         metadata = MetadataCatalog.get(name)
         if metadata.get("panoptic_json") and not metadata.get("stuff_classes"):
-            with contextlib.suppress(DataError):  # what uses the data complains
+            with contextlib.suppress(DataError):  # reported where the data are used
                 DatasetCatalog.get(name)  # which reads the categories
         ids = metadata.get("thing_dataset_id_to_contiguous_id")
         if ids is not None:

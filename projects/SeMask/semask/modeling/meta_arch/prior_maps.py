@@ -1,4 +1,4 @@
-"""The semantic-prior maps of a detector's backbone in inference, where nobody else wants them."""
+"""The semantic-prior maps of a detector's backbone in inference."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -24,10 +24,10 @@ def prior_strides_of(model: nn.Module) -> dict[str, int]:
 
 @contextlib.contextmanager
 def prior_maps_of(backbone: SemSegBackbone) -> Iterator[dict[str, Tensor]]:
-    """A dictionary that has the prior maps of what runs in the ``with`` block.
+    """A dictionary with the prior maps of the forward pass in the ``with`` block.
 
-    Detectron2's detectors call their backbone with the images alone; within the block it is asked
-    for the priors as well, which the heads do not see, as in training.
+    Detectron2's detectors call their backbone with the images alone. Within the block it returns
+    the priors as well, which the heads ignore, as in training.
 
     Args:
         backbone: a :class:`SemSegBackbone`.
@@ -52,7 +52,7 @@ def prior_maps_of(backbone: SemSegBackbone) -> Iterator[dict[str, Tensor]]:
 def without_padding(
     priors: Mapping[str, Tensor], strides: Mapping[str, int], size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """The prior maps of one image, without what it was padded with.
+    """The prior maps of one image, without its padding.
 
     Args:
         priors: {"prior2": (1, K, h, w), ...}.

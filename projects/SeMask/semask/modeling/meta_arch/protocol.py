@@ -1,7 +1,7 @@
 """How a network is applied to an image in evaluation: whole, at several scales, or in windows.
 
 A protocol is chosen by ``TEST.PROTOCOL`` and is the same in evaluation, during training and in
-the predictor. It knows nothing of the model but a function from an image to class scores.
+the predictor. All it needs of the model is a function from an image to class scores.
 """
 
 from abc import ABC, abstractmethod
@@ -22,13 +22,13 @@ Network = Callable[[Tensor], Tensor]
 
 
 class TestProtocol(nn.Module, ABC):
-    """From what the data mapper returns for an image to a score of each class at each pixel.
+    """Scores of each class at each pixel, from the data mapper's output for an image.
 
     It has no parameters.
     """
 
     def score_kind(self, kind: ScoreKind) -> ScoreKind:
-        """What it returns where the network returns ``kind``."""
+        """The kind of the scores it returns, for a network that returns ``kind``."""
         return kind
 
     @abstractmethod
@@ -49,7 +49,7 @@ class TestProtocol(nn.Module, ABC):
 
 
 class WholeImage(TestProtocol):
-    """The image at once: scores at its size, then at the original size."""
+    """The whole image: scores at its size, resized to the original size."""
 
     def forward(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
@@ -62,7 +62,7 @@ class MultiScale(TestProtocol):
     """The mean of the class probabilities over several sizes of the image, and their mirrors.
 
     ``inputs["images"]`` are the sizes, each made from the original image by the data mapper.
-    Scores that are no logits are averaged as they are.
+    Scores other than logits are averaged directly.
     """
 
     def __init__(self, *, flip: bool = True) -> None:
@@ -107,10 +107,10 @@ class MultiScale(TestProtocol):
 
 
 class SlidingWindow(TestProtocol):
-    """Overlapping windows, one at a time; where they overlap, the mean of their scores.
+    """Overlapping windows, one at a time; scores are averaged where windows overlap.
 
-    An image of any size fits as far as one window does. Averaged at the input's size, then
-    resized.
+    The network sees one window at a time, so the image may have any size. Scores are averaged at
+    the input's size, then resized.
     """
 
     def __init__(self, *, crop: Sequence[int], stride: Sequence[int]) -> None:
@@ -121,7 +121,7 @@ class SlidingWindow(TestProtocol):
             stride: (vertical, horizontal) steps from window to window, not larger than the crop.
 
         Raises:
-            ConfigError: an argument is not as described.
+            ConfigError: an argument is out of its range.
         """
         super().__init__()
         if len(crop) != 2 or len(stride) != 2:
@@ -168,7 +168,7 @@ class SlidingWindow(TestProtocol):
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin along one side; the last one is shifted inwards to end at the border.
+    """First pixels of the windows along one side; the last window ends at the border.
 
     Args:
         length: of the side, in pixels.
@@ -182,7 +182,7 @@ def build_test_protocol(cfg: CfgNode) -> TestProtocol:
     """The protocol that ``cfg.TEST`` describes.
 
     Raises:
-        ConfigError: there is none of that name, or one of its keys cannot be used.
+        ConfigError: ``TEST.PROTOCOL`` is unknown, or a key of it is out of its range.
     """
     test = cfg.TEST
     if test.PROTOCOL == "whole":

@@ -21,8 +21,8 @@ class SeMaskSegmentor(SemanticSegmentor):
     """Trains as ``SemanticSegmentor`` does; in evaluation it follows the published protocols.
 
     The stride-4 logits are resized to the input's size and then to the original size, one image
-    at a time, without padding beyond what the backbone asks for (``size_divisibility``; those of
-    this project ask for none). Detectron2's own post-processing enlarges by exactly 4, crops the
+    at a time, without padding beyond the backbone's ``size_divisibility`` (0 for
+    :class:`SeMaskBackbone`). Detectron2's own post-processing enlarges by exactly 4, crops the
     padding away and then resizes; the two are equal where both sides of the input are multiples
     of 4. ``MODEL.META_ARCHITECTURE: SemanticSegmentor`` selects Detectron2's.
     """
@@ -64,13 +64,13 @@ class SeMaskSegmentor(SemanticSegmentor):
 
     @property
     def prior_supervision(self) -> PriorSupervision | None:
-        """The head's."""
+        """See :class:`SegmentationHead`."""
         supervision: PriorSupervision | None = getattr(self.sem_seg_head, "prior_supervision", None)
         return supervision
 
     @property
     def score_kind(self) -> ScoreKind:
-        """What "sem_seg" of :meth:`inference` holds."""
+        """The kind of scores in "sem_seg" of :meth:`inference`."""
         return self.protocol.score_kind(self._network_kind)
 
     @property
@@ -122,7 +122,7 @@ class SeMaskSegmentor(SemanticSegmentor):
     def prior_maps(
         self, features: Mapping[str, Tensor], image_size: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Any]:
-        """What :meth:`inference` returns as "prior" and "priors".
+        """The entries "prior" and "priors" of :meth:`inference`.
 
         Args:
             features: of one image, with the priors.
@@ -149,7 +149,7 @@ class SeMaskSegmentor(SemanticSegmentor):
         return {"logits": self.sem_seg_head.layers(features)}
 
     def resized(self, maps: Tensor, *sizes: tuple[int, int]) -> Tensor:
-        """A map (1, K, h, w) of a padded image, brought to one size after the other.
+        """Resize a map (1, K, h, w) of a padded image to one size after the other.
 
         Args:
             maps: any size.
@@ -177,17 +177,17 @@ class SeMaskSegmentor(SemanticSegmentor):
         return F.pad(images, (0, new_width - width, 0, new_height - height))
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the image that the backbone gets for one of ``size``."""
+        """Height and width of an image of ``size`` after padding."""
         multiple = max(1, self.backbone.size_divisibility)
         height, width = (-(-side // multiple) * multiple for side in size)
         return height, width
 
 
 def check_protocol(cfg: CfgNode, model: nn.Module) -> None:
-    """Refuse a ``TEST.PROTOCOL`` that a model would silently ignore.
+    """Refuse a ``TEST.PROTOCOL`` that the model would silently ignore.
 
     Args:
-        cfg: what the model has been built from.
+        cfg: of the model.
         model: of any meta-architecture.
 
     Raises:

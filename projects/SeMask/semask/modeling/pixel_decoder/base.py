@@ -1,4 +1,4 @@
-"""What pixel decoders have in common: from four features to one fine map and three coarser ones."""
+"""The interface of pixel decoders: four features to one fine map and three coarser ones."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -11,10 +11,10 @@ STRIDES = (4, 8, 16, 32)
 
 
 class PixelDecoder(nn.Module):
-    """Make the map that masks are read from, and maps for a transformer to attend to.
+    """Compute the map that masks are predicted from, and maps for a transformer to attend to.
 
     Attributes:
-        in_features: names of the features that are read, of strides 4, 8, 16 and 32.
+        in_features: names of the input features, of strides 4, 8, 16 and 32.
         channels: of the multi-scale features.
         mask_channels: of the mask features.
         strides: of the multi-scale features, in their order.
@@ -35,8 +35,7 @@ class PixelDecoder(nn.Module):
             norm: of the convolutions, as ``detectron2.layers.get_norm`` takes it; "" = none.
 
         Raises:
-            ValueError: strides 4, 8, 16 and 32 are not there once each, or a number is none that
-                can be.
+            ValueError: the strides are not 4, 8, 16 and 32, or a number is out of its range.
         """
         super().__init__()
         self.in_features = _ordered_features(input_shape)
@@ -55,7 +54,7 @@ class PixelDecoder(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """
         Args:
-            features: {name: (B, C_i, H_i, W_i)}; entries with other names are passed over.
+            features: {name: (B, C_i, H_i, W_i)}; other entries are ignored.
 
         Returns:
             The mask features (B, mask_channels, H / 4, W / 4), and the multi-scale features
@@ -91,12 +90,12 @@ def _ordered_features(input_shape: Mapping[str, ShapeSpec]) -> list[str]:
 
 
 def lateral_conv(in_channels: int, channels: int, norm: str) -> Conv2d:
-    """The 1x1 convolution that brings a feature to the decoder's channels; not activated."""
+    """The 1x1 convolution from a feature to the decoder's channels; no activation."""
     return _conv(in_channels, channels, 1, norm, None)
 
 
 def output_conv(in_channels: int, channels: int, norm: str) -> Conv2d:
-    """The 3x3 convolution, normalisation and ReLU behind a sum of two maps."""
+    """The 3x3 convolution, normalisation and ReLU after a sum of two maps."""
     return _conv(in_channels, channels, 3, norm, F.relu)
 
 

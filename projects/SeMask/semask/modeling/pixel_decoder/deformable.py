@@ -1,6 +1,6 @@
 """Mask2Former's pixel decoder: multi-scale deformable attention (arXiv 2112.01527, section 3.2.1).
 
-In float32 whatever the rest runs in.
+It is computed in float32 under autocast, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class EncoderLayer(nn.Module):
     Args:
         channels: C.
         hidden_channels: between the linear layers.
-        dropout: rate behind the attention and behind each linear layer.
+        dropout: rate after the attention and after each linear layer.
         num_levels, num_heads, num_points: see :class:`MultiScaleDeformableAttention`.
     """
 
@@ -57,7 +57,7 @@ class EncoderLayer(nn.Module):
         """
         Args:
             x: (B, S, C), the tokens of all maps.
-            position: (S, C), added to the queries alone.
+            position: (S, C), added to the queries only.
             points: (S, 2), the position of each token as fractions of its map.
             sizes: of the maps.
 
@@ -142,11 +142,11 @@ class DeformablePixelDecoder(PixelDecoder):
         """
         Args:
             input_shape, channels, mask_channels, norm: see :class:`PixelDecoder`; ``norm`` is that
-                of stride 4 alone, the projections in front of the transformer have GroupNorm.
+                of stride 4 only; the projections in front of the transformer have GroupNorm.
             num_layers: of the transformer.
             num_heads, num_points: of its attention.
             hidden_channels: between its linear layers.
-            dropout: its rate.
+            dropout: of the transformer.
 
         Raises:
             ValueError: as :class:`PixelDecoder`; or there is no layer, or a number of channels
@@ -200,7 +200,7 @@ class DeformablePixelDecoder(PixelDecoder):
             return self.mask_features(self.layer_1(fused)), maps
 
     def fuse(self, lateral: Tensor, coarser: Tensor) -> Tensor:
-        """Bring the finest feature and the map above it together.
+        """Combine the finest feature and the next coarser map.
 
         Args:
             lateral: (B, C, H, W), from the finest feature.

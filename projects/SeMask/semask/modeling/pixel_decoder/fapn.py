@@ -1,7 +1,7 @@
 """Feature-aligned pyramids (arXiv 2108.07058): FaPN, and MSFaPN behind deformable attention.
 
-What is up-sampled lies beside the edges of the finer map. The alignment samples the sum of both
-with a deformable convolution whose offsets are predicted from the two.
+The edges of an up-sampled map do not coincide with those of the finer one. The alignment samples
+the sum of both with a deformable convolution whose offsets are predicted from the two.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ class FeatureAlignment(nn.Module):
 
     Args:
         channels: C of both.
-        norm: of the guide; in the published models it is that of the convolution behind the
-            alignment, with its parameters.
+        norm: of the guide; the published models share it, with its parameters, with the convolution
+            after the alignment.
         groups: of the deformable convolution.
     """
 
