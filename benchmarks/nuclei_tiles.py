@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Cut the nuclei dataset's validation images into tiles: an own folder in COCO's format.
 
-    DETECTRON2_DATASETS=data python benchmarks/nuclei_tiles.py data/nuclei_tiles --side 96
+    DETECTRON2_DATASETS=data python benchmarks/nuclei_tiles.py output/nuclei_tiles
 
 A mask classification model that has been trained on crops for minutes finds next to nothing in
 whole images: where a query looks, and how many nuclei there are, is learnt from the crops. Tiles of

@@ -235,16 +235,23 @@ class Trainings:
 
 
 def results_of(folder: Path) -> dict[str, float] | None:
-    """The last results of a finished run, with what it used; None where it is not finished."""
+    """The last results of a finished run, with what it used; None where it is not finished.
+
+    One that was stopped in its last evaluation is not: its results are those of an earlier step.
+    """
     if not (folder / "model_final.pth").is_file() or not (folder / "metrics.json").is_file():
         return None
     found: dict[str, float] = {}
     steps = []
+    trained, evaluated = 0, -1
     for line in (folder / "metrics.json").read_text().splitlines():
         entry = json.loads(line)
-        found |= {name: value for name, value in entry.items() if "/" in name}
+        results = {name: value for name, value in entry.items() if "/" in name}
+        found |= results
         steps += [entry["time"]] if "time" in entry else []
-    if not found:
+        trained = max(trained, entry["iteration"])
+        evaluated = max(evaluated, entry["iteration"]) if results else evaluated
+    if evaluated < trained:
         return None
     if steps:
         found["seconds_per_step"] = sorted(steps)[len(steps) // 2]
@@ -361,7 +368,8 @@ def _train_all(
     """Train; returns the jobs that failed, each of which has been told about."""
 
     def one(job: tuple[str, int]) -> bool:
-        print(f"{job[0]}, seed {job[1]}: {trainings.folder(*job)}", flush=True)
+        # In one piece, as workers print side by side.
+        print(f"{job[0]}, seed {job[1]}: {trainings.folder(*job)}\n", end="", flush=True)
         worked = trainings.train(*job)
         if not worked:
             log = trainings.folder(*job) / "train.out"

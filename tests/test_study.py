@@ -102,6 +102,14 @@ def test_runs_that_are_finished_are_collected_and_not_trained_again(
         assert (again / f"two.{kind}").read_bytes() == first, kind
 
 
+def test_a_run_that_was_stopped_in_its_last_evaluation_is_not_finished(tmp_path: Path) -> None:
+    write_run(tmp_path, 50.0)
+    assert study.results_of(tmp_path) is not None
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('\n{"iteration": 59, "time": 2.0, "total_loss": 4.0}\n')
+    assert study.results_of(tmp_path) is None
+
+
 def test_only_common_seeds_are_paired_and_one_seed_has_no_interval() -> None:
     run = {str(seed): {"m": 10.0 + seed} for seed in (1, 2, 3)}
     one = difference(run, {"2": {"m": 11.0}}, "m")
