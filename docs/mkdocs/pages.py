@@ -127,11 +127,11 @@ def _source_page(path: Path) -> str:
 def _commands() -> str:
     """The help of every sub-command, as it prints it."""
     arguments = _arguments()
-    os.environ["COLUMNS"] = "92"  # argparse's width
+    os.environ["COLUMNS"] = "90"  # argparse's width
     parts = []
     for command in arguments.COMMANDS:
         parser = arguments.build_parser(command)
-        parts.append(f"\n## semask {command}\n\n``` {{.text .help}}\n{parser.format_help()}```\n")
+        parts.append(f"\n## semask {command}\n\n```text\n{parser.format_help()}```\n")
     return "".join(parts)
 
 
