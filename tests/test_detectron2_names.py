@@ -104,7 +104,7 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
     },
     "detectron2.utils.collect_env": {"collect_env_info"},
     "detectron2.utils.env": {"seed_all_rng"},
-    "detectron2.utils.events": {"EventStorage", "JSONWriter", "get_event_storage"},
+    "detectron2.utils.events": {"EventStorage", "EventWriter", "JSONWriter", "get_event_storage"},
     "detectron2.utils.file_io": {"PathManager"},
     "detectron2.utils.logger": {"log_first_n", "setup_logger"},
 }

@@ -20,6 +20,14 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.TASK = "semantic"
     # Refuse a second run that would write to the same OUTPUT_DIR at the same time.
     cfg.OUTPUT_DIR_LOCK = True
+    # Where a training is recorded beside OUTPUT_DIR: any of "wandb", "mlflow" and "trackio"
+    # (pip install 'semask[trackers]'), or a tracker that you have registered yourself.
+    cfg.TRACKERS = []
+    # Project (MLflow: experiment) and name of the run; "" = what the tracker's own environment
+    # variables say, else "semask" and the name of the folder OUTPUT_DIR.
+    cfg.TRACKING = CfgNode()
+    cfg.TRACKING.PROJECT = ""
+    cfg.TRACKING.RUN_NAME = ""
     # Also read MODEL.WEIGHTS files ending in .pkl that hold more than NumPy arrays. Reading one can
     # run any code: only for files whose author you trust.
     cfg.MODEL.ALLOW_PICKLE = False

@@ -15,6 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -42,6 +43,7 @@ from semask.engine.launch.preemption import Interrupted, Preempted, StopHook, St
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
 from semask.engine.restored import warn_of_random_weights, warn_of_restored
+from semask.engine.trackers import build_tracker_writers, tracked
 from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
 from semask.inference.model_outputs import for_evaluators
@@ -109,6 +111,7 @@ class Trainer(DefaultTrainer):
         self._best = best_checkpoints(cfg)
         self._resumed = False
         self._overwrite = False
+        self._trackers = build_tracker_writers(cfg) if comm.is_main_process() else []
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -127,6 +130,10 @@ class Trainer(DefaultTrainer):
             hooks += [PanelsHook(self.cfg)] if is_main else []
             hooks += [UnreadableFilesHook(self.data_loader.unreadable)]
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """Those of ``TRACKERS``, then Detectron2's, which remove the images from the storage."""
+        return [*self._trackers, *super().build_writers()]
 
     def resume_or_load(self, resume: bool = True, overwrite: bool = False) -> None:
         """See ``DefaultTrainer.resume_or_load``.
@@ -184,12 +191,17 @@ class Trainer(DefaultTrainer):
             Interrupted: after a Ctrl-C, the same; a second one raises KeyboardInterrupt at once.
             NonFiniteLossError: a loss is infinite or NaN.
             DataError: the data cannot be used.
-            ConfigError: another run is writing to OUTPUT_DIR, or it has checkpoints that this one
-                would overwrite.
+            ConfigError: another run is writing to OUTPUT_DIR, it has checkpoints that this one
+                would overwrite, or a tracker cannot begin a run.
         """
         with run_lock(self.cfg.OUTPUT_DIR, enabled=self.cfg.OUTPUT_DIR_LOCK):
+            resumed = self._resumed
             self._begin()
-            with watched_peers() as left, self._stop_request.listening():
+            with (
+                tracked(self._trackers, self.cfg.OUTPUT_DIR, resume=resumed),
+                watched_peers() as left,
+                self._stop_request.listening(),
+            ):
                 try:
                     results = super().train()
                 except (Preempted, Interrupted):

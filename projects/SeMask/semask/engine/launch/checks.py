@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
 from semask.config.detectron2_versions import float32_precision
 from semask.engine.launch.overwriting import refuse_overwriting
+from semask.engine.trackers import check_trackers
 from semask.errors import ConfigError, DamagedCheckpointError
 from semask.modeling import check_protocol
 from semask.solver import build_lr_scheduler, build_optimizer
@@ -54,6 +55,7 @@ def check_run(
         refuse_overwriting(cfg.OUTPUT_DIR)
     if not eval_only:
         _check_solver(cfg, world_size)
+        check_trackers(cfg)
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name at least one dataset to train on.")
     if eval_only and not cfg.DATASETS.TEST:

@@ -1,0 +1,46 @@
+"""trackio, which keeps its runs in a local folder or in a Space of the Hugging Face Hub."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from semask.engine.trackers.base import TRACKER_REGISTRY, TrackedRun, Tracker
+
+# "time" is a name of trackio's own.
+_NAMES = {"time": "iteration_time"}
+
+
+@TRACKER_REGISTRY.register()
+class TrackioTracker(Tracker):
+    """A run of trackio; its environment variables (TRACKIO_DIR, TRACKIO_SPACE_ID, ...) count."""
+
+    name = "trackio"
+    package = "trackio"
+
+    def start(self, run: TrackedRun, run_id: str | None) -> str:
+        import trackio  # of an extra
+
+        self._image = trackio.Image
+        # A run is resumed by its name, so there has to be one of that name alone.
+        name = run_id or f"{run.name}-{uuid.uuid4().hex[:6]}"
+        self._run: Any = trackio.init(
+            project=run.project,
+            name=name,
+            config=run.config,
+            resume="allow" if run_id else "never",
+            embed=False,
+        )
+        trackio.context_vars.current_run.set(None)  # otherwise trackio ends it again at exit
+        return self._run.name
+
+    def log(
+        self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]
+    ) -> None:
+        pictures = {name: self._image(image) for name, image in images.items()}
+        renamed = {_NAMES.get(name, name): value for name, value in scalars.items()}
+        self._run.log({**renamed, **pictures}, step=step)
+
+    def finish(self, complete: bool) -> None:
+        self._run.finish()

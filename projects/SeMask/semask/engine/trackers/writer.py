@@ -1,0 +1,241 @@
+"""Detectron2's ``EventWriter`` of a tracker; no training waits for it or fails with it."""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+
+from semask.engine.trackers.base import (
+    TRACKER_REGISTRY,
+    TrackedRun,
+    Tracker,
+    check_trackers,
+    start_tracker,
+    tracked_run,
+)
+from semask.errors import ConfigError
+from semask.utils.files import read_json, replacing
+from semask.utils.text import one_line, pluralize
+
+logger = logging.getLogger(__name__)
+
+# In OUTPUT_DIR: the id of the run in each tracker, for --resume.
+IDS_FILE = "trackers.json"
+
+# Records that wait for a tracker which does not answer; later ones are left out.
+_MAX_WAITING = 1000
+
+
+@dataclass
+class _Record:
+    """What is new at an iteration."""
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class TrackerWriter(EventWriter):
+    """Sends scalars and images of Detectron2's ``EventStorage`` to a tracker, in its own thread.
+
+    Records that the tracker does not take are left out. The first one is warned of, and their
+    number is said at the end; metrics.json and TensorBoard's files have all of them.
+
+    Of several writers this one has to stand before ``TensorboardXWriter``, which removes the images
+    from the storage.
+    """
+
+    def __init__(
+        self, tracker: Tracker, run: TrackedRun, *, max_iter: int, window_size: int = 20
+    ) -> None:
+        """
+        Args:
+            tracker: not yet started.
+            run: what it is told of the run.
+            max_iter: iterations of a complete training.
+            window_size: of the median filter for noisy scalars, in iterations.
+        """
+        self._tracker = tracker
+        self._run = run
+        self._max_iter = max_iter
+        self._window_size = window_size
+        self._last_write = -1
+        self._records: queue.SimpleQueue[tuple[int, _Record] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._running = False
+        self._complete = False
+        self._left_out = 0
+
+    @property
+    def name(self) -> str:
+        """Of the tracker."""
+        return self._tracker.name
+
+    def start(self, run_id: str | None = None) -> str:
+        """Begin the run in the tracker, before the first :meth:`write`.
+
+        Args:
+            run_id: what this method returned for the run that is resumed.
+
+        Returns:
+            What identifies the run.
+
+        Raises:
+            ConfigError: the tracker cannot record the run; what is written is then left out.
+        """
+        run_id = start_tracker(self._tracker, self._run, run_id)
+        self._thread = threading.Thread(target=self._send, name=f"tracker {self.name}", daemon=True)
+        self._thread.start()
+        self._running = True
+        return run_id
+
+    def write(self) -> None:
+        """Hand over what is new in the current ``EventStorage``."""
+        new = self._collect(get_event_storage())
+        if not self._running:
+            return
+        for step in sorted(new):
+            if self._records.qsize() < _MAX_WAITING:
+                self._records.put((step, new[step]))
+            else:
+                self._leave_out("it does not answer")
+
+    def close(self) -> None:
+        """End the run, without waiting: the last checkpoint may not be written yet."""
+        if self._running:
+            self._running = False
+            self._complete = get_event_storage().iter >= self._max_iter
+            self._records.put(None)
+
+    def finish(self, timeout: float = 60.0) -> None:
+        """Wait until the tracker has everything; also after a failure without :meth:`close`.
+
+        Args:
+            timeout: seconds to wait at most.
+        """
+        if self._running:
+            self._running = False
+            self._records.put(None)
+        if self._thread is None:
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            logger.warning("Tracker '%s' has not ended within %.0f s.", self.name, timeout)
+        if self._left_out:
+            logger.warning(
+                "Tracker '%s' lacks %s, which metrics.json has.",
+                *(self.name, pluralize(self._left_out, "record")),
+            )
+
+    def _collect(self, storage: EventStorage) -> dict[int, _Record]:
+        """What is new, by its iteration; scalars as TensorBoard and metrics.json have them."""
+        new: dict[int, _Record] = defaultdict(_Record)
+        last = self._last_write
+        for name, (value, step) in storage.latest_with_smoothing_hint(self._window_size).items():
+            if step > last:
+                new[step].scalars[name] = value
+                self._last_write = max(self._last_write, step)
+        for name, image, step in storage._vis_data:  # where TensorboardXWriter finds it, too
+            if step > last:
+                new[step].images[name] = _as_rgb(image)
+        return new
+
+    def _send(self) -> None:
+        """The thread: every record in turn, then the end."""
+        while (record := self._records.get()) is not None:
+            step, new = record
+            try:
+                self._tracker.log(step, new.scalars, new.images)
+            except Exception as error:  # each package has its own
+                self._leave_out(one_line(error))
+        try:
+            self._tracker.finish(self._complete)
+        except Exception as error:
+            logger.warning("Tracker '%s' at its end: %s", self.name, one_line(error))
+
+    def _leave_out(self, reason: str) -> None:
+        if not self._left_out:
+            logger.warning(
+                "Tracker '%s' has not taken a record; the training goes on without it: %s",
+                *(self.name, reason),
+            )
+        self._left_out += 1
+
+
+def build_tracker_writers(cfg: CfgNode) -> list[TrackerWriter]:
+    """The writers of ``TRACKERS``, not yet started; for the main process.
+
+    Raises:
+        ConfigError: as :func:`semask.engine.trackers.base.check_trackers`.
+    """
+    check_trackers(cfg)
+    classes = [TRACKER_REGISTRY.get(name) for name in dict.fromkeys(cfg.TRACKERS)]
+    return [
+        TrackerWriter(tracker(), tracked_run(cfg, tracker), max_iter=cfg.SOLVER.MAX_ITER)
+        for tracker in classes
+    ]
+
+
+@contextlib.contextmanager
+def tracked(writers: Sequence[TrackerWriter], folder: str, *, resume: bool) -> Iterator[None]:
+    """Within it, the trackers record the run; at its end they have everything.
+
+    Args:
+        writers: not yet started.
+        folder: OUTPUT_DIR; exists.
+        resume: go on with the runs that ``trackers.json`` in it names.
+
+    Raises:
+        ConfigError: a tracker cannot begin a run. Where it cannot go on with one, a warning says
+            so: a restarted run must not end for want of a network.
+    """
+    try:
+        if writers:
+            _start(writers, os.path.join(folder, IDS_FILE), resume)
+        yield
+    finally:
+        for writer in writers:
+            writer.finish()
+
+
+def _start(writers: Sequence[TrackerWriter], path: str, resume: bool) -> None:
+    ids = _read_ids(path) if resume else {}
+    for writer in writers:
+        try:
+            ids[writer.name] = writer.start(ids.get(writer.name))
+        except ConfigError as error:
+            if writer.name not in ids:
+                raise
+            logger.warning("%s The training goes on.", error)
+        else:
+            logger.info("Tracker '%s' records this run as %s", writer.name, ids[writer.name])
+    with replacing(path) as file:
+        file.write(json.dumps(ids, indent=1).encode())
+
+
+def _read_ids(path: str) -> dict[str, str]:
+    try:
+        ids: Any = read_json(path)
+    except FileNotFoundError:  # the run had no trackers
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("The trackers begin new runs: '%s': %s", path, one_line(error))
+        return {}
+    return ids if isinstance(ids, dict) else {}
+
+
+def _as_rgb(image: Any) -> np.ndarray:
+    """An image of ``EventStorage``, (3, height, width), as (height, width, 3) uint8."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(array.transpose(1, 2, 0))
