@@ -200,6 +200,30 @@ def test_pretrained_weights_are_what_a_recipe_expects(
     assert ("cc-by-nc-4.0" in caplog.text) == pretrained
 
 
+def test_a_resumed_run_fetches_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the checkpoint; without one, --resume starts from timm's."""
+    asked: list[str] = []
+    create = timm.create_model
+
+    def counted(name: str, **options: Any) -> Any:
+        if options.pop("pretrained", False):
+            asked.append(name)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", counted)
+    opts = ["MODEL.TIMM.PRETRAINED=True", "SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0"]
+    with tiny.datasets(tmp_path), tiny.own_loggers():
+        config = small_config(tmp_path)
+        assert main.run("train", [config, "--resume", *opts]) == 0
+        assert asked == ["test_convnext"]
+        assert main.run("train", [config, "--resume", *opts, "SOLVER.MAX_ITER=2"]) == 0
+        assert main.run("evaluate", [config, "--resume", *opts]) == 0
+        assert asked == ["test_convnext"]
+        trainer = Trainer(load_config(config, opts), resume=True)
+        with pytest.raises(ValueError, match="resume"):
+            trainer.resume_or_load(resume=False)
+
+
 def test_another_network_is_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(CheckpointError):

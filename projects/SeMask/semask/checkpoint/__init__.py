@@ -2,7 +2,7 @@
 
 from semask.checkpoint.checkpointer import SeMaskCheckpointer
 from semask.checkpoint.convert import CheckpointKind, convert_state_dict, resize_bias_tables
-from semask.checkpoint.folder import written_checkpoints
+from semask.checkpoint.folder import has_checkpoint, written_checkpoints
 from semask.checkpoint.reading import read_checkpoint
 from semask.checkpoint.start import starts_partially
 from semask.checkpoint.writing import write_checkpoint
@@ -21,6 +21,7 @@ __all__ = [
     "SeMaskCheckpointer",
     "UnwritableCheckpointError",
     "convert_state_dict",
+    "has_checkpoint",
     "read_checkpoint",
     "resize_bias_tables",
     "starts_partially",

@@ -19,7 +19,7 @@ from semask.checkpoint.convert import (
     resize_bias_tables,
 )
 from semask.checkpoint.encoder_names import encoder_weights
-from semask.checkpoint.folder import LAST, read_last, resumable_checkpoints
+from semask.checkpoint.folder import LAST, has_checkpoint, read_last, resumable_checkpoints
 from semask.checkpoint.mismatch import COUNTERS, compare
 from semask.checkpoint.reading import read_checkpoint
 from semask.checkpoint.start import select_start
@@ -160,10 +160,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """Whether the folder has a checkpoint to go on from."""
-        if not self.save_dir:
-            return False
-        marked = os.path.exists(os.path.join(self.save_dir, LAST))
-        return marked or bool(resumable_checkpoints(self.save_dir))
+        return bool(self.save_dir) and has_checkpoint(self.save_dir)
 
     def get_checkpoint_file(self) -> str:
         """The last checkpoint of the folder.

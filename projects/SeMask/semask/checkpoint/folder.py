@@ -20,6 +20,11 @@ def written_checkpoints(folder: str) -> list[str]:
     return sorted(n for n in os.listdir(folder) if n == LAST or _WRITTEN.fullmatch(n))
 
 
+def has_checkpoint(folder: str) -> bool:
+    """Whether a folder has a checkpoint to go on from."""
+    return os.path.exists(os.path.join(folder, LAST)) or bool(resumable_checkpoints(folder))
+
+
 def resumable_checkpoints(folder: str, before: str = "") -> list[str]:
     """The files in a folder that a run can go on from, the latest iteration first.
 

@@ -62,11 +62,12 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
         else:
             if comm.is_main_process():
                 log_expected_memory(cfg, comm.get_world_size())
-            trainer = Trainer(cfg)
+            resume = resumes(cfg.OUTPUT_DIR, asked=args.resume)
+            trainer = Trainer(cfg, resume=resume)
             torchrun = Torchrun.from_environment()
             restarted = torchrun is not None and torchrun.restarts > 0
             trainer.resume_or_load(
-                resume=resumes(cfg.OUTPUT_DIR, asked=args.resume),
+                resume=resume,
                 overwrite=args.overwrite or restarted,  # the first start has asked
             )
             trainer.train()

@@ -8,6 +8,7 @@ from detectron2.utils import comm
 from semask.checkpoint import SeMaskCheckpointer
 from semask.engine.ema import WeightAverage
 from semask.engine.launch.distributed import watched_peers
+from semask.engine.restored import without_pretrained
 from semask.engine.trainer import Trainer
 from semask.tasks import build_task, evaluated_weights
 from semask.utils.precision import evaluation_autocast
@@ -24,7 +25,7 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> None:
         CheckpointError: it cannot be used, or is no complete model.
         DataError: the data cannot be used.
     """
-    model = Trainer.build_model(cfg)
+    model = Trainer.build_model(without_pretrained(cfg))
     ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
     averaged: dict[str, Any] = {} if ema is None else {"ema": ema}
     checkpointer = SeMaskCheckpointer(

@@ -187,6 +187,7 @@ def _build(cfg: CfgNode) -> tuple[CfgNode, nn.Module, FakeTensorMode | None]:
     task = build_task(cfg)
     cfg = task.analysis_config()
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.TIMM.PRETRAINED = False  # values take no part
     cfg.SOLVER.AMP.PRECISION = cfg.TEST.AMP.PRECISION = "bfloat16"  # float16 is of the same size
     if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":
         cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same size; the other trains on GPUs alone

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from detectron2.config import CfgNode
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -36,6 +37,15 @@ def warn_of_random_weights(model: nn.Module) -> None:
         "pre-trained ones: %s.",
         advice,
     )
+
+
+def without_pretrained(cfg: CfgNode) -> CfgNode:
+    """The config of a model that gets its weights from a checkpoint: none of timm's are fetched."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.freeze()
+    return cfg
 
 
 def warn_of_restored(state: Mapping[str, Any], optimizer: Optimizer, seed: int) -> None:

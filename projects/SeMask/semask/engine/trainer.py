@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from semask.checkpoint import SeMaskCheckpointer, starts_partially
+from semask.checkpoint import SeMaskCheckpointer, has_checkpoint, starts_partially
 from semask.data.loading.training_loader import (
     TrainingLoader,
     is_lost_loader,
@@ -42,7 +42,7 @@ from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoi
 from semask.engine.launch.preemption import Interrupted, Preempted, StopHook, StopRequest
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
-from semask.engine.restored import warn_of_random_weights, warn_of_restored
+from semask.engine.restored import warn_of_random_weights, warn_of_restored, without_pretrained
 from semask.engine.trackers import build_tracker_writers, tracked
 from semask.engine.train_step import TrainStep
 from semask.errors import CheckpointError
@@ -65,10 +65,12 @@ class Trainer(DefaultTrainer):
         stop_agreed: a process of the run has been told to end, and all of them know.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, resume: bool = False) -> None:
         """
         Args:
             cfg: frozen or not; it is not changed.
+            resume: ``resume_or_load`` will be called with it. Where OUTPUT_DIR has a checkpoint,
+                pre-trained weights are then not fetched.
         """
         # DefaultTrainer's own would wrap the model for GPUs and load checkpoints leniently.
         TrainerBase.__init__(self)
@@ -78,7 +80,8 @@ class Trainer(DefaultTrainer):
         _log_batch_size(cfg)
         prepare_process(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-        model = self.build_model(cfg)
+        self._without_pretrained = resume and has_checkpoint(cfg.OUTPUT_DIR)
+        model = self.build_model(without_pretrained(cfg) if self._without_pretrained else cfg)
         optimizer = self.build_optimizer(cfg, model)
         precision = Precision.from_config(cfg)
         self.ema = WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
@@ -147,9 +150,14 @@ class Trainer(DefaultTrainer):
             CheckpointError: no checkpoint can be used, the last one holds weights alone or is of
                 a later iteration than the last one of this run, or the processes have found
                 different ones.
+            ValueError: ``resume`` is False, and was True when the trainer was made.
             ConfigError: OUTPUT_DIR has checkpoints, and neither ``resume`` nor ``overwrite`` says
                 what to do about them.
         """
+        if self._without_pretrained and not resume:
+            raise ValueError(
+                "This trainer was made with resume=True and has no pre-trained weights"
+            )
         folder = self.cfg.OUTPUT_DIR
         self._resumed, self._overwrite = resume, overwrite
         if not (resume or overwrite):
