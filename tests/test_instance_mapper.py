@@ -196,11 +196,11 @@ def test_an_image_without_annotations(tmp_path: Path) -> None:
     assert (sample["prior_target"] == 2).all()
 
 
-def test_400_instances(tmp_path: Path) -> None:
-    many = [box_annotation(3 * (n % 20), 3 * (n // 20), 2, 2) for n in range(400)]
+def test_2000_instances(tmp_path: Path) -> None:
+    many = [box_annotation(n % 50, n // 50, 1, 1) for n in range(2000)]
     sample = mapped(tmp_path, many)
-    assert len(sample["instances"]) == 400
-    assert int((sample["prior_target"] == 0).sum()) == 1600
+    assert len(sample["instances"]) == 2000
+    assert int((sample["prior_target"] == 0).sum()) == 2000
 
 
 def test_evaluation_gets_the_image_and_its_id(tmp_path: Path) -> None:
@@ -287,6 +287,16 @@ def test_a_panoptic_map_supervises_the_prior(tmp_path: Path) -> None:
     assert torch.equal(sample["sem_seg"], expected)
     assert len(sample["instances"]) == 2
     assert not {"pan_seg_file_name", "segments_info"} & sample.keys()
+    # The classes of mask classification's queries are others than those of the map.
+    queries: dict[str, Any] = {
+        "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 2,
+        "MODEL__SEMASK__NUM_CLASSES": 4,
+        "MODEL__SEMASK__PRIOR_TARGET": "sem_seg",
+        "INPUT__CROP__ENABLED": False,
+    }
+    former = config("nuclei/semask_mask2former.yaml", **queries)
+    assert torch.equal(InstanceMapper(former, is_train=True)(record)["prior_target"], expected)
     record["segments_info"][0]["category_id"] = 4
-    with pytest.raises(DataError, match=r"panoptic\.png"):
-        InstanceMapper(cfg, is_train=True)(record)
+    for wrong in (cfg, former):
+        with pytest.raises(DataError, match=r"panoptic\.png"):
+            InstanceMapper(wrong, is_train=True)(record)

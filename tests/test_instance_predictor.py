@@ -15,8 +15,8 @@ from PIL import Image
 from semask import InstancePrediction, InstancePredictor, Predictor, load_config
 from semask.cli import main
 from semask.data import register_coco_folder
+from semask.data.segments import panoptic_picture
 from semask.errors import ConfigError
-from semask.inference.prediction import panoptic_picture
 from semask.modeling.meta_arch.prior_maps import prior_maps_of
 from semask.tasks import build_task
 from semask.visualize.instances import detection_texts, draw_instances

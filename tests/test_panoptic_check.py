@@ -1,18 +1,21 @@
 """``semask check`` of panoptic datasets."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from semask.cli.main import main
 from semask.data import register_panoptic_folder
 from semask.data.checks.instances import check_instance_dataset
-from tiny_instances import two_boxes, write_dataset
+from semask.report.samples import draw_record_segments
+from tiny_instances import SIDE, two_boxes, write_dataset
 from tiny_panoptic import two_boxes_on_stuff, write_panoptic
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -29,7 +32,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_sound_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "own"]) == 0
-    assert "| grass" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| grass" in out
+    assert "2 images with segments" in out
+    assert "instance" not in out
     report = check_instance_dataset("own")
     assert report.problems == []
     assert report.categories == ["light", "dark", "grass", "sky"]
@@ -55,6 +61,10 @@ def recoloured(pixels: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
         (lambda pixels: recoloured(pixels, (0, 0, 0)), {"segment without pixels"}),
         (
             lambda pixels: recoloured(pixels, (0, 1, 0)),
+            {"segment without pixels", "pixels without a segment"},
+        ),
+        (
+            lambda pixels: recoloured(pixels, (255, 255, 255)),
             {"segment without pixels", "pixels without a segment"},
         ),
         (lambda pixels: pixels[:-4], {"sizes differ"}),
@@ -85,3 +95,25 @@ def test_segments_alone_are_no_instances(folder: Path) -> None:
     (folder / "panoptic.json").write_text(json.dumps(content))
     kinds = {problem.kind for problem in check_instance_dataset("own").problems}
     assert kinds == {"pixels without a segment", "nothing annotated"}
+
+
+def test_the_picture_shows_segments(folder: Path) -> None:
+    path = folder / "picture.png"
+    assert main(["check", "own", "--picture", str(path), "--rows", "2"]) == 0
+    (folder / "panoptic/0.png").unlink()
+    (record,) = [r for r in DatasetCatalog.get("own") if r["image_id"] == 1]
+    image = np.full((SIDE, SIDE, 3), 200, np.uint8)
+    drawn = draw_record_segments(image, record, ["light", "dark", "grass", "sky"])
+    ids, _ = two_boxes_on_stuff()
+    assert ((drawn != 200).any(-1) == (ids > 0)).mean() > 0.95
+    # A map that is missing leaves its image out.
+    assert main(["check", "own", "--picture", str(path), "--rows", "2"]) == 1
+
+
+def test_images_without_an_entry_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = json.loads((folder / "panoptic.json").read_text())
+    del content["annotations"][0]
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, "semask"):
+        assert [record["image_id"] for record in DatasetCatalog.get("own")] == [1]
+    assert "'0.png'" in caplog.text

@@ -1,11 +1,13 @@
 """Panoptic quality, against its definition, and a Panoptic FPN that is trained and evaluated."""
 
 import json
+import logging
 import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from semask.evaluation.panoptic_evaluator import (
     PANOPTIC_FILE,
     PanopticEvaluator,
 )
+from semask.evaluation.panoptic_truth import PanopticTruth
 from tiny_instances import SIDE, SMALL_MODEL, flat, two_boxes, write_dataset
 from tiny_panoptic import IDS, two_boxes_on_stuff, write_panoptic
 
@@ -55,12 +58,18 @@ def quality(
     return {k: iou[k] / (hits[k] + errors[k] / 2) for k in {*hits, *errors} if hits[k] + errors[k]}
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_panoptic_quality_is_as_defined(tmp_path: Path, seed: int) -> None:
-    """With void, crowds, segments that overlap several others, misses and false alarms."""
+@pytest.mark.parametrize("seed", range(6))
+def test_panoptic_quality_is_as_defined(
+    tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With void, crowds, segments that overlap several others, misses and false alarms.
+
+    In half of the cases map and JSON file have segments that the other one lacks.
+    """
     rng = np.random.default_rng(seed)
     categories = [3, 7, 10, 11]
-    truths, found, maps, segments, outputs = [], [], [], [], []
+    truths, found, maps, outputs = [], [], [], []
+    segments: list[list[dict[str, Any]]] = []
     for _ in range(6):
         truth = np.zeros((24, 24), np.int64)
         kinds = {}
@@ -81,10 +90,13 @@ def test_panoptic_quality_is_as_defined(tmp_path: Path, seed: int) -> None:
         truths.append((truth, kinds, crowds))
         found.append((answer, predicted))
         maps.append(truth)
-        segments.append(
-            [{"id": i, "category_id": k, "iscrowd": 0} for i, k in kinds.items()]
-            + [{"id": i, "category_id": k, "iscrowd": 1} for i, k in crowds.items()]
-        )
+        segments.append([])
+        if seed % 2:
+            maps[-1] = np.where((truth == 0) & (rng.random(truth.shape) < 0.5), 4242, truth)
+            segments[-1] += [{"id": 5555, "category_id": 3}]
+        segments[-1] += [{"id": i, "category_id": k, "iscrowd": 0} for i, k in kinds.items()] + [
+            {"id": i, "category_id": k, "iscrowd": 1} for i, k in crowds.items()
+        ]
         info = [
             {"id": i, "isthing": k < 10, "category_id": {3: 0, 7: 1, 10: 1, 11: 2}[k]}
             for i, k in predicted.items()
@@ -99,7 +111,9 @@ def test_panoptic_quality_is_as_defined(tmp_path: Path, seed: int) -> None:
     before = {name for name in sys.modules if name.startswith("panopticapi")}
     for index, output in enumerate(outputs):
         evaluator.process([{"image_id": index, "file_name": f"{index}.png"}], [output])
-    results = evaluator.evaluate()
+    with caplog.at_level(logging.WARNING, "semask"):
+        results = evaluator.evaluate()
+    assert ("'0.png' has no pixel of the segments 5555" in caplog.text) == bool(seed % 2)
     document = json.loads((tmp_path / "out" / PANOPTIC_FILE).read_text())
     assert {name for name in sys.modules if name.startswith("panopticapi")} == before
     assert results is not None
@@ -116,6 +130,23 @@ def test_panoptic_quality_is_as_defined(tmp_path: Path, seed: int) -> None:
         alone = quality([one], [other], lambda _: 0)
         assert image["PQ"] == pytest.approx(100 * alone[0], abs=1e-6)
         assert image["segments"] == image["right"] + image["missed"]
+
+
+def test_without_any_segment_nothing_is_defined(tmp_path: Path) -> None:
+    """No quality of -100 %; and AP has no instance that nobody can find."""
+    ids, entries = two_boxes_on_stuff()
+    path = write_panoptic(tmp_path, [ids * 0], [entries])
+    MetadataCatalog.get("own").set(
+        panoptic_json=str(path), panoptic_root=str(tmp_path / "panoptic"), **IDS
+    )
+    evaluator = PanopticEvaluator("own", str(tmp_path / "out"))
+    evaluator.process(
+        [{"image_id": 0, "file_name": "0.png"}], [{"panoptic_seg": (torch.from_numpy(ids * 0), [])}]
+    )
+    results = evaluator.evaluate()
+    assert results is not None
+    assert all(math.isnan(value) for value in results["panoptic_seg"].values())
+    assert PanopticTruth("own").instances().anns == {}
 
 
 @pytest.mark.slow

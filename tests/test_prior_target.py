@@ -8,6 +8,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 
 from semask.data import PriorTarget
 from semask.data.mappers.prior_target import Region, paint, panoptic_to_semantic
+from semask.data.segments import segment_ids
 from tiny_instances import box_polygon
 
 SIZE = (12, 16)
@@ -164,4 +165,4 @@ def test_panoptic_maps_become_semantic_ones() -> None:
         {"id": 258, "category_id": 5, "iscrowd": 1},
     ]
     expected = [[5, 0, 0], [255, 255, 255]]
-    assert panoptic_to_semantic(rgb, segments).tolist() == expected
+    assert panoptic_to_semantic(segment_ids(rgb), segments).tolist() == expected

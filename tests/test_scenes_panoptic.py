@@ -16,7 +16,7 @@ from semask.data.datasets.scenes.dataset import make_scenes
 from semask.data.datasets.scenes.painting import CLASSES, GRASS, HAY, SKY, SUN, TREE
 from semask.data.datasets.scenes.panoptic import MIN_AREA, make_panoptic_scenes, panoptic_map
 from semask.data.reading import read_image, read_label
-from semask.evaluation.panoptic_truth import segment_ids
+from semask.data.segments import segment_ids
 
 FEW = {"train": 3, "val": 2}
 

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from semask.evaluation.panoptic_evaluator import segment_colors
+from semask.data.segments import panoptic_picture
 from tiny_instances import CATEGORIES, SIDE, two_boxes, write_dataset
 
 STUFF = [{"id": 10, "name": "grass"}, {"id": 11, "name": "sky"}]
@@ -32,7 +32,7 @@ def write_panoptic(
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
     for index, (ids, entries) in enumerate(zip(maps, segments, strict=True)):
         name = f"{index}.png"
-        Image.fromarray(segment_colors(ids)).save(folder / "panoptic" / name)
+        Image.fromarray(panoptic_picture(ids)).save(folder / "panoptic" / name)
         content["images"].append(
             {"id": index, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]}
         )

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from detectron2.utils import comm
 from hotcoco.panoptic import pq_compute
 from tabulate import tabulate
 
+from semask.data.segments import Disagreement, panoptic_picture
 from semask.errors import DataError
 from semask.evaluation.panoptic_scores import image_scores, match_segments
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
@@ -47,12 +49,13 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._dataset_name = dataset_name
         self._folder = output_dir
         self._truth = PanopticTruth(dataset_name)
-        self._images: list[dict[str, Any]] = []
+        self.reset()
 
     def reset(self) -> None:
         """Forget everything seen so far."""
         super().reset()
-        self._images = []
+        self._images: list[dict[str, Any]] = []
+        self._disagreements: dict[Any, Disagreement] = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Compare the "panoptic_seg" of some images, and keep it, compressed.
@@ -64,8 +67,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         for entry, output in zip(inputs, outputs, strict=True):
             image_id = entry["image_id"]
             found_ids, descriptions = output["panoptic_seg"]
-            truth_ids, truth = self._truth.ids(image_id), self._truth.segments(image_id)
             name = self._truth.file_name(image_id)
+            truth_ids, truth, disagreement = self._truth.of_image(image_id)
+            if disagreement:
+                self._disagreements[image_id] = disagreement
             if truth_ids.shape != tuple(found_ids.shape):
                 raise DataError(
                     f"The panoptic map '{name}' is {truth_ids.shape[1]}x{truth_ids.shape[0]} "
@@ -78,7 +83,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 {
                     "image_id": image_id,
                     "file_name": str(entry["file_name"]),
-                    **image_scores(matching, truth),
+                    **image_scores(matching),
                     "counts": _counts(matching, truth, found),
                 }
             )
@@ -93,9 +98,12 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """{"panoptic_seg": {"PQ": ..., ...}}; None where this is not the main process."""
         gathered = comm.gather(self._images)
+        disagreements = {k: v for each in comm.gather(self._disagreements) for k, v in each.items()}
         computed: dict[str, Any] = {}
-        with _hotcoco_as_panopticapi(computed):
-            results = super().evaluate()
+        with tempfile.TemporaryDirectory() as folder:
+            truth = self._corrected(disagreements, folder) if disagreements else None
+            with _hotcoco_as_panopticapi(computed, truth):
+                results = super().evaluate()
         if results is None:
             return None
         images = list(itertools.chain(*gathered))
@@ -117,6 +125,18 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             with replacing(os.path.join(self._folder, PANOPTIC_FILE)) as file:
                 file.write(json.dumps(document, allow_nan=False).encode())
         return {"panoptic_seg": values}
+
+    def _corrected(self, disagreements: Mapping[Any, Disagreement], folder: str) -> tuple[str, str]:
+        """JSON file and folder of the ground truth without what only one of its halves has."""
+        for image_id in list(disagreements)[:3]:
+            words = disagreements[image_id].sentences(self._truth.file_name(image_id))
+            logger.warning(
+                "Dataset '%s': %s; it counts neither way. Such maps: %d of %d",
+                self._dataset_name,
+                "; ".join(sentence for _, sentence in words),
+                *(len(disagreements), len(self._truth.content["annotations"])),
+            )
+        return self._truth.write_without(disagreements, folder), folder
 
     def _classes(
         self, qualities: Mapping[int, Mapping[str, float]], images: list[dict[str, Any]]
@@ -171,25 +191,28 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def segment_colors(ids: np.ndarray) -> np.ndarray:
-    """(H, W) segment ids to (H, W, 3) uint8, R + 256 G + 65536 B, as COCO stores them."""
-    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-
-
 @contextlib.contextmanager
-def _hotcoco_as_panopticapi(computed: dict[str, Any]) -> Iterator[None]:
+def _hotcoco_as_panopticapi(
+    computed: dict[str, Any], truth: tuple[str, str] | None = None
+) -> Iterator[None]:
     """Within it, Detectron2's imports from panopticapi find these functions.
 
     Args:
         computed: what the second of them computes is put into it.
+        truth: JSON file and folder of the ground truth, in place of the dataset's.
     """
 
-    def compute(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        computed.update(pq_compute(*args, **kwargs))
+    def compute(gt_json: str, pred_json: str, gt_folder: str, pred_folder: str) -> dict[str, Any]:
+        gt_json, gt_folder = truth or (gt_json, gt_folder)
+        computed.update(pq_compute(gt_json, pred_json, gt_folder, pred_folder))
+        for group in ("All", "Things", "Stuff"):
+            # Of no category with segments hotcoco says -1.
+            values = computed[group]
+            computed[group] = {k: math.nan if v < 0 else v for k, v in values.items()}
         return computed
 
     utils, evaluation = ModuleType("panopticapi.utils"), ModuleType("panopticapi.evaluation")
-    vars(utils)["id2rgb"] = segment_colors
+    vars(utils)["id2rgb"] = panoptic_picture
     vars(evaluation)["pq_compute"] = compute
     modules = {
         "panopticapi": ModuleType("panopticapi"),

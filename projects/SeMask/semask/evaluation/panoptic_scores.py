@@ -42,11 +42,10 @@ def match_segments(
 
     Args:
         truth_ids: (H, W) segment ids of the ground truth, 0 = left out.
-        truth: its segments; ids in the map that are none of them are left out, too.
+        truth: its segments.
         found_ids: (H, W) predicted ids, 0 = no segment.
         found: the predicted segments.
     """
-    truth_ids = np.where(np.isin(truth_ids, list(truth)), truth_ids, 0)
     shared = _overlaps(truth_ids, found_ids)
     truth_areas = dict(zip(*np.unique(truth_ids, return_counts=True), strict=True))
     found_areas = dict(zip(*np.unique(found_ids, return_counts=True), strict=True))
@@ -94,10 +93,10 @@ def _ignored(
     return sum(shared.get((g, found), 0) for g in (0, *crowds))
 
 
-def image_scores(matching: SegmentMatching, truth: Mapping[int, Segment]) -> dict[str, Any]:
+def image_scores(matching: SegmentMatching) -> dict[str, Any]:
     """Plain numbers of an image: "segments", "right", "missed", "false", and "PQ" in percent."""
     return {
-        "segments": sum(not each.crowd for each in truth.values()),
+        "segments": len(matching.right) + len(matching.missed),
         "right": len(matching.right),
         "missed": len(matching.missed),
         "false": len(matching.false),

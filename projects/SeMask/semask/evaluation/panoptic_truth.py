@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,9 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
+from PIL import Image
 from pycocotools.coco import COCO
 
-from semask.data.reading import read_image
+from semask.data.segments import (
+    Disagreement,
+    compare,
+    panoptic_picture,
+    read_segment_ids,
+    translated,
+)
 from semask.errors import DataError
 from semask.utils.files import read_json
 
@@ -74,24 +82,57 @@ class PanopticTruth:
         name: str = self._annotations[image_id]["file_name"]
         return name
 
-    def segments(self, image_id: Any) -> dict[int, Segment]:
-        """The segments of an image by their ids."""
-        self.file_name(image_id)  # which complains
-        return {
-            entry["id"]: Segment(entry["category_id"], bool(entry.get("iscrowd", 0)))
-            for entry in self._annotations[image_id]["segments_info"]
-        }
+    def of_image(self, image_id: Any) -> tuple[np.ndarray, dict[int, Segment], Disagreement]:
+        """What PNG and JSON file both have of an image, and what only one of them has.
 
-    def ids(self, image_id: Any) -> np.ndarray:
-        """(H, W) int64, the segment of each pixel; 0 = none.
+        Returns:
+            (H, W) int32, the segment of each pixel, 0 = none; the segments by their ids; and what
+            has been left out of either.
 
         Raises:
             DataError: the PNG is missing or damaged.
         """
-        return segment_ids(read_image(os.path.join(self._root, self.file_name(image_id))))
+        ids = read_segment_ids(os.path.join(self._root, self.file_name(image_id)))
+        entries = self._annotations[image_id]["segments_info"]
+        numbers = [entry["id"] for entry in entries]
+        known, found = translated(ids, dict(zip(numbers, numbers, strict=True)), 0)
+        segments = {
+            entry["id"]: Segment(entry["category_id"], bool(entry.get("iscrowd", 0)))
+            for entry in entries
+            if entry["id"] in found
+        }
+        return known.astype(np.int32), segments, compare(found, entries)
+
+    def write_without(self, disagreements: Mapping[Any, Disagreement], folder: str) -> str:
+        """Write the ground truth anew, without what only PNG or JSON file has.
+
+        Args:
+            disagreements: of the images that have any.
+            folder: where the JSON file and all PNGs, or links to them, go.
+
+        Returns:
+            The path of the JSON file.
+        """
+        annotations = []
+        for image_id, entry in self._annotations.items():
+            disagreement = disagreements.get(image_id, Disagreement())
+            kept = [s for s in entry["segments_info"] if s["id"] not in disagreement.lacking]
+            annotations.append({**entry, "segments_info": kept})
+            path = os.path.join(folder, entry["file_name"])
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if disagreement.unknown:
+                Image.fromarray(panoptic_picture(self.of_image(image_id)[0])).save(path)
+            else:
+                os.symlink(os.path.abspath(os.path.join(self._root, entry["file_name"])), path)
+        json_file = os.path.join(folder, "panoptic_without.json")
+        with open(json_file, "w") as file:
+            json.dump({**self.content, "annotations": annotations}, file)
+        return json_file
 
     def instances(self) -> COCO:
         """The segments that are things as annotations of instances, for AP.
+
+        Segments without a pixel are none.
 
         Raises:
             DataError: a PNG is missing or damaged.
@@ -100,8 +141,8 @@ class PanopticTruth:
         known = {entry["id"] for entry in things}
         annotations: list[dict[str, Any]] = []
         for image_id in self._annotations:
-            ids = self.ids(image_id)
-            for number, segment in self.segments(image_id).items():
+            ids, segments, _ = self.of_image(image_id)
+            for number, segment in segments.items():
                 if segment.category not in known:
                     continue
                 rle = mask_util.encode(np.asfortranarray(ids == number, dtype=np.uint8))
@@ -126,12 +167,6 @@ class PanopticTruth:
         with contextlib.redirect_stdout(io.StringIO()):
             truth.createIndex()
         return truth
-
-
-def segment_ids(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8, R + 256 G + 65536 B as COCO stores ids, to (H, W) int64."""
-    ids: np.ndarray = picture.astype(np.int64) @ np.array([1, 256, 65536])
-    return ids
 
 
 def found_segments(descriptions: Any, metadata: Any) -> dict[int, Segment]:

@@ -15,7 +15,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from semask.data.mappers.prior_target import panoptic_to_semantic
-from semask.data.reading import check_label_values, read_image, read_label
+from semask.data.reading import check_label_values, read_label
+from semask.data.segments import read_segment_ids
 from semask.errors import ConfigError, DataError
 from semask.evaluation.confusion import (
     class_table,
@@ -181,7 +182,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             label = read_label(path, label_map=record.get("label_map"))
         else:
             segments = record["segments_info"]
-            label = panoptic_to_semantic(read_image(path), segments, self._ignore_label)
+            label = panoptic_to_semantic(read_segment_ids(path), segments, self._ignore_label)
         if label.shape != scores.size:
             raise DataError(
                 f"Label map '{path}' is {label.shape[1]}x{label.shape[0]} pixels (width x height) "

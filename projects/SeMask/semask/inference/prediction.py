@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from semask.data.segments import panoptic_picture
 from semask.inference.regions import Regions, class_regions, prior_regions
 from semask.utils.files import replacing
 from semask.visualize.drawing import draw_legend, save_picture
@@ -375,19 +376,6 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
     """An (H, W) mask as COCO's compressed run lengths, in plain types."""
     encoded = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
-
-
-def panoptic_picture(panoptic: np.ndarray) -> np.ndarray:
-    """A map of segments as COCO stores it.
-
-    Args:
-        panoptic: (H, W) segment ids, 0 = none.
-
-    Returns:
-        (H, W, 3) uint8, RGB; an id is R + 256 G + 65536 B.
-    """
-    shifts: Sequence[int] = (0, 8, 16)
-    return np.stack([(panoptic >> shift) & 255 for shift in shifts], axis=-1).astype(np.uint8)
 
 
 def _with_colors(names: Sequence[str], colors: np.ndarray) -> list[dict[str, Any]]:

@@ -58,10 +58,7 @@ def show_segments(
     image = reader_of(mapper).read_picture(record["file_name"])
     metadata = MetadataCatalog.get(dataset_name)
     truth = PanopticTruth(dataset_name)
-    truth_ids, truth_segments = (
-        truth.ids(record["image_id"]),
-        truth.segments(record["image_id"]),
-    )
+    truth_ids, truth_segments, _ = truth.of_image(record["image_id"])
     inputs = mapper(copy.deepcopy(dict(record)))
     output = predict_instances(model, inputs, priors=True)
     found_ids, descriptions = output["panoptic_seg"]

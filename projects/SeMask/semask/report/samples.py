@@ -11,12 +11,19 @@ from PIL import Image, ImageDraw
 
 from semask.data.annotations import inspect
 from semask.data.bands import RGB, ImageReader
+from semask.data.checks.panoptic import is_panoptic
 from semask.data.mappers.prior_target import annotation_region
-from semask.data.reading import read_label
+from semask.data.reading import check_same_size, read_label
+from semask.data.segments import read_segment_ids
 from semask.errors import DataError
 from semask.utils.palette import class_colors
 from semask.visualize.drawing import FAINT, TEXT_SIZE, Panel, compose_panels, write_text
-from semask.visualize.instances import detection_texts, draw_instances
+from semask.visualize.instances import (
+    DrawnSegment,
+    detection_texts,
+    draw_instances,
+    draw_segments,
+)
 
 # Drawn instances fit into this (width, height), and stand so many in a row.
 _BOX = (480, 400)
@@ -62,7 +69,7 @@ def _panel(record: Mapping[str, Any], reader: ImageReader) -> Panel | None:
 def render_instance_samples(
     dataset_name: str, records: Sequence[Mapping[str, Any]], reader: ImageReader = RGB
 ) -> np.ndarray | None:
-    """Draw images with their instances, as far as these can be used, above their file names.
+    """Draw images with their instances or segments, as far as they can be used, and their names.
 
     Args:
         dataset_name: a registered dataset with category names.
@@ -72,14 +79,19 @@ def render_instance_samples(
     Returns:
         (height, width, 3) uint8, RGB; None where none of them can be read.
     """
-    names = MetadataCatalog.get(dataset_name).thing_classes
+    metadata = MetadataCatalog.get(dataset_name)
     pictures: list[tuple[str, Image.Image]] = []
     for record in records:
         try:
             image = reader.read_picture(record["file_name"])
+            pixels = (
+                draw_record_segments(image, record, metadata.stuff_classes)
+                if is_panoptic(record)
+                else draw_annotations(image, record, metadata.thing_classes)
+            )
         except DataError:  # The report that the picture goes with names it.
             continue
-        drawn = Image.fromarray(draw_annotations(image, record, names))
+        drawn = Image.fromarray(pixels)
         drawn.thumbnail(_BOX)
         pictures.append((os.path.basename(record["file_name"]), drawn))
     if not pictures:
@@ -129,3 +141,34 @@ def draw_annotations(
         classes.append(annotation["category_id"])
     texts = detection_texts(np.array(classes, np.int64), None, names)
     return draw_instances(image, np.array(boxes).reshape(-1, 4), masks, texts=texts)
+
+
+def draw_record_segments(
+    image: np.ndarray, record: Mapping[str, Any], names: Sequence[str]
+) -> np.ndarray:
+    """An image with the segments of its dataset dict, crowds left out.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        record: the dataset dict, with "pan_seg_file_name" and "segments_info".
+        names: of things and stuff.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: the map cannot be read, or is of another size.
+    """
+    path = record.get("pan_seg_file_name", "")
+    ids = read_segment_ids(path)
+    check_same_size(image, ids, record["file_name"], path)
+    colors = class_colors(len(names)).tolist()
+    segments = {
+        segment["id"]: DrawnSegment(
+            names[segment["category_id"]],
+            None if segment.get("isthing", True) else tuple(colors[segment["category_id"]]),
+        )
+        for segment in record["segments_info"]
+        if not segment.get("iscrowd", 0) and 0 <= segment["category_id"] < len(names)
+    }
+    return draw_segments(image, ids, segments)

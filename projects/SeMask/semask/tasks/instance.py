@@ -187,12 +187,30 @@ class InstanceTask(Task):
                 "images alone can be looked at with `semask predict`.",
                 name,
             )
+        self._warn_of_queries(name, numbers)
         limit = self.cfg.TEST.DETECTIONS_PER_IMAGE
         if name in self.cfg.DATASETS.TEST and max(numbers) > limit >= 0:
             logger.warning(
                 "Dataset '%s': an image has %d annotations, but TEST.DETECTIONS_PER_IMAGE is %d: "
                 "set it to more, or those beyond count as missed.",
                 *(name, max(numbers), limit),
+            )
+
+    def _warn_of_queries(self, name: str, numbers: Sequence[int]) -> None:
+        """Warn of images in which mask classification cannot find everything.
+
+        Args:
+            name: of the dataset.
+            numbers: of instances or segments in each image.
+        """
+        queries = self.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+        if is_mask_classification(self.cfg) and max(numbers, default=0) > queries:
+            logger.warning(
+                "Dataset '%s': an image has %d %s, but the model has %d queries, each of which "
+                "finds one: set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES to more, or those beyond are "
+                "missed.",
+                *(name, max(numbers), "segments" if self.name == "panoptic" else "annotations"),
+                queries,
             )
 
     def _warn_of_dark(self, name: str, sample: Sequence[dict[str, Any]]) -> None:

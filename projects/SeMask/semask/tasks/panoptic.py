@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -10,6 +11,7 @@ from torch import nn
 from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
 from semask.data.loading.unreadable import ReadableDataset
 from semask.data.mappers.panoptic import PanopticMapper
+from semask.data.segments import read_segment_ids, translated
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import InstanceEvaluator, check_evaluator_type
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
@@ -24,6 +26,7 @@ from semask.report.panoptic import write_panoptic_report
 from semask.tasks.base import TASK_REGISTRY, InputMapper
 from semask.tasks.instance import InstanceTask, resolve_prior_classes
 from semask.tasks.semantic import check_ignore_value
+from semask.utils.text import pluralize
 
 
 @TASK_REGISTRY.register()
@@ -120,6 +123,7 @@ class PanopticTask(InstanceTask):
             super().check_images(name, is_train=is_train, resume=resume)
             return
         mapper, records = self.build_mapper(is_train), list_dataset(name)
+        self._warn_of_queries(name, [len(record.get("segments_info", ())) for record in records])
         if is_train and not any(record.get("segments_info") for record in records):
             raise DataError(
                 f"Dataset '{name}' has no segment to train on: its entries need "
@@ -130,6 +134,13 @@ class PanopticTask(InstanceTask):
         dataset = ReadableDataset(sample, mapper, limit)
         for index in range(len(dataset)):
             dataset[index]
+        listed = [record for record in sample if record.get("segments_info")]
+        if is_train and listed and not any(map(_has_a_segment, listed)):
+            raise DataError(
+                f"The maps of dataset '{name}' have no pixel of the segments in its JSON file, in "
+                f"{pluralize(len(listed), 'image')} that have been looked at: are they the maps of "
+                "this file, with ids as colours (R + 256 G + 65536 B)? `semask check` says more."
+            )
         self._warn_of_dark(name, sample)
 
     def evaluates_panoptic(self, name: str) -> bool:
@@ -166,6 +177,14 @@ class PanopticTask(InstanceTask):
         facts = self._facts(model, self.cfg.MODEL.META_ARCHITECTURE)
         mapper = self.build_mapper(False)
         return write_panoptic_report(model, dataset_name, mapper, folder, facts=facts)
+
+
+def _has_a_segment(record: dict[str, Any]) -> bool:
+    """Whether the map of a dataset dict has a pixel of any of its segments; True if unreadable."""
+    with contextlib.suppress(DataError):
+        _, found = translated(read_segment_ids(record["pan_seg_file_name"]), {}, 0)
+        return any(segment["id"] in found for segment in record["segments_info"])
+    return True
 
 
 def segment_classes(name: str) -> list[str]:

@@ -45,9 +45,10 @@ USUAL_LIMIT = 100
 
 
 class InstanceDatasetReport(ImagesReport):
-    """What a dataset of instances is like.
+    """What a dataset of instances, or of segments, is like.
 
     Attributes:
+        noun: "instance" or "segment".
         categories: their N names.
         instances: number of usable annotations of each category.
         images: number of images that have each category.
@@ -57,12 +58,13 @@ class InstanceDatasetReport(ImagesReport):
         most: instances in the image that has the most.
     """
 
-    def __init__(self, name: str, categories: Sequence[str]) -> None:
+    def __init__(self, name: str, categories: Sequence[str], noun: str = "instance") -> None:
         """
         Args:
-            name, categories: the attributes of these names; all counts start at 0.
+            name, categories, noun: the attributes of these names; all counts start at 0.
         """
         super().__init__(name)
+        self.noun = noun
         self.categories = list(categories)
         self.instances: Counter[int] = Counter()
         self.images: Counter[int] = Counter()
@@ -104,7 +106,7 @@ class InstanceDatasetReport(ImagesReport):
 
     def text(self) -> str:
         """The report for people: several lines, without a final line break."""
-        first = f"Dataset '{self.name}': {self.listed} images with instances"
+        first = f"Dataset '{self.name}': {self.listed} images with {self.noun}s"
         return self.as_text(first, self._table(), self._notes())
 
     def _table(self) -> str:
@@ -112,23 +114,25 @@ class InstanceDatasetReport(ImagesReport):
             (index, name, f"{self.instances[index]:,}", f"{self.images[index]:,}")
             for index, name in enumerate(self.categories)
         ]
-        return tabulated(rows, ["index", "category", "instances", "images"])
+        return tabulated(rows, ["index", "category", f"{self.noun}s", "images"])
 
     def _notes(self) -> list[str]:
         lines = absent_lines(self.absent, len(self.categories), "categories")
         if self.empty:
-            lines.append(f"Note: {self.empty} images have no instance.")
+            lines.append(f"Note: {self.empty} images have no {self.noun}.")
         if self.boxes_alone:
             lines.append(
                 f"Note: {self.boxes_alone} instances have a box and no mask: a detector of masks "
                 "skips them, one of boxes (MODEL.MASK_ON False) does not."
             )
         if self.crowds:
-            lines.append(f"Note: {self.crowds} annotations are crowds, which are not trained on.")
+            what = "annotations" if self.noun == "instance" else "segments"
+            lines.append(f"Note: {self.crowds} {what} are crowds, which are not trained on.")
         if self.most > USUAL_LIMIT:
             lines.append(
-                f"Note: an image has {self.most} instances; set TEST.DETECTIONS_PER_IMAGE to more "
-                f"than that (Detectron2's default is {USUAL_LIMIT})."
+                f"Note: an image has {self.most} {self.noun}s; set TEST.DETECTIONS_PER_IMAGE, and "
+                "for mask classification MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, to more than that "
+                f"(the defaults are {USUAL_LIMIT})."
             )
         return lines
 
@@ -190,7 +194,8 @@ def check_instance_dataset(
     categories = MetadataCatalog.get(name).get(key)
     if not categories and records:
         raise ConfigError(f"Dataset '{name}' has no categories: its metadata need {key}.")
-    report = InstanceDatasetReport(name, categories or [])
+    noun = "segment" if panoptic else "instance"
+    report = InstanceDatasetReport(name, categories or [], noun)
     report.problems += problems
     report.listed = len(records)
     look = examine_segments if panoptic else examine_instances
@@ -198,7 +203,7 @@ def check_instance_dataset(
     for image in examine_sample(records, examine, sample, threads, progress):
         report.add(image)
     if report.examined and not report.instances:
-        message = f"Dataset '{name}' has no annotated instance to train on."
+        message = f"Dataset '{name}' has no annotated {noun} to train on."
         report.problems.append(Problem(NO_INSTANCES, message))
     if report.examined and report.dark == report.examined:
         report.problems.append(Problem(DARK, dark_words(report.dark, report.examined)))

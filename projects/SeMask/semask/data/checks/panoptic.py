@@ -1,6 +1,7 @@
 """What can be wrong with an image's panoptic map and its segments."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,14 @@ from semask.data.annotations import check_stated_size
 from semask.data.bands import RGB, ImageReader
 from semask.data.checks.report import UNKNOWN_CATEGORY, InstancesOfImage, Problem
 from semask.data.checks.semantic import BAD_IMAGE, BAD_SIZE, Record, image_mode, noted
-from semask.data.reading import check_same_size, is_nearly_black, read_image
+from semask.data.reading import check_same_size, is_nearly_black
+from semask.data.segments import compare, read_segment_ids
 from semask.errors import DataError
 
-BAD_MAP, NO_PIXELS, NO_SEGMENT = (
-    "unusable panoptic map",
-    "segment without pixels",
-    "pixels without a segment",
-)
+BAD_MAP = "unusable panoptic map"
 
 
-def is_panoptic(record: Record) -> bool:
+def is_panoptic(record: Mapping[str, Any]) -> bool:
     """Whether a dataset dict has segments, and no instances beside them."""
     return "segments_info" in record and "annotations" not in record
 
@@ -48,19 +46,19 @@ def examine_segments(
         with noted(report, BAD_SIZE):
             check_stated_size(record, *image.shape[:2])
     path = record.get("pan_seg_file_name")
-    picture = None
+    ids = None
     with noted(report, BAD_MAP):
         if path is None:
             raise DataError(f"Image '{record['file_name']}' has no 'pan_seg_file_name'.")
-        picture = read_image(path)
-    if picture is not None and image is not None:
+        ids = read_segment_ids(path)
+    if ids is not None and image is not None:
         with noted(report, BAD_SIZE):
-            check_same_size(image, picture[..., 0], record["file_name"], str(path))
-    found = set() if picture is None else _ids(picture)
-    segments = {segment["id"]: segment for segment in record["segments_info"]}
+            check_same_size(image, ids, record["file_name"], str(path))
+    segments = record["segments_info"]
+    found = set() if ids is None else set(np.unique(ids).tolist())
     report.instances = Counter()
-    for number, segment in segments.items():
-        category = segment["category_id"]
+    for segment in segments:
+        number, category = segment["id"], segment["category_id"]
         if not 0 <= category < num_categories:
             message = (
                 f"Segment {number} of '{path}' has the category {category!r}; there are "
@@ -69,31 +67,9 @@ def examine_segments(
             report.problems.append(Problem(UNKNOWN_CATEGORY, message))
         elif segment.get("iscrowd", 0):
             report.crowds += 1
-        elif picture is None or number in found:
+        elif ids is None or number in found:
             report.instances[category] += 1
-    if picture is not None:
-        _compare(report, str(path), segments, found)
+    if ids is not None:
+        sentences = compare(found, segments).sentences(str(path))
+        report.problems += [Problem(kind, message) for kind, message in sentences]
     return report
-
-
-def _compare(
-    report: InstancesOfImage, path: str, segments: dict[int, Any], found: set[int]
-) -> None:
-    lacking = sorted(segments.keys() - found)
-    if lacking:
-        message = f"'{path}' has no pixel of the segments {_listed(lacking)} of the JSON file"
-        report.problems.append(Problem(NO_PIXELS, message))
-    unknown = sorted(found - segments.keys() - {0})
-    if unknown:
-        message = f"'{path}' has pixels of {_listed(unknown)}, no segments in the JSON file"
-        report.problems.append(Problem(NO_SEGMENT, message))
-
-
-def _ids(picture: np.ndarray) -> set[int]:
-    """The ids in a map (H, W, 3), R + 256 G + 65536 B."""
-    return set(np.unique(picture.astype(np.int64) @ np.array([1, 256, 65536])).tolist())
-
-
-def _listed(numbers: list[int]) -> str:
-    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-    return ", ".join(map(str, numbers[:5])) + more

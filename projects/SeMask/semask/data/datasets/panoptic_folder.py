@@ -1,5 +1,6 @@
 """Own images with segments of things and stuff, in COCO's panoptic format."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import log_first_n
 
 from semask.data.datasets.annotation_file import (
     Content,
@@ -15,6 +17,7 @@ from semask.data.datasets.annotation_file import (
     wrong_form,
 )
 from semask.data.datasets.catalog import is_registered
+from semask.utils.text import pluralize
 
 # What entries need; "annotations" has one for each image.
 _REQUIRED = {
@@ -101,6 +104,16 @@ def load_panoptic_folder(
             },
         )
     images = {entry["id"]: entry for entry in content["images"]}
+    alone = images.keys() - {entry["image_id"] for entry in content["annotations"]}
+    if alone:
+        names = sorted(images[image_id]["file_name"] for image_id in alone)
+        log_first_n(
+            logging.WARNING,
+            f"'{json_file}' has no entry in 'annotations' for {pluralize(len(names), 'image')}, "
+            f"which are left out; the first is '{names[0]}'.",
+            name=__name__,
+            key="message",
+        )
     return [
         {
             **{

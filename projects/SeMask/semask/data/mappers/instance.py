@@ -18,14 +18,23 @@ from semask.data.bands import RGB, ImageReader
 from semask.data.mappers.mask_semantic import build_mask_augmentations
 from semask.data.mappers.prior_target import PriorTarget, annotation_region, panoptic_to_semantic
 from semask.data.mappers.semantic import build_distortion, build_flip, channel_order
-from semask.data.reading import check_label_values, check_same_size, read_image, read_label
+from semask.data.reading import check_label_values, check_same_size, read_label
+from semask.data.segments import (
+    DisagreementLog,
+    check_categories,
+    compare,
+    read_segment_ids,
+    translated,
+)
 from semask.data.transforms.resizing import build_large_scale_jitter
 from semask.errors import ConfigError, DataError
 from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.meta_arch.detectors import (
     detector_classes,
     has_semantic_head,
+    is_mask_classification,
     predicts_masks,
+    prior_classes,
     prior_is_supervised,
 )
 
@@ -159,6 +168,7 @@ class InstanceMapper:
         self.ignore_value = ignore_value
         self.reader = reader
         self.skipped = 0
+        self.left_out = DisagreementLog()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -175,6 +185,7 @@ class InstanceMapper:
         jitters = PIPELINES[name] is build_lsj_augmentations
         pads = jitters or (PIPELINES[name] is _resized_crop and inputs.SIZE_DIVISIBILITY > 0)
         categories = detector_classes(cfg)
+        classes = prior_classes(cfg) if is_mask_classification(cfg) else head.NUM_CLASSES
         prior_target = None
         if supervised and not semantic_prior:
             prior_target = PriorTarget(
@@ -194,7 +205,7 @@ class InstanceMapper:
             "image_format": channel_order(cfg),
             "reader": ImageReader.from_config(cfg),
             "prior_target": prior_target,
-            "semantic_classes": head.NUM_CLASSES if needs_map else 0,
+            "semantic_classes": classes if needs_map else 0,
             "semantic_prior": semantic_prior,
             "ignore_value": head.IGNORE_VALUE,
         }
@@ -287,7 +298,8 @@ class InstanceMapper:
                 raise DataError(
                     f"{describe(given, dataset_dict)} has the category {category!r}, but the "
                     f"model knows 0..{self.num_categories - 1}: set MODEL.ROI_HEADS.NUM_CLASSES "
-                    "(MODEL.RETINANET.NUM_CLASSES) to the dataset's number of categories."
+                    "(MODEL.RETINANET.NUM_CLASSES; of mask classification "
+                    "MODEL.SEM_SEG_HEAD.NUM_CLASSES) to the dataset's number of categories."
                 )
             found = inspect(given, *old)
             crowd = int(bool(given.get("iscrowd", 0)))
@@ -351,7 +363,10 @@ class InstanceMapper:
             semantic = read_label(path, dataset_dict.get("label_map"))
         else:
             segments = dataset_dict.get("segments_info", ())
-            semantic = panoptic_to_semantic(read_image(path), segments, self.ignore_value)
+            ids = read_segment_ids(path)
+            check_categories(segments, self.semantic_classes, path)
+            self.left_out.add(path, compare(translated(ids, {}, 0)[1], segments))
+            semantic = panoptic_to_semantic(ids, segments, self.ignore_value)
         check_same_size(image, semantic, dataset_dict["file_name"], path)
         check_label_values(semantic, self.semantic_classes, self.ignore_value, path)
         return semantic

@@ -1,7 +1,6 @@
 """From a dataset dict with a panoptic map to what mask classification trains on."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,22 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from semask.data.annotations import check_stated_size
+from semask.data.bands import RGB, ImageReader
 from semask.data.mappers.instance import PANOPTIC_PIPELINES
-from semask.data.reading import check_same_size, read_image
+from semask.data.mappers.semantic import channel_order
+from semask.data.reading import check_same_size
+from semask.data.segments import (
+    DisagreementLog,
+    check_categories,
+    compare,
+    read_segment_ids,
+    translated,
+)
 from semask.errors import ConfigError, DataError
 from semask.modeling.heads.prior import PRIOR_TARGET
 
-logger = logging.getLogger(__name__)
+# Two bytes a pixel say which it is in.
+MAX_SEGMENTS = 65535
 
 
 class PanopticMapper:
@@ -35,23 +44,34 @@ class PanopticMapper:
         ignore_value: int = 255,
         image_format: str = "RGB",
         keep_empty: bool = False,
+        reader: ImageReader = RGB,
     ) -> None:
         """
         Args:
             is_train: give the segments too.
             augmentations: applied in order, to RGB images.
             num_classes: K of things and stuff.
-            ignore_value: of pixels in no segment, in the target of the priors.
+            ignore_value: of pixels in no segment, in the target of the priors; no class.
             image_format: channel order of the result, "RGB" or "BGR".
             keep_empty: segments that a crop leaves without a pixel stay, as published.
+            reader: reads the images.
+
+        Raises:
+            ConfigError: the ignore value is a class, or no byte.
         """
+        if not num_classes <= ignore_value <= 255:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}; with {num_classes} classes of "
+                f"segments it has to be in {num_classes}..255."
+            )
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.image_format = image_format
         self.keep_empty = keep_empty
-        self.unknown = 0
+        self.reader = reader
+        self.left_out = DisagreementLog()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -66,8 +86,9 @@ class PanopticMapper:
             "augmentations": PANOPTIC_PIPELINES[name](cfg, is_train),
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "image_format": cfg.INPUT.FORMAT,
+            "image_format": channel_order(cfg),
             "keep_empty": cfg.INPUT.KEEP_EMPTY_MASKS,
+            "reader": ImageReader.from_config(cfg),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -77,15 +98,16 @@ class PanopticMapper:
                 "id", "category_id" (0..K-1) and "iscrowd" of each segment. It is not modified.
 
         Returns:
-            The given entries and: "image", a (3, H, W) uint8 tensor; "height" and "width" of the
-            image file (upright); in training "instances" with ``gt_classes`` (N,) and ``gt_masks``
-            (N, H, W) bool, and "prior_target", the class of each pixel, (H, W) int64.
+            The given entries and: "image", a (C, H, W) tensor, 0..255; "height" and "width" of
+            the image file (upright); in training "instances" with ``gt_classes`` (N,) and
+            ``gt_masks`` (N, H, W) bool, and "prior_target", the class of each pixel, (H, W) int64.
+            What map and segments do not have in common is left out, with a warning.
 
         Raises:
             DataError: a file is missing or damaged, the two differ in size, or a category does not
                 exist.
         """
-        image = read_image(dataset_dict["file_name"])
+        image = self.reader.read(dataset_dict["file_name"])
         check_stated_size(dataset_dict, *image.shape[:2])
         if not self.is_train:
             return {**dataset_dict, **self.transform(image)}
@@ -95,25 +117,27 @@ class PanopticMapper:
                 f"Image '{dataset_dict['file_name']}' has no panoptic map: its entry needs "
                 "'pan_seg_file_name' and 'segments_info'."
             )
-        picture = read_image(path)
-        check_same_size(image, picture[..., 0], dataset_dict["file_name"], path)
+        ids = read_segment_ids(path)
+        check_same_size(image, ids, dataset_dict["file_name"], path)
         segments = dataset_dict["segments_info"]
-        for segment in segments:
-            if not 0 <= segment["category_id"] < self.num_classes:
-                raise DataError(
-                    f"'{path}' has a segment of category {segment['category_id']}, but the model "
-                    f"knows 0..{self.num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
-                )
-        output, unknown = self._transformed(image, picture, segments)
-        if unknown:
-            self._note(path, unknown)
-        return {**dataset_dict, **output}
+        check_categories(segments, self.num_classes, path)
+        if len(segments) > MAX_SEGMENTS:
+            raise DataError(
+                f"'{path}' has {len(segments)} segments; {MAX_SEGMENTS} are possible in an image."
+            )
+        numbers = [segment["id"] for segment in segments if not segment.get("iscrowd", 0)]
+        places, found = translated(ids, {n: i for i, n in enumerate(numbers, start=1)}, 0)
+        self.left_out.add(path, compare(found, segments))
+        categories = {segment["id"]: int(segment["category_id"]) for segment in segments}
+        classes = [categories[number] for number in numbers]
+        present = [number in found for number in numbers]
+        return {**dataset_dict, **self._with_segments(image, places, classes, present)}
 
     def transform(self, image: np.ndarray) -> dict[str, Any]:
         """What the model takes in evaluation, from an image that has been read already.
 
         Args:
-            image: (H, W, 3) uint8, RGB.
+            image: (H, W, C), as ``reader`` gives it.
 
         Returns:
             "image", "height" and "width", as :meth:`__call__` gives them.
@@ -128,40 +152,39 @@ class PanopticMapper:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return {"height": height, "width": width, "image": tensor}
 
-    def _transformed(
-        self, image: np.ndarray, picture: np.ndarray, segments: Sequence[Mapping[str, Any]]
-    ) -> tuple[dict[str, Any], list[int]]:
-        """The entries that :meth:`__call__` adds, and the ids that are no segment's."""
-        inputs = T.AugInput(image, sem_seg=picture)  # as colours: an id would not fit into a byte
-        output = self._image(inputs)
-        values = inputs.sem_seg.astype(np.int64) @ np.array([1, 256, 65536])
-        found, inverse = np.unique(values, return_inverse=True)
-        places = {segment["id"]: place for place, segment in enumerate(segments, start=1)}
-        of_found = np.array([places.get(number, 0) for number in found.tolist()], np.int64)
-        ids = of_found[inverse.reshape(values.shape)]  # places in ``segments`` from 1 on
-        usable = {
-            place: int(segment["category_id"])
-            for place, segment in enumerate(segments, start=1)
-            if not segment.get("iscrowd", 0)
-        }
-        classes = np.full(len(segments) + 1, self.ignore_value, np.int64)
-        classes[list(usable)] = list(usable.values())
-        seen = set(of_found.tolist())
-        kept = [place for place in usable if self.keep_empty or place in seen]
-        instances = Instances((ids.shape[0], ids.shape[1]))
-        instances.gt_classes = torch.from_numpy(classes[np.array(kept, np.int64)])
-        masks = ids[None] == np.array(kept, np.int64)[:, None, None]
-        instances.gt_masks = torch.from_numpy(masks)
-        output |= {"instances": instances, PRIOR_TARGET: torch.from_numpy(classes[ids])}
-        padding = 0xFFFFFF
-        return output, [n for n in found.tolist() if n not in places and n not in (0, padding)]
+    def _with_segments(
+        self,
+        image: np.ndarray,
+        places: np.ndarray,
+        classes: Sequence[int],
+        present: Sequence[bool],
+    ) -> dict[str, Any]:
+        """The entries that :meth:`__call__` adds.
 
-    def _note(self, path: str, unknown: Sequence[int]) -> None:
-        """Warn, not of every file, of ids that the JSON file does not have."""
-        self.unknown += 1
-        if self.unknown <= 3 or self.unknown in (10, 100, 1000, 10000):
-            logger.warning(
-                "'%s' has pixels of ids that are no segment in the JSON file: %s. They are left "
-                "out. Such files so far in this process: %d",
-                *(path, ", ".join(map(str, unknown[:5])), self.unknown),
-            )
+        Args:
+            image: (H, W, C).
+            places: (H, W), the segment of each pixel, counted from 1; 0 = none.
+            classes: of the segments.
+            present: which of them have a pixel.
+        """
+        table = np.array([self.ignore_value, *classes], np.uint8)
+        # Three bytes a pixel, which Pillow resizes: the class, by which crops are chosen and which
+        # padding makes none, and the place.
+        layers = np.stack([table[places], places & 255, places >> 8], axis=-1).astype(np.uint8)
+        inputs = T.AugInput(image, sem_seg=layers)
+        output = self._image(inputs)
+        target, low, high = np.moveaxis(inputs.sem_seg.astype(np.int64), -1, 0)
+        is_class = target < self.num_classes
+        target = np.where(is_class, target, self.ignore_value)
+        places = np.where(is_class, low | high << 8, 0)
+        _, seen = translated(places, {}, 0)
+        kept = [
+            place
+            for place, is_present in enumerate(present, start=1)
+            if is_present and (self.keep_empty or place in seen)
+        ]
+        numbers = np.array(kept, np.int64)
+        instances = Instances((places.shape[0], places.shape[1]))
+        instances.gt_classes = torch.from_numpy(table[numbers].astype(np.int64))
+        instances.gt_masks = torch.from_numpy(places[None] == numbers[:, None, None])
+        return output | {"instances": instances, PRIOR_TARGET: torch.from_numpy(target)}

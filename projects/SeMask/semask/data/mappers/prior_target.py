@@ -13,6 +13,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
+from semask.data.segments import translated
+
 # A rectangle of an image: rows from..to, columns from..to, the ends not included.
 Window = tuple[slice, slice]
 
@@ -152,29 +154,24 @@ def annotation_region(annotation: Mapping[str, Any]) -> Region:
 
 
 def panoptic_to_semantic(
-    panoptic: np.ndarray, segments: Sequence[Mapping[str, Any]], ignore_value: int = 255
+    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], ignore_value: int = 255
 ) -> np.ndarray:
     """The semantic map of a panoptic one, as COCO stores it.
 
     Args:
-        panoptic: (H, W, 3) uint8, RGB; a segment's id is R + 256 G + 65536 B, 0 = none.
-        segments: "id" and "category_id" (0..K-1) of each segment, and "iscrowd".
+        ids: (H, W), the segment of each pixel, 0 = none.
+        segments: "id" and "category_id" (0..254) of each segment, and "iscrowd".
         ignore_value: of pixels in no segment or in a crowd.
 
     Returns:
         (H, W) uint8.
     """
-    values = panoptic.astype(np.int64)
-    ids, inverse = np.unique(
-        values[..., 0] + 256 * values[..., 1] + 65536 * values[..., 2], return_inverse=True
-    )
     classes = {
         segment["id"]: segment["category_id"]
         for segment in segments
         if not segment.get("iscrowd", 0)
     }
-    table = np.array([classes.get(number, ignore_value) for number in ids.tolist()], np.uint8)
-    return table[inverse.reshape(panoptic.shape[:2])]
+    return translated(ids, classes, ignore_value)[0].astype(np.uint8)
 
 
 def _rasterised(

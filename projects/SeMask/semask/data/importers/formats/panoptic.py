@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from semask.data.importers.contract import (
     ImportedImage,
     Importer,
@@ -23,7 +21,7 @@ from semask.data.importers.formats.coco import (
     json_files,
     rle_of_mask,
 )
-from semask.data.reading import read_image
+from semask.data.segments import read_segment_ids
 from semask.errors import DataError
 
 
@@ -114,8 +112,7 @@ def _regions(
     png: Path, segments: list[dict[str, Any]], names: Mapping[Any, str], where: str
 ) -> Callable[[int, int], list[Region]]:
     def regions(height: int, width: int) -> list[Region]:
-        colors = read_image(png).astype(np.int64)
-        ids = colors @ np.array([1, 256, 65536])
+        ids = read_segment_ids(png)
         if ids.shape != (height, width):
             raise LabelFileError(
                 f"'{png}' is {ids.shape[1]}x{ids.shape[0]} pixels, its image {width}x{height}"
