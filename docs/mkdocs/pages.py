@@ -112,7 +112,7 @@ def _inside(folder: Path) -> list[Path]:
 
 def _source_page(path: Path) -> str:
     name = path.relative_to(ROOT).as_posix()
-    head = f"---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n# {path.name}\n\n`{name}`\n\n"
+    head = f"---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n# `{path.name}`\n\n`{name}`\n\n"
     if path.is_file():
         language = LANGUAGES.get(path.suffix, "text")
         return f'{head}`````{language} linenums="1"\n{path.read_text()}\n`````\n'
@@ -121,7 +121,7 @@ def _source_page(path: Path) -> str:
         (inside.name, posixpath.relpath(_page_of(inside.relative_to(ROOT).as_posix()), here))
         for inside in _inside(path)
     )
-    return head + "".join(f"- [{text}]({target})\n" for text, target in links)
+    return head + "".join(f"- [`{text}`]({target})\n" for text, target in links)
 
 
 def _commands() -> str:
