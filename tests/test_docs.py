@@ -1,6 +1,7 @@
 """The documents: their links, the tests they name, and the site that is built from them."""
 
 import ast
+import configparser
 import importlib.util
 import os
 import re
@@ -72,6 +73,13 @@ def test_every_promise_has_a_test() -> None:
         assert re.fullmatch(r"`tests/\w+\.py::test_\w+`(, `tests/\w+\.py::test_\w+`)*", named), (
             promise
         )
+
+
+def test_every_extra_is_explained() -> None:
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    table = re.findall(r"^\| `(\w+)` \| .+ \|$", (ROOT / "docs/first_hour.md").read_text(), re.M)
+    assert sorted(table) == sorted(declared["options.extras_require"])
 
 
 @pytest.mark.slow
