@@ -51,6 +51,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     uri = page.file.src_uri
     if uri.startswith("source/"):
         return markdown
+    if uri.startswith("python/"):
+        page.meta["search"] = {"boost": 0.3}  # behind the pages that explain
 
     def relinked(match: re.Match[str]) -> str:
         target = _target(uri, match[1])
