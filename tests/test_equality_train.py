@@ -10,7 +10,7 @@ from torch import Tensor
 from reference import CASES, build_reference, load_arrays, load_meta, weights
 from semask.checkpoint import convert_state_dict
 from semask.errors import ConfigError
-from semask.modeling import segmentation_loss
+from semask.modeling import SegmentationLoss
 
 FILE = "train_128x128_b2.npz"
 
@@ -132,8 +132,8 @@ def test_valid_reduction_divides_by_the_valid_pixels() -> None:
     target[0, :3] = 255
     valid = int((target != 255).sum())
     summed = torch.nn.functional.cross_entropy(logits, target, ignore_index=255, reduction="sum")
-    assert torch.allclose(segmentation_loss(logits, target, reduction="valid"), summed / valid)
-    assert torch.allclose(segmentation_loss(logits, target, reduction="all"), summed / 72)
+    assert torch.allclose(SegmentationLoss(reduction="valid")(logits, target), summed / valid)
+    assert torch.allclose(SegmentationLoss(reduction="all")(logits, target), summed / 72)
 
 
 @pytest.mark.parametrize("reduction", ["all", "valid"])
@@ -141,7 +141,7 @@ def test_valid_reduction_divides_by_the_valid_pixels() -> None:
 def test_all_ignored_batch_gives_zero_and_zero_gradient(reduction: str, ohem_pixels: int) -> None:
     logits = torch.randn(2, 4, 6, 6, requires_grad=True)
     target = torch.full((2, 12, 12), 255)
-    loss = segmentation_loss(logits, target, reduction=reduction, ohem_pixels=ohem_pixels)
+    loss = SegmentationLoss(reduction=reduction, ohem_pixels=ohem_pixels)(logits, target)
     loss.backward()
     assert loss.item() == 0.0
     assert logits.grad is not None
@@ -154,18 +154,18 @@ def test_ohem_keeps_the_hardest_valid_pixels() -> None:
     target[1, 2:] = 255
     each = torch.nn.functional.cross_entropy(logits, target, ignore_index=255, reduction="none")
     hardest = each[target != 255].sort(descending=True).values[:20]
-    assert torch.allclose(segmentation_loss(logits, target, ohem_pixels=10), hardest.sum() / 72)
+    assert torch.allclose(SegmentationLoss(ohem_pixels=10)(logits, target), hardest.sum() / 72)
     assert torch.allclose(
-        segmentation_loss(logits, target, ohem_pixels=10, reduction="valid"), hardest.mean()
+        SegmentationLoss(ohem_pixels=10, reduction="valid")(logits, target), hardest.mean()
     )
 
 
 def test_unknown_reduction_is_refused() -> None:
     with pytest.raises(ConfigError, match="LOSS_REDUCTION"):
-        segmentation_loss(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long(), reduction="mean")
+        SegmentationLoss(reduction="mean")
 
 
 def test_losses_are_float32_under_half_precision() -> None:
     logits = torch.randn(1, 4, 6, 6).bfloat16()
-    loss = segmentation_loss(logits, torch.randint(0, 4, (1, 12, 12)))
+    loss = SegmentationLoss()(logits, torch.randint(0, 4, (1, 12, 12)))
     assert loss.dtype == torch.float32

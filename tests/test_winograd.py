@@ -128,3 +128,16 @@ def test_mixed_precision_is_the_librarys() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 assert torch.equal(fast(x), plain(x))
             torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**20])
+def test_a_convolution_may_overwrite_its_input(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", at_once)
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 6, 3, dtype=torch.float64)
+    filters = winograd.transform_filters(torch.randn(3, 3, 3, 3, dtype=torch.float64))
+    expected = winograd.convolve(x, filters)
+    assert winograd.convolve(x, filters, out=x) is x
+    assert torch.equal(x, expected)

@@ -21,7 +21,7 @@ from semask.modeling.heads import (
     SeMaskFPNHead,
     semantic_scores,
 )
-from semask.modeling.losses import SegmentationLoss, segmentation_loss
+from semask.modeling.losses import SegmentationLoss
 from semask.modeling.meta_arch.detectors import (
     PriorSupervisedDetector,
     SeMaskGeneralizedRCNN,
@@ -68,6 +68,5 @@ __all__ = [
     "WholeImage",
     "build_test_protocol",
     "check_protocol",
-    "segmentation_loss",
     "semantic_scores",
 ]

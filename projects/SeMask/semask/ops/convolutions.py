@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from semask.ops import winograd
 from semask.ops.parameter_cache import ParameterCache
+from semask.ops.stripes import stripes
 from semask.ops.tracing import traced
 
 # Heads of detectors convolve hundreds of small maps at a time, for which the plain form is faster.
@@ -41,7 +42,7 @@ class WinogradConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
-        if not self._is_3x3() or traced() or not 0 < len(x) <= MOST_MAPS or x.numel() == 0:
+        if not self.is_3x3() or traced() or not 0 < len(x) <= MOST_MAPS or x.numel() == 0:
             return super().forward(x)
         if torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
@@ -50,12 +51,11 @@ class WinogradConv2d(Conv2d):
         else:
             x = winograd.convolution(x, self.weight)
             x = x if self.bias is None else x + self.bias[:, None, None]
-            if in_place(self.norm, x) and self.activation is F.relu:
-                return normalize_(self.norm, x).relu_()
-            x = x if self.norm is None else self.norm(x)
+            return _finished(self, x)
         return x if self.activation is None else self.activation(x)
 
-    def _is_3x3(self) -> bool:
+    def is_3x3(self) -> bool:
+        """Whether Winograd's products compute it."""
         return (
             self.kernel_size == (3, 3)
             and self.padding == self.stride == self.dilation == (1, 1)
@@ -85,12 +85,7 @@ class LinearConv2d(Conv2d):
         """(B, C, H, W) to (B, O, H, W)."""
         if not is_linear(self, x):
             return super().forward(x)
-        x = linear(self, x)
-        if in_place(self.norm, x):
-            x = normalize_(self.norm, x)
-        else:
-            x = x if self.norm is None else self.norm(x)
-        return x if self.activation is None else self.activation(x)
+        return _finished(self, linear(self, x))
 
 
 class PlainLinearConv2d(nn.Conv2d):
@@ -114,10 +109,50 @@ def linear(conv: _ConvNd, x: Tensor) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
-def in_place(norm: nn.Module | None, x: Tensor) -> bool:
-    """Whether to normalise in place: a large map, in evaluation, with GroupNorm."""
-    large = x.numel() * x.element_size() >= LARGE_BYTES
-    return large and type(norm) is nn.GroupNorm and norm.affine and not torch.is_grad_enabled()
+def convolve_(conv: Conv2d, x: Tensor) -> Tensor:
+    """``conv(x)``, in the memory of ``x`` where it is large and the convolution allows it.
+
+    Args:
+        conv: with its normalisation and activation.
+        x: (B, C, H, W), not used again.
+    """
+    height, width = x.shape[-2:]
+    if not is_large(x) or x.shape[1] != conv.out_channels or torch.is_grad_enabled():
+        return conv(x)
+    pixels = x.permute(0, 2, 3, 1)
+    if isinstance(conv, LinearConv2d) and is_linear(conv, x):
+        for image in pixels:
+            for rows in stripes(height, image[0].nbytes, x.device):
+                image[rows] = F.linear(image[rows], conv.weight.flatten(1), conv.bias)
+    elif (
+        isinstance(conv, WinogradConv2d)
+        and conv.is_3x3()
+        and conv.bias is None
+        and not can_be_folded(conv.norm)
+        and pixels.is_contiguous()
+        and height % 2 == width % 2 == 0
+    ):
+        winograd.convolve(pixels, winograd.transform_filters(conv.weight), out=pixels)
+    else:
+        return conv(x)
+    return _finished(conv, x)
+
+
+def is_large(x: Tensor) -> bool:
+    """Whether a map is so large that its copies count."""
+    return x.numel() * x.element_size() >= LARGE_BYTES
+
+
+def _finished(conv: Conv2d, x: Tensor) -> Tensor:
+    """Normalisation and activation of a convolution's output, in place where it is large."""
+    norm = conv.norm
+    if norm is None or torch.is_grad_enabled() or type(norm) is not nn.GroupNorm:
+        x = x if norm is None else norm(x)
+        return x if conv.activation is None else conv.activation(x)
+    x = normalize_(norm, x) if is_large(x) and norm.affine else norm(x)
+    if conv.activation is None:
+        return x
+    return x.relu_() if conv.activation is F.relu else conv.activation(x)
 
 
 def normalize_(norm: Any, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from semask.modeling.pixel_decoder.deformable import (
     Encoder,
     EncoderLayer,
 )
+from semask.ops.convolutions import convolve_
 from semask.ops.deformable_attention import BaggedDeformableAttention, TokenTable, query_chunks
 from semask.ops.stripes import MapRows, resized, stripes
 from semask.ops.tracing import evaluated
@@ -59,7 +60,7 @@ class ChunkedEncoder(Encoder):
 
 
 class LeanDeformablePixelDecoder(DeformablePixelDecoder):
-    """In evaluation, keeps the coarser maps once and at most two maps of stride 4."""
+    """In evaluation, keeps the coarser maps once and a single map of stride 4."""
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See :class:`DeformablePixelDecoder`."""
@@ -71,8 +72,8 @@ class LeanDeformablePixelDecoder(DeformablePixelDecoder):
             maps = self.transformer.encode(*self._tokens(coarser[::-1]))
             fused = self.adapter_1(finest)
             add_resized_(fused, maps[-1])
-            fused = self.layer_1(fused)
-            return self.mask_features(fused), maps
+            fused = convolve_(self.layer_1, fused)
+            return convolve_(self.mask_features, fused), maps
 
     def _tokens(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
         """The projected features (B, S, C), and the sizes of the maps."""

@@ -34,12 +34,13 @@ def _transform_filters_back(grad: Tensor) -> Tensor:
     return torch.einsum("ai,bj,abco->ocij", g, g, grad.unflatten(0, (4, 4)))
 
 
-def convolve(x: Tensor, filters: Tensor) -> Tensor:
+def convolve(x: Tensor, filters: Tensor, *, out: Tensor | None = None) -> Tensor:
     """A convolution with stride 1 and zero padding 1.
 
     Args:
         x: (B, H, W, C), contiguous.
         filters: (16, C, O), see :func:`transform_filters`.
+        out: ``x`` itself, to overwrite it, where O = C and H and W are even; or None.
 
     Returns:
         (B, H, W, O).
@@ -47,15 +48,21 @@ def convolve(x: Tensor, filters: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     outputs = filters.shape[2]
     down, across = -(-height // 2), -(-width // 2)
-    y = x.new_empty(batch, down, 2, across, 2, outputs)
+    y = x.new_empty(batch, 2 * down, 2 * across, outputs) if out is None else out
+    pairs = y.view(batch, down, 2, across, 2, outputs)
+    above = None  # the last row of the previous chunk, which has been overwritten
     for image, rows in _chunks(batch, down, 16 * across * (channels + outputs) * x.element_size()):
-        tiles = _transform_tiles(_padded(x[image], rows), across)
+        padded = _padded(x[image], rows)
+        if out is not None:
+            if above is not None and rows.start:
+                padded[0, 1:-1] = above
+            above = x[image, 2 * rows.stop - 1].clone()
+        tiles = _transform_tiles(padded, across)
         products = torch.bmm(tiles, filters).view(4, 4, -1, across, outputs)
         for row, line in enumerate(_add_up(*products.unbind(0))):
             a, b, c, d = line.unbind(0)
-            torch.add(a + b, c, out=y[image, rows, row, :, 0])
-            torch.sub(b - c, d, out=y[image, rows, row, :, 1])
-    y = y.view(batch, 2 * down, 2 * across, outputs)
+            torch.add(a + b, c, out=pairs[image, rows, row, :, 0])
+            torch.sub(b - c, d, out=pairs[image, rows, row, :, 1])
     return y if y.shape[1:3] == (height, width) else y[:, :height, :width].contiguous()
 
 

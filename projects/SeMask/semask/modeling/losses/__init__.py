@@ -1,6 +1,6 @@
 """Losses."""
 
-from semask.modeling.losses.cross_entropy import REDUCTIONS, SegmentationLoss, segmentation_loss
+from semask.modeling.losses.cross_entropy import REDUCTIONS, SegmentationLoss
 from semask.modeling.losses.mask_losses import (
     Mask2FormerCriterion,
     MaskCriterion,
@@ -23,5 +23,4 @@ __all__ = [
     "MaskMatcher",
     "MaskTarget",
     "SegmentationLoss",
-    "segmentation_loss",
 ]

@@ -83,17 +83,3 @@ class SegmentationLoss(nn.Module):
             return max(target.numel(), 1)
         count = int((target != self.ignore_value).sum())
         return max(min(count, self.kept(target) or count), 1)
-
-
-def segmentation_loss(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    ignore_value: int = 255,
-    reduction: str = "all",
-    ohem_pixels: int = 0,
-) -> Tensor:
-    """:class:`SegmentationLoss` as a function."""
-    loss = SegmentationLoss(ignore_value=ignore_value, reduction=reduction, ohem_pixels=ohem_pixels)
-    value: Tensor = loss(logits, target)
-    return value
