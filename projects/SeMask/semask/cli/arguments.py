@@ -309,7 +309,7 @@ def plot(parser: argparse.ArgumentParser) -> None:
     A run is a folder with a metrics.json, or such a file; NAME=RUN names it in the legend. Without
     --output a single run gets training.png beside its metrics.json. The suffix chooses the format
     (png, svg, pdf). The last line printed is the path of the picture. Where a run was resumed, what
-    was done again counts once, and a line that a killed run has left unfinished is passed over with
+    was done again counts once, and a line that a killed run has left unfinished is ignored with
     a warning. Exit status: 0; 2 for a file that is missing, empty or damaged, or a picture that
     cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Datasets, and the way from a file to what the model takes."""
+"""Datasets: from files to the model's input."""
 
 from semask.data import datasets
 from semask.data.datasets import (

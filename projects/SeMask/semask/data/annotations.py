@@ -1,7 +1,7 @@
-"""What can be wrong with single instance annotations, and what is left of them.
+"""The problems of single instance annotations, and their usable parts.
 
-An annotation that cannot be used does not keep its image from being trained on: it is skipped,
-and counted. ``inspect`` says what is wrong, in the same words before and during a run.
+An annotation that cannot be used is skipped and counted; its image stays in the training.
+``inspect`` names the problems, with the same words before and during a run.
 """
 
 import math
@@ -31,12 +31,12 @@ Segmentation = list[np.ndarray] | dict[str, Any]
 
 @dataclass
 class Inspected:
-    """What can be used of an annotation.
+    """The usable parts of an annotation.
 
     Attributes:
         box: (x0, y0, x1, y1) in pixels of the image file; None = there is none to use.
         segmentation: polygons, (2 n,) float64 each, or a compressed RLE; None as above.
-        problems: kinds of what is wrong, each once.
+        problems: their kinds, each once.
     """
 
     box: list[float] | None = None
@@ -45,9 +45,9 @@ class Inspected:
 
 
 def inspect(annotation: Mapping[str, Any], height: int, width: int) -> Inspected:
-    """See what of an annotation can be used.
+    """Find the usable parts of an annotation.
 
-    A box that cannot be used is replaced by the segmentation's; of several polygons the sound
+    A box that cannot be used is replaced by the segmentation's; of several polygons the valid
     ones are kept.
 
     Args:
@@ -72,12 +72,12 @@ def inspect(annotation: Mapping[str, Any], height: int, width: int) -> Inspected
 def is_usable(
     annotation: Mapping[str, Any], record: Mapping[str, Any], *, masks: bool = False
 ) -> bool:
-    """Whether an annotation is an instance to train on, and no crowd.
+    """Whether an annotation is an instance to train on, not a crowd.
 
     Args:
         annotation: as for :func:`inspect`.
-        record: the dataset dict of its image; without "height" and "width" it is taken for usable.
-        masks: the detector learns masks, so that a box alone is not enough.
+        record: the dataset dict of its image; without "height" and "width" it counts as usable.
+        masks: the detector learns masks, for which a box is not enough.
     """
     if annotation.get("iscrowd", 0):
         return False
@@ -90,10 +90,10 @@ def is_usable(
 def list_problems(
     records: Iterable[Mapping[str, Any]], *, masks: bool = False
 ) -> tuple[Counter[str], dict[str, str]]:
-    """What is wrong with the annotations of a dataset, without reading its images.
+    """Count the problems of a dataset's annotations, without reading its images.
 
     Args:
-        records: dataset dicts with "height" and "width"; others are passed over.
+        records: dataset dicts with "height" and "width"; others are ignored.
         masks: an instance without a mask is a problem, too.
 
     Returns:
@@ -182,9 +182,9 @@ def _polygons(given: Any, problems: list[str]) -> list[np.ndarray] | None:
 
 
 def _separate(given: Any) -> Sequence[Any]:
-    """The polygons one by one; a single polygon may stand alone, as numbers or as points.
+    """The polygons as a list; a single one may be given as numbers or as points.
 
-    No list of pairs is a list of polygons, which have three points at least.
+    A list of pairs is one polygon: a polygon has at least three points.
     """
     if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str):
         return [given]

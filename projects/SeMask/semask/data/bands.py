@@ -45,7 +45,7 @@ class ImageReader:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "ImageReader":
-        """The one that ``MODEL.PIXEL_MEAN``, ``INPUT.VALUE_RANGE`` and ``PICTURE_BANDS`` describe.
+        """The reader for ``MODEL.PIXEL_MEAN``, ``INPUT.VALUE_RANGE`` and ``PICTURE_BANDS``.
 
         Raises:
             ConfigError: a key cannot be used.
@@ -87,7 +87,7 @@ class ImageReader:
         return self.scaled(read_values(path, self.channels), path)
 
     def scaled(self, values: np.ndarray, path: str | os.PathLike[str] = "array") -> np.ndarray:
-        """Values of files, or of an array that was read elsewhere, as :meth:`read` gives them.
+        """Scale an array, read from a file or elsewhere, as :meth:`read` does.
 
         Args:
             values: (H, W, C) of any type, or (H, W) of one channel.
@@ -112,13 +112,13 @@ class ImageReader:
         return np.rint(scaled).astype(np.uint8) if self.is_rgb else scaled.astype(np.float32)
 
     def picture(self, image: np.ndarray) -> np.ndarray:
-        """What pictures show of an image that has been read.
+        """The RGB picture of an image, for drawings and reports.
 
         Args:
             image: (H, W, C), 0..255.
 
         Returns:
-            (H, W, 3) uint8; the image itself where it is that already.
+            (H, W, 3) uint8; the image itself where it has this form.
         """
         if self.channels == 3 and image.dtype == np.uint8 and not self.picture_bands:
             return image
@@ -127,7 +127,7 @@ class ImageReader:
         return np.rint(shown.clip(0, 255)).astype(np.uint8)
 
     def read_picture(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """An image file as pictures show it, (H, W, 3) uint8.
+        """The RGB picture of an image file, (H, W, 3) uint8.
 
         Raises:
             DataError: as of :meth:`read`.
@@ -147,7 +147,7 @@ RGB = ImageReader()
 
 
 def reader_of(mapper: Any) -> ImageReader:
-    """The reader of a mapper; other people's read photographs."""
+    """The reader of a mapper; RGB for a mapper without one."""
     reader = getattr(mapper, "reader", RGB)
     return reader if isinstance(reader, ImageReader) else RGB
 
@@ -155,13 +155,13 @@ def reader_of(mapper: Any) -> ImageReader:
 def read_values(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     """An image file's values, neither scaled nor converted to RGB.
 
-    Arrays and TIFFs may have their channels first or last; where both fit, they are last. Grey
-    is made of photographs where one channel is wanted, and RGB of grey where three are. The EXIF
+    Arrays and TIFFs may have their channels first or last; where both fit, they are last. One
+    channel of a photograph is its grey value; three channels of a grey image are equal. The EXIF
     orientation is applied.
 
     Args:
         path: ``.npy``, TIFF, or a usual image.
-        channels: that are wanted.
+        channels: the number that is needed.
 
     Returns:
         (H, W, C) of the file's type.
@@ -192,9 +192,9 @@ def read_values(path: str | os.PathLike[str], channels: int) -> np.ndarray:
 
 
 def stored_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """(width, height, channels) of an array or a TIFF with bands, whatever their number is.
+    """(width, height, channels) of an array or a TIFF with any number of bands.
 
-    Of the three sides the smallest is that of the channels.
+    The smallest of the three sides is taken for the channels.
 
     Raises:
         DataError: the file cannot be read, or is no image.
@@ -271,7 +271,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def _decoded(path: str | os.PathLike[str]) -> np.ndarray:
-    """What OpenCV reads of a file, in the order of its channels, without rotation."""
+    """The pixels of a file, in OpenCV's order of channels, without rotation."""
     with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
         values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
         if values is None:
@@ -290,7 +290,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels, or labels of them, turned as an EXIF orientation says.
+    """Rotate pixels or labels by an EXIF orientation.
 
     Args:
         pixels: (H, W) or (H, W, C).

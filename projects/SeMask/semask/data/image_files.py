@@ -1,6 +1,6 @@
-"""Opening image files: which formats, one picture each, and what a failure says.
+"""Opens image files of listed formats, with one picture each, and explains failures.
 
-Pillow opens whatever it knows, PostScript by starting another program; here the formats are listed.
+Pillow would open all formats it knows, PostScript by starting another program.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ JPEG_LABELS = (
 
 _DAMAGED = "The file is damaged, incomplete or of an unknown format; fetch or save it again."
 _LAYOUT = "Save it as grey or RGB with 8 or 16 bits a channel, in integers."
-# What files begin with that are taken for images, and what they are.
+# First bytes of files that are often taken for images, and their kind.
 _SIGNATURES = {
     b"%!PS": "a PostScript file",
     b"%PDF": "a PDF file",
@@ -53,11 +53,11 @@ _limit_set: str | None = None
 
 @contextlib.contextmanager
 def opened_image(path: str | os.PathLike[str], what: str) -> Iterator[Image.Image]:
-    """The image, decoded in the ``with`` block, where every failure is the file's error.
+    """The opened image; every failure in the ``with`` block becomes an error of the file.
 
     Args:
         path: a file, or anything Detectron2's ``PathManager`` opens.
-        what: what the file is, for messages, such as "image".
+        what: a noun for the file, for messages, such as "image".
 
     Raises:
         UnreadableError: the file is missing, damaged or no image.
@@ -76,13 +76,13 @@ def opened_image(path: str | os.PathLike[str], what: str) -> Iterator[Image.Imag
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Every failure to open or decode a file in the ``with`` block is a ``DataError``.
+    """Turn failures to open or decode a file in the ``with`` block into a ``DataError``.
 
     Args:
         path, what: as for :func:`opened_image`.
 
     Raises:
-        UnreadableError: whatever a decoder has raised.
+        UnreadableError: a decoder has failed.
         DataError: the image has more pixels than are read.
     """
     try:
@@ -108,12 +108,12 @@ def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def is_jpeg(suffix: str) -> bool:
-    """Whether files whose names end so are JPEGs."""
+    """Whether files with this suffix are JPEGs."""
     return suffix.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif"))
 
 
 def unused_channels(image: Image.Image) -> int:
-    """Channels of a TIFF beside grey or RGB that are not said to be alpha, such as infrared."""
+    """Channels of a TIFF besides grey or RGB that are not declared as alpha, such as infrared."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 0
     colours = _COLOURS.get(image.tag_v2.get(262) or 0)
@@ -143,7 +143,7 @@ def _open(file: BinaryIO, path: str | os.PathLike[str], what: str) -> Image.Imag
 
 
 def _unsupported_tiff(file: BinaryIO) -> str:
-    """What the samples of a TIFF are like, where they are of a kind that Pillow does not read."""
+    """The samples of a TIFF in words, if Pillow cannot read them."""
     try:
         file.seek(0)
         header = file.read(8)
@@ -175,7 +175,7 @@ def _other_kind(file: BinaryIO) -> str:
 
 
 def _check_one_page(image: Image.Image, path: str | os.PathLike[str], what: str) -> None:
-    """Refuse stacks and animations, of which only the first picture would be seen."""
+    """Refuse stacks and animations, of which only the first picture would be used."""
     if image.format == "MPO":
         return
     pages = frames = getattr(image, "n_frames", 1)
@@ -190,7 +190,7 @@ def _check_one_page(image: Image.Image, path: str | os.PathLike[str], what: str)
 
 
 def _is_page(image: TiffImagePlugin.TiffImageFile, index: int) -> bool:
-    """Whether a directory of a TIFF is another picture, and no smaller copy or mask of one."""
+    """Whether a directory of a TIFF is another picture, not a smaller copy or a mask of one."""
     try:
         image.seek(index)
         return not int(image.tag_v2.get(254, 0)) & 0b101
@@ -200,9 +200,9 @@ def _is_page(image: TiffImagePlugin.TiffImageFile, index: int) -> bool:
 
 @contextlib.contextmanager
 def _without_filling() -> Iterator[None]:
-    """Where another library has told Pillow to fill truncated images with grey, that has to rest.
+    """Suspend Pillow's filling of truncated images with grey, if another library has set it.
 
-    The flag is the whole process's: the first of several threads notes it, the last restores it.
+    The flag is global: the first of several threads saves it, the last restores it.
     """
     global _readers, _filling
     with _lock:
@@ -219,7 +219,7 @@ def _without_filling() -> Iterator[None]:
 
 
 def _apply_limit() -> None:
-    """Give Pillow the limit of the environment variable, once for each value of it."""
+    """Apply the environment variable's limit to Pillow, once for each value."""
     global _limit_set
     value = os.environ.get(MAX_PIXELS)
     if value is None or value == _limit_set:

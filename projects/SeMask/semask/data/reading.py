@@ -1,7 +1,7 @@
-"""How images and label maps come from files into arrays: one way, for training and evaluation.
+"""Reads images and label maps into arrays, in the same way for training and evaluation.
 
-Every image leaves as 8-bit RGB and every label map as 8-bit class indices; whatever cannot
-become that is a ``DataError`` that names the file.
+Every image becomes 8-bit RGB and every label map 8-bit class indices; anything else is a
+``DataError`` that names the file.
 """
 
 import io
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_CLASSES = 255
 """Classes of a dataset at most: label maps have 8 bits, and one value is for ignored pixels."""
 
-# Pillow stretches 2-bit and 4-bit grey PNGs to 0..255; indices are had back by dividing.
+# Pillow stretches 2-bit and 4-bit grey PNGs to 0..255; dividing restores the indices.
 _STRETCH_OF_RAW_MODE = {"L;2": 85, "L;4": 17}
 
 # In a table of LABEL_MAPS: no such raw value exists.
@@ -41,7 +41,7 @@ def register_label_map(
     *,
     replace: bool = False,
 ) -> None:
-    """Make a raw label layout known, so that dataset dicts can ask for it as "label_map".
+    """Register a raw label layout, which dataset dicts name as "label_map".
 
     Args:
         name: e.g. "ade20k".
@@ -61,7 +61,7 @@ def check_label_map(
     *,
     replace: bool = False,
 ) -> np.ndarray:
-    """What :func:`register_label_map` would register, without doing it.
+    """The table that :func:`register_label_map` would register.
 
     Args, Raises: as of that function.
 
@@ -141,7 +141,7 @@ def rgb_pixels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def is_nearly_black(pixels: np.ndarray, mode: str = "") -> bool:
-    """Whether an image uses so little of its range that its values are hardly what was meant.
+    """Whether an image uses so little of its range that its values are probably wrong.
 
     Values of 0..1 or 0..15 in 8 bits, or of 10, 12 or 14 bits in a file of 16.
 
@@ -209,13 +209,13 @@ def check_label_values(
     Args:
         label: (H, W) uint8.
         num_classes: K; 0..K-1 are the classes.
-        ignore: the value of pixels that do not count.
+        ignore: the value of ignored pixels.
         path: the file, for the message.
 
     Raises:
         DataError: such values exist; it lists them with their numbers of pixels.
     """
-    # Nearly all maps are sound, and that is ten times faster to see than their values to count.
+    # Nearly all maps are valid, and this test is ten times faster than counting their values.
     if not ((label >= num_classes) & (label != ignore)).any():
         return
     counts = np.bincount(label.ravel(), minlength=256)
@@ -258,7 +258,7 @@ def _upright(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     """``image`` turned as its EXIF orientation says."""
     if image.format == "TIFF":  # Pillow turns it while loading, and early releases again below.
         return image
-    image.load()  # A damaged image shall not pass for damaged metadata.
+    image.load()  # A damaged image must not be taken for damaged metadata.
     try:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         return image if upright else ImageOps.exif_transpose(image)  # It always copies.
@@ -331,7 +331,7 @@ def read_matlab_label(file: BinaryIO) -> np.ndarray:
         found = scipy_io.loadmat(content, variable_names=[LABEL_ARRAY]).get(LABEL_ARRAY)
         names = [] if found is not None else [name for name, *_ in scipy_io.whosmat(content)]
     except Exception as error:
-        # Of a damaged file SciPy raises nearly everything, most of it not documented.
+        # SciPy raises nearly any error for a damaged file.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"no sound MATLAB file ({reason})") from error
     if found is None:

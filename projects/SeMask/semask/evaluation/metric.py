@@ -22,7 +22,7 @@ class EvaluatedImage:
         scores: of all classes, in stripes or in full; every use computes them again.
         prediction: (H, W) int64, the class with the highest score.
         label: (H, W) uint8, a class or ``ignore_label``.
-        ignore_label: label value of pixels that do not count.
+        ignore_label: label value of ignored pixels.
         matrix: (K, K + 1) int64, the image's own confusion matrix.
         confidence: (H, W) float32, the probability of ``prediction``; None if no metric needs it.
     """

@@ -68,7 +68,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
                 writes nothing.
             num_classes: K that the model has, to be checked against the metadata; None = not
                 checked here.
-            ignore_label: label value of pixels that do not count; None = the metadata's
+            ignore_label: label value of ignored pixels; None = the metadata's
                 ``ignore_label``, or 255 where they have none.
             metrics: what else to measure or keep; see ``semask.evaluation.metric``.
 

@@ -91,7 +91,7 @@ def show_image(
         mapper: turns a dataset dict into the model's input.
         class_names: of the K classes.
         colors: (K, 3) uint8, RGB.
-        ignore_label: label value of pixels that do not count.
+        ignore_label: label value of ignored pixels.
 
     Raises:
         DataError: a file cannot be read, or image, label map and prediction differ in size.

@@ -66,7 +66,7 @@ def compose_panels(
     Args:
         panels: at least one.
         colors: (K, 3) uint8, RGB of each class.
-        ignore_label: label value of pixels that do not count (hatched).
+        ignore_label: label value of ignored pixels (hatched).
         class_names: the K names of the legend; None = no legend.
 
     Returns:

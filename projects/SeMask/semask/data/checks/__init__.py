@@ -1,1 +1,1 @@
-"""Looking at a dataset before it is trained on."""
+"""Checks of a dataset before training."""

@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset of instances, found before it is trained on.
+"""Problems of a dataset of instances, found before training.
 
 The kinds of problems, and their words, are those of training's own check
 (``semask.engine.check_run``): both come from ``semask.data.annotations``.
@@ -55,7 +55,7 @@ class InstanceDatasetReport(ImagesReport):
         crowds: number of crowds.
         boxes_alone: number of instances without a mask.
         empty: images without any instance.
-        most: instances in the image that has the most.
+        most: the largest number of instances in an image.
     """
 
     def __init__(self, name: str, categories: Sequence[str], noun: str = "instance") -> None:
@@ -141,7 +141,7 @@ NO_INSTANCES = "nothing annotated"
 
 
 def has_instances(name: str) -> bool:
-    """Whether a registered dataset is one of instances, and no semantic one.
+    """Whether a registered dataset has instances, not label maps.
 
     Raises:
         ConfigError: there is no such dataset.
@@ -161,10 +161,10 @@ def check_instance_dataset(
     progress: Progress | None = None,
     reader: ImageReader = RGB,
 ) -> InstanceDatasetReport:
-    """Read the images of a dataset, and see what is wrong with them and their annotations.
+    """Read the images of a dataset and find problems of them and their annotations.
 
-    Of a panoptic dataset, whose records have segments and no annotations, the segments are what is
-    counted, of things and stuff.
+    Of a panoptic dataset, whose records have segments instead of annotations, the segments of
+    things and stuff are counted.
 
     Args:
         name: a registered dataset.
@@ -175,7 +175,7 @@ def check_instance_dataset(
         reader: reads the images.
 
     Returns:
-        The report, in which everything is that is wrong.
+        The report, with all problems.
 
     Raises:
         ConfigError: there is no such dataset, or it has no category names.
@@ -184,7 +184,7 @@ def check_instance_dataset(
     records: Sequence[Record] = ()
     problems = []
     try:
-        records = list_dataset(name)  # which may be what reads the names of the categories
+        records = list_dataset(name)  # this may read the names of the categories
     except AnnotationFileError as error:
         problems = [Problem(UNLISTED, message) for message in error.messages]
     except DataError as error:
@@ -213,7 +213,7 @@ def check_instance_dataset(
 def examine_instances(
     record: Record, num_categories: int, reader: ImageReader = RGB
 ) -> InstancesOfImage:
-    """Read an image, as training does, and see what is wrong with it and its annotations.
+    """Read an image, as training does, and find problems of it and its annotations.
 
     Args:
         record: the dataset dict.

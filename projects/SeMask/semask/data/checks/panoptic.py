@@ -1,4 +1,4 @@
-"""What can be wrong with an image's panoptic map and its segments."""
+"""Problems of an image's panoptic map and its segments."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ BAD_MAP = "unusable panoptic map"
 
 
 def is_panoptic(record: Mapping[str, Any]) -> bool:
-    """Whether a dataset dict has segments, and no instances beside them."""
+    """Whether a dataset dict has segments and no instances."""
     return "segments_info" in record and "annotations" not in record
 
 
@@ -33,7 +33,7 @@ def examine_segments(
         reader: reads the image.
 
     Returns:
-        What it is like; its "instances" are its segments.
+        Its report, whose "instances" are the segments.
     """
     report = InstancesOfImage()
     image = None

@@ -1,4 +1,4 @@
-"""What has been found out about the files of a dataset, as numbers and as text."""
+"""The results of a dataset's check, as numbers and as text."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from semask.utils.text import pluralize
 
-# So many problems of a kind, or absent classes, are listed in the text.
+# Number of problems of a kind, or of absent classes, listed in the text.
 SHOWN = 10
 # The kind of a problem with instances and with segments.
 UNKNOWN_CATEGORY = "unknown category"
@@ -18,12 +18,12 @@ UNKNOWN_CATEGORY = "unknown category"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that keeps a dataset, or an image of it, from being used.
+    """A reason why a dataset, or an image of it, cannot be used.
 
     Attributes:
         kind: a few words, such as "unreadable".
         message: what is wrong, with the names of the files, and what to do.
-        advice: the end of the message where it is the same for many files; or "".
+        advice: the part of the message that is the same for many files, or "".
     """
 
     kind: str
@@ -38,10 +38,10 @@ class Problem:
 
 @dataclass
 class ImageReport:
-    """What one image is like.
+    """Properties and problems of one image.
 
     Attributes:
-        mode: how the image file stores pixels, as Pillow calls it; "" = not known.
+        mode: Pillow's name of the file's pixel format; "" = not known.
         size: (width, height) of the image, in pixels, upright; None = not known.
         dark: the image is nearly black.
         problems: what is wrong with the image and what belongs to it.
@@ -55,7 +55,7 @@ class ImageReport:
 
 @dataclass
 class PairReport(ImageReport):
-    """What one image and its label map are like.
+    """Properties and problems of one image and its label map.
 
     Attributes:
         counts: (256,) pixels of each label value; None = not known.
@@ -66,7 +66,7 @@ class PairReport(ImageReport):
 
 @dataclass
 class InstancesOfImage(ImageReport):
-    """What one image and its annotations are like.
+    """Properties and problems of one image and its annotations.
 
     Attributes:
         instances: number of usable annotations of each category (0..N-1).
@@ -85,11 +85,11 @@ class ImagesReport:
     Attributes:
         name: of the dataset.
         listed: number of images.
-        examined: number of those that have been looked at.
-        modes: number of images by the way that they store pixels.
+        examined: number of those that were read.
+        modes: number of images of each pixel format.
         sizes: number of images of each (width, height).
         dark: images that are nearly black.
-        problems: everything that is wrong.
+        problems: all that were found.
     """
 
     def __init__(self, name: str) -> None:
@@ -114,7 +114,7 @@ class ImagesReport:
         self.dark += image.dark
 
     def images_as_dict(self) -> dict[str, Any]:
-        """What is known of the images, in plain types."""
+        """The images' statistics, in plain types."""
         return {
             "modes": dict(self.modes),
             "sizes": {f"{width}x{height}": n for (width, height), n in self.sizes.most_common()},
@@ -125,11 +125,11 @@ class ImagesReport:
         """The report for people: several lines, without a final line break.
 
         Args:
-            first: the first line, without the number of images that have been looked at.
-            table, notes: of what is annotated; left out where no image has been looked at.
+            first: the first line, without the number of examined images.
+            table, notes: about the annotations; left out where no image was examined.
         """
         if self.examined != self.listed:
-            first += f", of which {self.examined} have been looked at"
+            first += f", of which {self.examined} were examined"
         parts = [[first], problem_lines(self.problems)]
         if self.examined:
             notes = [*notes, *dark_lines(self.dark, self.examined)]
@@ -138,12 +138,12 @@ class ImagesReport:
 
 
 def absent_lines(absent: Sequence[str], number: int, noun: str) -> list[str]:
-    """What to say about classes that no image has, where there are any.
+    """The note about classes that no image has, if there are any.
 
     Args:
         absent: their names.
         number: of all classes.
-        noun: what they are called, in the plural.
+        noun: for the classes, in the plural.
     """
     if not absent:
         return []
@@ -163,11 +163,11 @@ def tabulated(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
 
 
 class DatasetReport(ImagesReport):
-    """What a dataset of images with label maps is like.
+    """Statistics and problems of a dataset of images with label maps.
 
     Attributes:
         classes: names of the K classes.
-        ignore: value of label pixels that do not count.
+        ignore: value of ignored label pixels.
         images_alone, labels_alone: files without a counterpart.
         pixels: (K,) pixels of each class.
         images: (K,) images that have each class.
@@ -247,17 +247,17 @@ class DatasetReport(ImagesReport):
 
 
 def dark_lines(dark: int, examined: int) -> list[str]:
-    """What to say about images that are nearly black, where there are any but not all are.
+    """The note about nearly black images, if some but not all are.
 
     Args:
         dark: their number.
-        examined: images that have been looked at.
+        examined: number of examined images.
     """
     return [f"Note: {dark_words(dark, examined)}"] if 0 < dark < examined else []
 
 
 def dark_words(dark: int, examined: int) -> str:
-    """How many images are nearly black, and what that can come from."""
+    """The number of nearly black images, and possible reasons."""
     return (
         f"{dark} of {pluralize(examined, 'image')} are nearly black. Are their values 0..1, or of "
         "10 to 14 bits in files of 16 bits, of which the upper eight are read? Then name their "
@@ -266,7 +266,7 @@ def dark_words(dark: int, examined: int) -> str:
 
 
 def image_lines(modes: Counter[str], sizes: Counter[tuple[int, int]]) -> list[str]:
-    """How many images store pixels in which way, and how large they are.
+    """The pixel formats and sizes of images.
 
     Args:
         modes: number of images by the way that they store pixels.
@@ -286,7 +286,7 @@ def image_lines(modes: Counter[str], sizes: Counter[tuple[int, int]]) -> list[st
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """Everything that is wrong, by its kind, the first of each in words; the same advice once."""
+    """All problems by kind, with the first few of each; the same advice once."""
     if not problems:
         return ["No problems."]
     lines = [f"{pluralize(len(problems), 'problem')}:"]

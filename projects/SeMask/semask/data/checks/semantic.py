@@ -1,6 +1,6 @@
-"""What can be wrong with the files of a dataset, found before they are trained on.
+"""Problems of the files of a dataset, found before training.
 
-``check_dataset`` looks at all of them, ``quick_check`` at a sample, with the same words.
+``check_dataset`` reads all of them, ``quick_check`` a sample; both use the same words.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def check_dataset(
     progress: Progress | None = None,
     reader: ImageReader = RGB,
 ) -> DatasetReport:
-    """Read the images and label maps of a dataset and see what is wrong with them.
+    """Read the images and label maps of a dataset and find their problems.
 
     Args:
         name: a registered dataset.
@@ -80,7 +80,7 @@ def check_dataset(
         reader: reads the images.
 
     Returns:
-        The report, in which everything is that is wrong with the files.
+        The report, with all problems of the files.
 
     Raises:
         ConfigError: there is no such dataset, or it has no class names.
@@ -115,7 +115,7 @@ def examine_sample(
     threads: int,
     progress: Progress | None,
 ) -> Iterator[_Image]:
-    """What ``examine`` says of each image, several read at once.
+    """The report of ``examine`` on each image; several are read at once.
 
     Args:
         records: of the dataset.
@@ -132,7 +132,7 @@ def examine_sample(
 
 
 def _meaningless(report: DatasetReport) -> list[Problem]:
-    """What makes the results on a dataset meaningless although each of its files is sound."""
+    """Problems of a dataset as a whole, although each of its files is valid."""
     name, ignore = report.name, report.ignore
     present = np.flatnonzero(report.images)
     if not report.examined:
@@ -170,26 +170,26 @@ def quick_check(
     max_unreadable: int = 0,
     reader: ImageReader = RGB,
 ) -> list[Record]:
-    """Refuse a dataset that cannot be used, as far as a sample of it tells.
+    """Refuse a dataset that cannot be used, judged by a sample of it.
 
-    Where the sample has fewer than two classes, the other label maps are read until one has a
-    second class.
+    If the sample has fewer than two classes, further label maps are read until one has a second
+    class.
 
     Args:
         name: a registered dataset.
         num_classes: K; labels are 0..K-1,
         ignore: or this.
         sample: number of images to look at, evenly spaced; 0 = only list the dataset.
-        is_train: it is trained on; otherwise a single class is only warned of.
-        max_unreadable: so many missing or damaged files give a warning only.
+        is_train: it is used for training; otherwise a single class gives a warning only.
+        max_unreadable: up to this number of missing or damaged files gives a warning only.
         reader: reads the images.
 
     Returns:
         The dicts of the dataset.
 
     Raises:
-        DataError: the dataset cannot be listed or is empty, images of the sample or their label
-            maps cannot be used, or nothing is labelled.
+        DataError: the dataset cannot be listed or is empty, images or label maps of the sample
+            cannot be used, or no pixel is labelled.
     """
     records = list_dataset(name)
     chosen = evenly_spaced(records, sample) if sample > 0 else []
@@ -201,7 +201,7 @@ def quick_check(
         for problem in problems:
             logger.warning("Dataset '%s': %s", name, problem.message)
         return records
-    # The gravest first: what training would not skip.
+    # First those that training would not skip.
     problems.sort(key=lambda problem: problem.kind == UNREADABLE)
     concerned = sum(bool(report.problems) for report in reports)
     raise DataError(
@@ -214,10 +214,10 @@ def quick_check(
 def _check_meaning(
     name: str, records: Sequence[Record], reports: Sequence[PairReport], *, is_train: bool
 ) -> None:
-    """Look at a sample as a whole, and at further label maps where it has one class alone.
+    """Check a sample as a whole, and further label maps if it has only one class.
 
     Raises:
-        DataError: nothing is labelled, or in training data all of it the same.
+        DataError: no pixel is labelled, or all of the training data has one class.
     """
     report = DatasetReport(name, *_classes_and_ignore(name))
     for pair in reports:
@@ -241,7 +241,7 @@ def _check_meaning(
 def examine_pair(
     record: Record, num_classes: int, ignore: int, reader: ImageReader = RGB
 ) -> PairReport:
-    """Read an image and its label map, as training does, and see what is wrong with them.
+    """Read an image and its label map, as training does, and find their problems.
 
     Args:
         record: the dataset dict.
@@ -272,7 +272,7 @@ def examine_pair(
 
 
 def evenly_spaced(records: Sequence[Record], number: int) -> list[Record]:
-    """``number`` of the records, from the first to the last; all for 0 or where there are fewer."""
+    """``number`` of the records, from first to last; all of them for 0, or if there are fewer."""
     if number == 0 or number >= len(records):
         return list(records)
     positions = np.linspace(0, len(records) - 1, number).round().astype(int)
@@ -281,7 +281,7 @@ def evenly_spaced(records: Sequence[Record], number: int) -> list[Record]:
 
 @contextlib.contextmanager
 def noted(report: ImageReport, kind: str) -> Iterator[None]:
-    """What is wrong in the ``with`` block becomes a problem of that kind, or is unreadable."""
+    """Record a ``DataError`` of the ``with`` block as a problem of that kind, or as unreadable."""
     try:
         yield
     except UnreadableError as error:
@@ -291,10 +291,10 @@ def noted(report: ImageReport, kind: str) -> Iterator[None]:
 
 
 def image_mode(path: str, reader: ImageReader = RGB) -> str:
-    """How an image file stores pixels, as Pillow calls it, and what of it is not used.
+    """Pillow's name of a file's pixel format, and the number of unused channels.
 
     Raises:
-        DataError: as of ``reader.read``.
+        DataError: see ``reader.read``.
     """
     if mode := reader.mode(path):
         return mode
@@ -304,7 +304,7 @@ def image_mode(path: str, reader: ImageReader = RGB) -> str:
 
 
 def registered_metadata(name: str) -> Any:
-    """What is known of a dataset.
+    """The metadata of a dataset.
 
     Raises:
         ConfigError: there is no such dataset.

@@ -1,4 +1,4 @@
-"""Reading a JSON file of COCO's kinds; what is wrong with its form is said in sentences."""
+"""Reads JSON files in COCO's formats and explains mistakes in their structure."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ Content = dict[str, list[dict[str, Any]]]
 
 
 class AnnotationFileError(DataError):
-    """An annotation file that is not what it should be.
+    """An annotation file with mistakes.
 
     Attributes:
-        messages: everything that is wrong with it; the error's own text is the first.
+        messages: all mistakes; the error's own text is the first.
     """
 
     def __init__(self, messages: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def read_annotation_file(json_file: str, hint: str = "") -> Any:
 
     Args:
         json_file: the file.
-        hint: what to do where it is missing.
+        hint: advice for a missing file.
 
     Raises:
         DataError: it is missing or cannot be read.
@@ -52,13 +52,13 @@ def wrong_form(
     kind: str,
     may_be_empty: Collection[str] = (),
 ) -> Iterator[str]:
-    """What keeps a file from being one of a format.
+    """The reasons why a file is not in a format.
 
     Args:
         content: of the file.
-        required: the lists that it has to have, and the keys that each of their entries needs.
+        required: the lists that it must have, and the keys that each of their entries needs.
         kind: the format's name.
-        may_be_empty: lists without an entry that are no mistake.
+        may_be_empty: lists that may be empty.
     """
     for part, keys in required.items():
         entries = content.get(part) if isinstance(content, dict) else None
@@ -79,14 +79,14 @@ def wrong_form(
 
 
 def refuse(json_file: str, found: Sequence[str]) -> None:
-    """Refuse a file where something has been found.
+    """Refuse a file if mistakes were found.
 
     Args:
         json_file: the file.
-        found: what is wrong with it, each as the end of a sentence.
+        found: its mistakes, each as the end of a sentence.
 
     Raises:
-        AnnotationFileError: something is.
+        AnnotationFileError: there is a mistake.
     """
     if found:
         raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])

@@ -1,4 +1,4 @@
-"""How a dataset for semantic segmentation enters Detectron2's catalogs."""
+"""Registration of datasets for semantic segmentation in Detectron2's catalogs."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ def datasets_root() -> str:
 
 
 def layout_hint(layout: Sequence[str]) -> str:
-    """Where a built-in dataset is looked for, to end the message of an error with.
+    """The end of an error message: where a built-in dataset is searched.
 
     Args:
         layout: the expected paths, relative to the root of the datasets.
@@ -44,21 +44,21 @@ def register_sem_seg(
     """Register a dataset for semantic segmentation; doing the same again changes nothing.
 
     Args:
-        name: what configs call it, in DATASETS.TRAIN and DATASETS.TEST.
+        name: for configs, in DATASETS.TRAIN and DATASETS.TEST.
         loader: returns the dataset's dicts, with "file_name" and "sem_seg_file_name". It runs
-            when the dataset is asked for, not here.
+            when the dataset is used, not here.
         classes: names of the K classes, in the order of their indices.
         colors: K colours (red, green, blue), 0..255.
-        ignore_label: value of label pixels that do not count.
+        ignore_label: value of ignored label pixels.
         roots: returns the folders of images and of label maps, for "image_root" and
-            "sem_seg_root" of the metadata. It is asked again at every loading, as the folders
-            may depend on the environment; for fixed folders give those two directly.
+            "sem_seg_root" of the metadata. It is called at every loading, as the folders may
+            depend on the environment; for fixed folders give these two entries directly.
         replace: take the place of a dataset of that name, if there is one.
         **metadata: further entries of the dataset's metadata.
 
     Raises:
-        ValueError: as many colours as classes are needed, at most ``MAX_CLASSES``; or the name
-            stands for a dataset with other metadata already. Nothing has changed then.
+        ValueError: the numbers of colours and classes differ or exceed ``MAX_CLASSES``, or the
+            name belongs to a dataset with other metadata. Nothing is changed then.
     """
     if len(classes) > MAX_CLASSES:
         raise ValueError(
@@ -87,7 +87,7 @@ def register_sem_seg(
 
 
 def is_registered(name: str, entries: Mapping[str, Any], *, replace: bool) -> bool:
-    """Whether a name stands for a dataset with these metadata already.
+    """Whether a dataset with this name and these metadata is registered.
 
     Args:
         name: of the dataset.
@@ -95,7 +95,7 @@ def is_registered(name: str, entries: Mapping[str, Any], *, replace: bool) -> bo
         replace: forget the dataset of that name, if there is one.
 
     Raises:
-        ValueError: it stands for a dataset with other metadata, and ``replace`` is False.
+        ValueError: its metadata are others, and ``replace`` is False.
     """
     if name not in DatasetCatalog:
         return False
@@ -113,7 +113,7 @@ def is_registered(name: str, entries: Mapping[str, Any], *, replace: bool) -> bo
 
 
 def forget_dataset(name: str) -> None:
-    """Remove a dataset and its metadata; nothing happens where there is none of that name."""
+    """Remove a dataset and its metadata, if there is one of that name."""
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
     if name in MetadataCatalog.list():
@@ -123,5 +123,5 @@ def forget_dataset(name: str) -> None:
 def _note_roots(name: str, roots: Callable[[], tuple[str, str]] | None) -> None:
     if roots is not None:
         image_root, sem_seg_root = roots()
-        # Metadata.set refuses to change what is there already.
+        # Metadata.set refuses to change existing entries.
         vars(MetadataCatalog.get(name)).update(image_root=image_root, sem_seg_root=sem_seg_root)

@@ -35,13 +35,13 @@ def register_coco_folder(
     replace: bool = False,
     **metadata: Any,
 ) -> None:
-    """Make an own dataset known by a name, for DATASETS.TRAIN and DATASETS.TEST.
+    """Register an own dataset for DATASETS.TRAIN and DATASETS.TEST.
 
     The file is read when the dataset is used; the names of its categories are then in the
     metadata, in the order of their ids.
 
     Args:
-        name: what configs call the dataset.
+        name: of the dataset, for configs.
         image_dir: folder of the images; "file_name" in the file is relative to it.
         json_file: annotations in COCO's format for detection: "images", "categories",
             "annotations" with "bbox" [x, y, width, height] and, for masks, "segmentation".
@@ -51,7 +51,7 @@ def register_coco_folder(
         **metadata: further entries of the dataset's metadata.
 
     Raises:
-        ValueError: the name stands for another dataset.
+        ValueError: the name belongs to another dataset.
     """
     image_root, path = (os.path.abspath(os.path.expanduser(p)) for p in (image_dir, json_file))
     entries = {
@@ -80,10 +80,10 @@ def load_coco_folder(
 
     Args:
         json_file: the file.
-        image_dir: folder of the images; they are not looked at.
+        image_dir: folder of the images, which are not read.
         dataset_name: registered name whose metadata get the categories.
-        hint: what to say in addition where the file does not exist.
-        allow_outside: as of :func:`register_coco_folder`.
+        hint: advice for a missing file.
+        allow_outside: see :func:`register_coco_folder`.
 
     Returns:
         Detectron2's standard dicts, in the order of the image ids, with category ids 0..N-1 in
@@ -91,14 +91,14 @@ def load_coco_folder(
         used are among them.
 
     Raises:
-        AnnotationFileError: the file is no such file, or contradicts itself.
+        AnnotationFileError: the file has another format, or contradicts itself.
         DataError: it is missing or cannot be read.
     """
     content = _read(json_file, hint, allow_outside=allow_outside)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
     if dataset_name is not None:
-        # Metadata.set refuses to change what is there already.
+        # Metadata.set refuses to change existing entries.
         vars(MetadataCatalog.get(dataset_name)).update(
             thing_classes=[entry["name"] for entry in categories],
             thing_dataset_id_to_contiguous_id=contiguous,
@@ -124,7 +124,7 @@ def load_coco_folder(
 
 
 def _read(json_file: str, hint: str, *, allow_outside: bool) -> Content:
-    """The file's content, whose parts have been found to belong together."""
+    """The file's content, checked for consistency."""
     alone = "Images alone can be looked at with `semask predict`."
     content = read_annotation_file(json_file, hint or alone)
     form = wrong_form(
@@ -138,7 +138,7 @@ def _read(json_file: str, hint: str, *, allow_outside: bool) -> Content:
 
 
 def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Ids that are there twice, or that nothing has."""
+    """Duplicate ids, and references to ids that do not exist."""
     for part in _REQUIRED:
         if {type(entry["id"]) for entry in content[part]} not in ({int}, {str}, set()):
             yield f"has ids in '{part}' that are neither all whole numbers nor all texts."
@@ -203,7 +203,7 @@ def _wrong_values(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 def _outside(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Names of images that are not below the folder of the images."""
+    """Names of images outside the folder of the images."""
     names = [entry["file_name"] for entry in content["images"]]
     wrong = [
         name
@@ -230,7 +230,7 @@ def _is_category(entry: Mapping[str, Any]) -> bool:
 
 
 def category_ids(metadata: Any, number: int) -> list[int]:
-    """The ids that a dataset's own file has for the categories 0..number-1; else 1, 2, ..."""
+    """The ids of the categories 0..number-1 in the dataset's file; 1, 2, ... if not known."""
     ids = {
         index: given
         for key in ("stuff_dataset_id_to_contiguous_id", "thing_dataset_id_to_contiguous_id")

@@ -25,7 +25,7 @@ PANOPTIC_REQUIRED = ("NAME", "IMAGE_DIR", "PANOPTIC_DIR", "JSON_FILE")
 
 # The keys of an entry of DATASETS.FOLDERS.
 REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
-# Further ones, and the arguments of ``register_folder`` they give.
+# Further keys, and the arguments of ``register_folder`` that they set.
 OPTIONAL = {
     "CLASSES": "classes",
     "IGNORE": "ignore",
@@ -40,9 +40,9 @@ def register_config_folders(cfg: CfgNode) -> None:
     """Register the datasets of ``DATASETS.FOLDERS``; see ``add_semask_config`` for the keys.
 
     Those of ``DATASETS.COCO_FOLDERS`` and ``PANOPTIC_FOLDERS`` are registered, too. ``load_config``
-    has done it. A process that gets a config in another way, such as one that ``launch`` starts,
-    has to call it too. A name may be registered from configs again and again, and then stands for
-    the last one; other datasets are not replaced.
+    calls this. A process that gets a config in another way, such as one started by ``launch``, has
+    to call it itself. A name may be registered from configs several times; the last one counts.
+    Other datasets are not replaced.
 
     Args:
         cfg: with this project's keys; it is not changed.

@@ -36,21 +36,21 @@ def register_folder(
     replace: bool = False,
     **metadata: Any,
 ) -> None:
-    """Make an own dataset known by a name, for DATASETS.TRAIN and DATASETS.TEST.
+    """Register an own dataset for DATASETS.TRAIN and DATASETS.TEST.
 
     The folders are searched, with their subfolders, when the dataset is used. An image and its
     label map have the same path below their folders, up to the extension. A label map has one
     channel with the class index of each pixel.
 
     Args:
-        name: what configs call the dataset.
+        name: of the dataset, for configs.
         image_dir: folder of the images.
         label_dir: folder of the label maps; it may be the same one where the extensions differ.
         classes: names of the K classes (at most 255), in the order of their indices.
-        ignore: value of label pixels that do not count, K..255.
+        ignore: value of ignored label pixels, K..255.
         colors: K colours (red, green, blue), 0..255; None = well distinguishable ones.
-        image_ext: extension or extensions of the images; more generally the endings of their
-            names, such as "_rgb.png".
+        image_ext: extension or extensions of the images, or other endings of their names, such as
+            "_rgb.png".
         label_ext: the same of the label maps; JPEG cannot hold class indices.
         label_map: for files with other values than class indices: the index (or ``ignore``) of
             each raw value, as a list or as a dict; or the name of a registered label map.
@@ -59,8 +59,8 @@ def register_folder(
         **metadata: further entries of the dataset's metadata.
 
     Raises:
-        ValueError: an argument is not as described, or the name stands for another dataset.
-            Nothing has changed then.
+        ValueError: an argument cannot be used, or the name belongs to another dataset. Nothing is
+            changed then.
     """
     names = _checked_classes(name, classes, ignore)
     if colors is not None:
@@ -121,7 +121,7 @@ def _checked_classes(name: str, classes: Sequence[str], ignore: int) -> list[str
 def _label_map_name(
     name: str, label_map: str | Sequence[int] | Mapping[int, int] | None
 ) -> str | None:
-    """The name of the label map, which is the dataset's own for a table."""
+    """The name of the label map; a table is registered under the dataset's name."""
     if label_map is None or not isinstance(label_map, str):
         return None if label_map is None else name
     if label_map not in LABEL_MAPS:

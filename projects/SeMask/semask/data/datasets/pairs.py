@@ -16,7 +16,7 @@ class PairingError(DataError):
     """Images or label maps without a counterpart.
 
     Attributes:
-        records: dicts of the pairs that there are.
+        records: dicts of the complete pairs.
         images: the images without a label map.
         labels: the label maps without an image.
     """
@@ -30,7 +30,7 @@ class PairingError(DataError):
     ) -> None:
         """
         Args:
-            message: what is wrong and what to do.
+            message: names the problem and the remedy.
             records, images, labels: the attributes of these names.
         """
         super().__init__(message)
@@ -52,17 +52,16 @@ def load_sem_seg_pairs(
 
     An image and a label map are a pair if their paths below the two folders are equal up to the
     suffix, as in ``train/a.jpg`` and ``train/a.png``, or ``x_leftImg8bit.png`` and
-    ``x_labelIds.png``. Folders are searched with their subfolders; files with another suffix, and
-    hidden ones, do not count.
+    ``x_labelIds.png``. Folders are searched with their subfolders; files with another suffix and
+    hidden files are ignored.
 
     Args:
         image_root: folder of the images.
         label_root: folder of the label maps.
-        image_suffix: how the images' names end (upper and lower case are the same), or several
-            such endings.
+        image_suffix: ending of the images' names, or several endings; case is ignored.
         label_suffix: the same of the label maps.
         label_map: name of a registered table from raw label values to training ids, if needed.
-        hint: what to tell the user about where the files should be.
+        hint: for messages, says where the files should be.
 
     Returns:
         Dicts with "file_name", "sem_seg_file_name", and "label_map" if given, sorted by name.
@@ -135,9 +134,9 @@ def find_files(
 
     Args:
         root: the folder.
-        suffix: one ending or several; upper and lower case are the same.
-        what: what these files are, for messages, in the plural.
-        hint: what to tell the user about where the files should be.
+        suffix: one ending or several; case is ignored.
+        what: a noun for these files, for messages, in the plural.
+        hint: for messages, says where the files should be.
         first_suffix_wins: of files that are equal up to the suffix, take the one whose suffix
             comes first; otherwise they are an error.
 
@@ -182,7 +181,7 @@ def find_files(
 
 
 def _instead(others: Counter[str], what: str) -> str:
-    """What a folder has in place of what is looked for."""
+    """A sentence about the files that the folder has instead."""
     if not +others:
         return "It has no files. "
     listed = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(5) if number)

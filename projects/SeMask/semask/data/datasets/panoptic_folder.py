@@ -19,7 +19,7 @@ from semask.data.datasets.annotation_file import (
 from semask.data.datasets.catalog import is_registered
 from semask.utils.text import pluralize
 
-# What entries need; "annotations" has one for each image.
+# The keys that entries need; "annotations" has one entry for each image.
 _REQUIRED = {
     "images": ("id", "file_name"),
     "categories": ("id", "name", "isthing"),
@@ -36,13 +36,13 @@ def register_panoptic_folder(
     replace: bool = False,
     **metadata: Any,
 ) -> None:
-    """Make an own dataset known by a name, for DATASETS.TRAIN and DATASETS.TEST.
+    """Register an own dataset for DATASETS.TRAIN and DATASETS.TEST.
 
     The file is read when the dataset is used; the names of its categories, things and stuff in the
     order of their ids, are then in the metadata.
 
     Args:
-        name: what configs call the dataset.
+        name: of the dataset, for configs.
         image_dir: folder of the images; "file_name" of "images" is relative to it.
         panoptic_dir: folder of the PNGs whose colours are ids (R + 256 G + 65536 B; 0 = none);
             "file_name" of "annotations" is relative to it.
@@ -52,7 +52,7 @@ def register_panoptic_folder(
         **metadata: further entries of the dataset's metadata.
 
     Raises:
-        ValueError: the name stands for another dataset.
+        ValueError: the name belongs to another dataset.
     """
     images, maps, path = (
         os.path.abspath(os.path.expanduser(p)) for p in (image_dir, panoptic_dir, json_file)
@@ -78,7 +78,7 @@ def load_panoptic_folder(
 
     Args:
         json_file: the file.
-        image_dir, panoptic_dir: folders of images and maps, which are not looked at.
+        image_dir, panoptic_dir: folders of images and maps, which are not read.
         dataset_name: registered name whose metadata get the categories.
 
     Returns:
@@ -86,7 +86,7 @@ def load_panoptic_folder(
         "segments_info", whose category ids are 0..K-1 in the order of the ids in the file.
 
     Raises:
-        AnnotationFileError: the file is no such file, or contradicts itself.
+        AnnotationFileError: the file has another format, or contradicts itself.
         DataError: it is missing or cannot be read.
     """
     content = _read(json_file)
@@ -94,7 +94,7 @@ def load_panoptic_folder(
     contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
     things = {entry["id"] for entry in categories if entry["isthing"]}
     if dataset_name is not None:
-        # Metadata.set refuses to change what is there already.
+        # Metadata.set refuses to change existing entries.
         vars(MetadataCatalog.get(dataset_name)).update(
             stuff_classes=[entry["name"] for entry in categories],
             thing_classes=[entry["name"] for entry in categories if entry["id"] in things],
@@ -139,7 +139,7 @@ def load_panoptic_folder(
 
 
 def _read(json_file: str) -> Content:
-    """The file's content, whose parts have been found to belong together."""
+    """The file's content, checked for consistency."""
     content = read_annotation_file(json_file)
     form = wrong_form(content, _REQUIRED, kind="COCO's panoptic format")
     refuse(json_file, list(form) or list(_contradictions(content)))
@@ -147,7 +147,7 @@ def _read(json_file: str) -> Content:
 
 
 def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Ids that are there twice, or that nothing has; names that lead out of the folders."""
+    """Duplicate ids, references to ids that do not exist, and names outside the folders."""
     for part, key in (("images", "id"), ("categories", "id"), ("annotations", "image_id")):
         numbers = Counter(entry[key] for entry in content[part])
         repeated = [str(number) for number, times in numbers.items() if times > 1]

@@ -11,7 +11,7 @@ import numpy as np
 from semask.errors import DataError
 
 IGNORE = 255
-"""Value of pixels that do not count, in every label map that is written."""
+"""Value of ignored pixels, in every label map that is written."""
 
 SPLITS = ("train", "val", "test")
 

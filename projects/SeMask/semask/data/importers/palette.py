@@ -101,7 +101,7 @@ def read_palette(path: Path) -> Palette:
     """The names of colours.
 
     Read are CVAT's labelmap.txt ("name:r,g,b:parts:actions"), lines "r g b name" or
-    "name r g b" with spaces, commas or tabs (class_dict.csv; a heading is passed over), and JSON:
+    "name r g b" with spaces, commas or tabs (class_dict.csv; a heading is ignored), and JSON:
     {"name": [r, g, b]}, {"name": "#rrggbb"} or a list of mappings with "name" and "color".
     Several colours may have the same name.
 

@@ -1,4 +1,4 @@
-"""The endless stream of training batches, a function of the seed and the place in it alone.
+"""The endless stream of training batches, which depends only on the seed and the position.
 
 Image number p of a run is the same, with the same augmentation, however many processes, data
 loading processes and accumulation steps share the work, and wherever the run was resumed.
@@ -25,16 +25,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from semask.data.loading.unreadable import ReadableBatches, UnreadableFiles
 from semask.utils.randomness import image_randomness, shuffled
 
-# Seconds that a data loading process has for its last image, once it is not needed any more.
+# Seconds for a data loading process to finish its last image.
 _FAREWELL = 30
 
 
 class LostLoaderError(RuntimeError):
-    """A data loading process has ended, which nobody has told it to."""
+    """A data loading process has ended unexpectedly."""
 
 
 class TrainingLoader:
-    """Batches of samples for one process of a run; iterating goes on from ``position``."""
+    """Batches of samples for one process of a run; iteration starts at ``position``."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class TrainingLoader:
             accumulate_steps: batches that make up a step.
             seed: of order and augmentation, not negative.
             num_workers: data loading processes; 0 = none.
-            max_unreadable: as of ``UnreadableFiles``.
+            max_unreadable: see ``UnreadableFiles``.
             rank, world_size: this process among those of the run.
 
         Raises:
@@ -103,17 +103,17 @@ class TrainingLoader:
         except (RuntimeError, OSError, EOFError) as error:
             if is_lost_loader(error) or not _is_gone(getattr(stream, "_workers", [])):
                 raise
-            # Whatever was being received from the process fails, each time with another error.
+            # Receiving from a process that has ended fails with various errors.
             raise LostLoaderError(f"{type(error).__name__}: {error}") from error
         finally:
             finish()
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream is, between two steps."""
+        """The position in the stream, between two steps."""
         return {"seed": self.seed, "position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there with the next iterator."""
+        """The next iterator starts at this position."""
         self.seed, self.position = state_dict["seed"], state_dict["position"]
 
     def places(self) -> Iterator[list[tuple[int, int]]]:
@@ -160,7 +160,7 @@ class _ReproducibleDataset(Dataset[dict[str, Any]]):
 
 
 def is_lost_loader(error: BaseException) -> bool:
-    """Whether an error says that a data loading process is gone; PyTorch has no class for it."""
+    """Whether an error means that a data loading process has ended; PyTorch has no class for it."""
     return isinstance(error, LostLoaderError) or (
         isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
     )

@@ -1,4 +1,4 @@
-"""Files that cannot be read do not end a run: they are skipped, counted and named, up to a limit.
+"""Files that cannot be read are skipped, counted and named, up to a limit.
 
 Only files that are missing or damaged count (``UnreadableError``). A label map of another size or
 with values that are no class stops a run at once, as the data or the config are wrong then.
@@ -29,10 +29,10 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class UnreadableFiles:
-    """What a run has skipped so far, known to this process.
+    """The files that a run has skipped so far, as known to this process.
 
     Attributes:
-        limit, what: what it was built with.
+        limit, what: see the constructor.
         reasons: why each file was skipped, by name.
         pending: those not yet shared with the other processes.
     """
@@ -41,7 +41,7 @@ class UnreadableFiles:
         """
         Args:
             limit: number of different files that may be skipped (DATALOADER.MAX_UNREADABLE).
-            what: whose files these are, for messages.
+            what: the source of the files, for messages.
         """
         self.limit = limit
         self.what = what
@@ -77,7 +77,7 @@ class UnreadableFiles:
 
 
 class ReadableDataset(Dataset[dict[str, Any]]):
-    """Dataset dicts through a mapper, except those whose files cannot be read."""
+    """Maps dataset dicts to samples, except those whose files cannot be read."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class ReadableDataset(Dataset[dict[str, Any]]):
             records: dataset dicts.
             mapper: turns one into a sample; it may not draw random numbers before it has read the
                 files.
-            limit: as of ``UnreadableFiles``; with 0 the first unreadable file is an error.
+            limit: see ``UnreadableFiles``; with 0 the first unreadable file is an error.
             replace: give the following image in place of one that cannot be read (training);
                 otherwise a sample of nothing but what was skipped (evaluation, where the label
                 map has to be readable too).
@@ -108,7 +108,7 @@ class ReadableDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
         Returns:
-            What the mapper gives, with ``SKIPPED`` where something was.
+            The mapper's sample, with ``SKIPPED`` if files were skipped.
 
         Raises:
             DataError: more files in a row than the limit cannot be read, or another mistake.
@@ -137,7 +137,7 @@ class ReadableDataset(Dataset[dict[str, Any]]):
 
 
 class ReadableBatches:
-    """The batches of a data loader over a ``ReadableDataset``, without word of what was skipped."""
+    """The batches of a data loader over a ``ReadableDataset``; notes the skipped files."""
 
     def __init__(self, loader: Iterable[list[dict[str, Any]]], unreadable: UnreadableFiles) -> None:
         """

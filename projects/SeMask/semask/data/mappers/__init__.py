@@ -1,1 +1,1 @@
-"""From a dataset dict to what the model takes."""
+"""From a dataset dict to the model's input."""

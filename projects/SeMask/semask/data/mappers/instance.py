@@ -1,4 +1,4 @@
-"""From a dataset dict to what Detectron2's detectors take, and the target of their priors."""
+"""From a dataset dict to the input of Detectron2's detectors, and the target of their priors."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -143,7 +143,7 @@ class InstanceMapper:
                 the semantic map.
             semantic_classes: K of the dataset's semantic maps, which are read; 0 = they are not.
             semantic_prior: the semantic map is the target of the priors.
-            ignore_value: of its pixels that do not count.
+            ignore_value: of its ignored pixels.
             reader: reads the images.
 
         Raises:
@@ -255,7 +255,7 @@ class InstanceMapper:
         return output
 
     def transform(self, image: np.ndarray) -> dict[str, Any]:
-        """What the model takes in evaluation, from an image that has been read already.
+        """The model's input in evaluation, from an image that has been read.
 
         Args:
             image: (H, W, C), as ``reader`` gives it.
@@ -274,7 +274,7 @@ class InstanceMapper:
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
     def _padding(self, transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) bool of the augmented image: what is no part of the given one."""
+        """(H, W) bool: the padding of the augmented image."""
         other = (self.ignore_value + 1) % 256
         padded: np.ndarray = transforms.apply_segmentation(np.full(size, other, np.uint8))
         return padded == self.ignore_value

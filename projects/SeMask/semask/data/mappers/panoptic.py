@@ -134,7 +134,7 @@ class PanopticMapper:
         return {**dataset_dict, **self._with_segments(image, places, classes, present)}
 
     def transform(self, image: np.ndarray) -> dict[str, Any]:
-        """What the model takes in evaluation, from an image that has been read already.
+        """The model's input in evaluation, from an image that has been read.
 
         Args:
             image: (H, W, C), as ``reader`` gives it.

@@ -21,7 +21,7 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Region:
-    """Where an instance lies in an image: what is given first of mask, polygons and box.
+    """The pixels of an instance: from the mask, or else polygons, or else the box.
 
     Attributes:
         category: 0..N-1; None = its pixels are ignored, unless another instance has them.
@@ -78,7 +78,7 @@ def paint(
         (H, W) uint8.
 
     Raises:
-        ValueError: a mask is of another size, or a region is nowhere.
+        ValueError: a mask has another size, or a region has neither mask, polygons nor box.
     """
     height, width = size
     painted = np.full(size, background, dtype=np.uint8)
@@ -90,7 +90,7 @@ def paint(
 
 
 class PriorTarget:
-    """Makes the target of one image, after augmentation."""
+    """Paints the target of one image, after augmentation."""
 
     def __init__(
         self, *, num_categories: int, ignore_value: int = 255, ignore_outside: bool = False
@@ -98,7 +98,7 @@ class PriorTarget:
         """
         Args:
             num_categories: N; the map has N + 1 classes.
-            ignore_value: of pixels that do not count, N+1..255.
+            ignore_value: of ignored pixels, N+1..255.
             ignore_outside: pixels in no instance are ignored instead of background: for datasets
                 in which not every object is annotated.
 
@@ -140,7 +140,7 @@ class PriorTarget:
 
 
 def annotation_region(annotation: Mapping[str, Any]) -> Region:
-    """Where an annotation in Detectron2's form lies; see ``PriorTarget.from_annotations``."""
+    """The region of an annotation in Detectron2's form."""
     category = None if annotation.get("iscrowd", 0) else int(annotation["category_id"])
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, np.ndarray):
@@ -177,7 +177,7 @@ def panoptic_to_semantic(
 def _rasterised(
     polygons: Sequence[np.ndarray], height: int, width: int
 ) -> tuple[Window, np.ndarray]:
-    """As COCO draws polygons, but only where they are: images can have hundreds of instances."""
+    """Polygons drawn as COCO does, in their own window: images can have hundreds of instances."""
     if not polygons:
         return (slice(0, 0), slice(0, 0)), np.zeros((0, 0), dtype=bool)
     points = np.concatenate(

@@ -1,4 +1,4 @@
-"""From a dataset dict to what a semantic segmentation model takes."""
+"""From a dataset dict to the input of a semantic segmentation model."""
 
 import contextlib
 import logging
@@ -137,15 +137,14 @@ def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
         return [ResizeByScale(cfg.INPUT.SCALE, [f]) for f in cfg.TEST.MULTI_SCALE_FACTORS]
 
 
-# What reads an image and its label map, by ``INPUT.DATASET_MAPPER_NAME``: functions of a config
-# and ``is_train``.
+# Builders of mappers, by ``INPUT.DATASET_MAPPER_NAME``: functions of a config and ``is_train``.
 SEMANTIC_MAPPERS: dict[str, Callable[[CfgNode, bool], "SemSegMapper"]] = {}
 
 Mapper = TypeVar("Mapper", bound=Callable[..., "SemSegMapper"])
 
 
 def register_semantic_mapper(name: str) -> Callable[[Mapper], Mapper]:
-    """A decorator: make a mapper known as a value of ``INPUT.DATASET_MAPPER_NAME``."""
+    """A decorator that registers a mapper as a value of ``INPUT.DATASET_MAPPER_NAME``."""
 
     def enter(mapper: Mapper) -> Mapper:
         SEMANTIC_MAPPERS[name] = lambda cfg, is_train: mapper(cfg, is_train=is_train)
@@ -197,7 +196,7 @@ class SemSegMapper:
             num_classes: in training at most 255; labels are 0..num_classes-1,
             ignore_value: or this, 0..255.
             image_format: channel order of the result, "RGB" or "BGR".
-            test_scales: sizes that the multi-scale protocol wants.
+            test_scales: sizes of the multi-scale protocol.
             rescale_resized: make them from the augmented image, as the published
                 mask-classification models were tested, instead of from the original one.
             reader: reads the images.
@@ -256,12 +255,12 @@ class SemSegMapper:
                 class.
         """
         if get_worker_info() is not None:
-            cv2.setNumThreads(0)  # The workers are the parallelism; their threads would compete.
+            cv2.setNumThreads(0)  # The workers run in parallel; threads in each would compete.
         image, sem_seg = self._read(dataset_dict)
         return {**dataset_dict, **self.transform(image, sem_seg)}
 
     def transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> dict[str, Any]:
-        """What the model takes, from an image that has been read already.
+        """The model's input, from an image that has been read.
 
         Args:
             image: (H, W, C), as ``reader`` gives it.
@@ -288,7 +287,7 @@ class SemSegMapper:
         return torch.from_numpy(rgb if self.image_format == "RGB" else rgb[::-1].copy())
 
     def _read(self, dataset_dict: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image, and in training its label map, both found sound."""
+        """The image, and in training its label map, both checked."""
         image_path = dataset_dict["file_name"]
         image = self.reader.read(image_path)
         if not self.is_train:
@@ -307,7 +306,7 @@ class SemSegMapper:
 
 @contextlib.contextmanager
 def blaming(keys: str) -> Iterator[None]:
-    """Give a component's complaint about its arguments the config keys they come from."""
+    """Add the config keys to a component's error about its arguments."""
     try:
         yield
     except (ValueError, TypeError) as error:

@@ -75,7 +75,7 @@ class ResizeByScale(Augmentation):
             sampling: "choice" takes one of ``factors``; "range" draws uniformly between the two.
 
         Raises:
-            ValueError: an argument is not as described.
+            ValueError: an argument is out of its range.
         """
         super().__init__()
         if len(scale) != 2 or not scale[0] >= scale[1] >= 1:
@@ -105,7 +105,7 @@ class RandomCropWithCategoryLimit(Augmentation):
     """Crop at random, and again where one class fills nearly all of the crop.
 
     Up to ten places are tried until the crop has more than one class and its largest class covers
-    less than the limit of its valid (not ignored) pixels; then the tenth is taken as it is.
+    less than the limit of its valid (not ignored) pixels; otherwise the tenth is taken.
     """
 
     max_draws = 10
@@ -116,11 +116,11 @@ class RandomCropWithCategoryLimit(Augmentation):
         """
         Args:
             size: (height, width) of the crop, in pixels; a smaller image gives a smaller crop.
-            max_category_area: the limit, in (0, 1]; 1 takes the first place whatever is there.
-            ignore_value: label of the pixels that do not count.
+            max_category_area: the limit, in (0, 1]; 1 always takes the first place.
+            ignore_value: label of ignored pixels.
 
         Raises:
-            ValueError: an argument is not as described.
+            ValueError: an argument is out of its range.
         """
         super().__init__()
         self.size = _checked_size(size)
@@ -171,7 +171,7 @@ class PadTransform(Transform):
         self.pixel, self.label = pixel, label
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        # Stored in planes, as the model takes it: that is faster to fill, and spares a copy.
+        # Stored in planes, as the model's input is: faster to fill, and saves a copy.
         planes = np.empty((img.shape[2], self.new_h, self.new_w), dtype=np.float32)
         padded = planes.transpose(1, 2, 0)
         padded[:] = self.pixel
@@ -204,7 +204,7 @@ class PadToSize(Augmentation):
         """
         Args:
             size: (height, width) in pixels.
-            pixel_mean: what the model subtracts, per channel in the image's order, 0..255.
+            pixel_mean: subtracted by the model, per channel in the image's order, 0..255.
             ignore_value: label of the padding.
 
         Raises:

@@ -52,7 +52,7 @@ class ResizeShortEdge(T.ResizeShortestEdge):
             label_interpolation: one of ``LABEL_INTERPOLATIONS``.
 
         Raises:
-            ValueError: an argument is not as described.
+            ValueError: an argument is out of its range.
         """
         if not short_edges or min(short_edges) < 1 or max_size < 1:
             raise ValueError(

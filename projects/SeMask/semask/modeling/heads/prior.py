@@ -167,7 +167,7 @@ class PriorSupervision(nn.Module):
         """Prior logits at the common stride.
 
         Args:
-            priors: {"prior2": (B, K, h, w), ...}; other entries are passed over.
+            priors: {"prior2": (B, K, h, w), ...}; other entries are ignored.
             image_size: height and width of the images in the batch, with their padding.
 
         Returns:
@@ -180,7 +180,7 @@ class PriorSupervision(nn.Module):
         """The weighted loss of a batch.
 
         Args:
-            priors: {"prior2": (B, K, h, w), ...}; other entries are passed over.
+            priors: {"prior2": (B, K, h, w), ...}; other entries are ignored.
             targets: (B, H, W) int64 in 0..K-1, or the ignore value; H and W are those of the
                 images in the batch, with their padding.
 

@@ -1,8 +1,8 @@
 """Scenes: 400 + 100 drawn landscapes with ten classes that come in look-alike pairs.
 
-The files are drawn when the dataset is first asked for, under ``$DETECTRON2_DATASETS/scenes``.
-Each file takes its name only when it is whole, and says inside which one it is; the manifest
-comes last. So drawing may end at any moment, and the next use takes it up again.
+The files are drawn when the dataset is first used, under ``$DETECTRON2_DATASETS/scenes``. Each
+file appears under its name only when it is complete, and states its identity inside; the manifest
+is written last. So drawing may be interrupted at any moment, and the next use continues it.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ SPLITS: Mapping[str, int] = {"train": 400, "val": 100}
 
 _KINDS = ("images", "annotations")
 _MANIFEST = "manifest.json"
-# The text in each PNG file that says which one it is.
+# Key of the text in each PNG file that identifies it.
 _MARK = "semask-scenes"
 
 # Of each scene: "height", "width", and the bytes of the files in "images" and "annotations".
@@ -44,12 +44,12 @@ _Records = dict[str, list[dict[str, int]]]
 
 
 def make_scenes(folder: str, splits: Mapping[str, int] = SPLITS) -> dict[str, list[dict[str, Any]]]:
-    """See to it that the dataset is complete in ``folder``: draw what is missing.
+    """Complete the dataset in ``folder``: draw missing images.
 
     Any number of processes may call this at once; one draws and the others wait for it.
 
     Args:
-        folder: where the dataset lies, or shall lie.
+        folder: of the dataset; it need not exist.
         splits: number of images of each split.
 
     Returns:
@@ -113,7 +113,7 @@ def _path(folder: str, kind: str, split: str, index: int) -> str:
 
 
 def _identity(splits: Mapping[str, int]) -> dict[str, Any]:
-    """What the pixels depend on."""
+    """Everything that the pixels depend on."""
     return {"generator_version": GENERATOR_VERSION, "seed": SEED, "images": dict(splits)}
 
 
@@ -122,7 +122,7 @@ def _mark(kind: str, split: str, index: int) -> str:
 
 
 def _finished(folder: str, splits: Mapping[str, int]) -> _Records | None:
-    """What the manifest lists, if it is this dataset's and all the files are there, whole."""
+    """The manifest's records, if it is of this dataset and all files are complete."""
     try:
         manifest = read_json(os.path.join(folder, _MANIFEST))
         records: _Records = manifest["files"]
@@ -139,11 +139,11 @@ def _finished(folder: str, splits: Mapping[str, int]) -> _Records | None:
 
 
 def _finish(folder: str, splits: Mapping[str, int], tidy: bool) -> _Records:
-    """Draw the scenes that are not there yet, then write the manifest."""
+    """Draw the missing scenes, then write the manifest."""
     for kind in _KINDS:
         for split in splits:
             os.makedirs(os.path.join(folder, kind, split), exist_ok=True)
-    if tidy:  # what processes that were killed have left
+    if tidy:  # files that killed processes have left
         for place, _, _ in os.walk(folder):
             remove_temporaries(place)
     scenes = [(split, index) for split, count in splits.items() for index in range(count)]
@@ -169,7 +169,7 @@ def _finish(folder: str, splits: Mapping[str, int], tidy: bool) -> _Records:
 
 
 def _find_scene(folder: str, split: str, index: int) -> dict[str, int] | None:
-    """The record of a scene whose two files are there, undamaged; else None."""
+    """The record of a scene whose two files exist undamaged; else None."""
     record = {}
     for kind in _KINDS:
         path = _path(folder, kind, split, index)
@@ -211,10 +211,10 @@ def _write(path: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _lock(folder: str) -> Iterator[bool]:
-    """Keep other processes waiting; gives False where the file system has no locks.
+    """Make other processes wait; yields False where the file system has no locks.
 
-    Without the lock nothing breaks, as files appear whole: only the work is done twice. A lock
-    ends with its process, however that ends.
+    Without a lock the result is the same, as files appear complete; only the work is done twice. A
+    lock ends with its process.
     """
     with open(os.path.join(folder, ".lock"), "wb") as file:
         if fcntl is None:

@@ -149,7 +149,7 @@ def _ordered(path: Path, names: dict[Any, Any]) -> list[Any]:
 
 
 def _folders(path: Path, description: dict[str, Any]) -> dict[str, list[Path]]:
-    """The folders of each part; those that do not exist are passed over."""
+    """The folders of each part; those that do not exist are ignored."""
     found: dict[str, list[Path]] = {}
     roots = [path.parent]
     if isinstance(description.get("path"), str):
