@@ -60,7 +60,7 @@ def test_report_of_a_sound_dataset(folder: Path, threads: int) -> None:
 def test_sample(folder: Path) -> None:
     report = check_dataset("own", sample=3)
     assert (report.listed, report.examined) == (IMAGES, 3)
-    assert "5 images with label maps, of which 3 have been looked at" in report.text()
+    assert "5 images with label maps, of which 3 were examined" in report.text()
 
 
 def test_evenly_spaced() -> None:

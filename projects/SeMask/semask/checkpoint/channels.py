@@ -1,4 +1,4 @@
-"""Weights that were trained on RGB, for images of any number of channels."""
+"""Adapts weights that were trained on RGB to images of any number of channels."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ def adapt_channels(
     """Fit the first convolution of a pre-trained backbone to images of N channels.
 
     Timm's rule: for one channel, the sum over the three; else the three in turn until there are N,
-    times 3 / N. So features of channels that are alike are about as strong as before.
+    times 3 / N. So for equal channels the features have the same scale as before.
 
     Args:
         state_dict: parameters by this project's names.

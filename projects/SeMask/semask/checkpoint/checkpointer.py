@@ -36,11 +36,11 @@ class SeMaskCheckpointer(DetectionCheckpointer):
 
     It loads this project's checkpoints, published ones and ImageNet Swin (see
     :mod:`semask.checkpoint.convert`), from ``.pth`` files that hold tensors and plain values only,
-    ``.pkl`` files that hold NumPy arrays only, or ``.safetensors``. It saves atomically: whatever
-    interrupts a save, the file before it and ``last_checkpoint`` stay as they were.
+    ``.pkl`` files that hold NumPy arrays only, or ``.safetensors``. It saves atomically: after
+    an interrupted save, the earlier file and ``last_checkpoint`` are unchanged.
 
     Attributes:
-        loaded: the file that the model's weights are from; "" = none has been loaded.
+        loaded: the file of the model's weights; "" = none was loaded.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             save_to_disk: whether this process writes; None = only the main process does.
             allow_pickle: also load ``.pkl`` files that hold more than NumPy arrays. Such a file can
                 run any code when it is read: only for files whose author you trust.
-            complete: also refuse what is a good start for a training only, as a pre-trained
-                backbone is: the model is to predict.
-            partial: load from weights what fits the model, and initialise the rest, where
-                ``complete`` does not forbid it. Resuming a run is strict in any case.
+            complete: also refuse weights that can only start a training, such as a pre-trained
+                backbone; for prediction.
+            partial: load the weights that fit the model and initialise the rest, unless
+                ``complete`` is set. Resuming a run is always strict.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -81,14 +81,14 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         Args:
             path: file or URL; "" loads nothing.
             checkpointables: names to load; None = all.
-            strict: refuse what fits in part only, also where the checkpointer is ``partial``.
+            strict: refuse a partial fit, also where the checkpointer is ``partial``.
 
         Returns:
-            What else the checkpoint holds.
+            The remaining entries of the checkpoint.
 
         Raises:
             CheckpointError: the file is missing, broken, unsafe or of another model. The model
-                is then as it was.
+                is then unchanged.
         """
         if not path:
             logger.info("No checkpoint is given: the model keeps its initial weights.")
@@ -118,9 +118,9 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                     f"another model or optimizer ({one_line(error)}). Start without --resume "
                     "in another OUTPUT_DIR, or use the config it was made with."
                 ) from error
-        self.model.load_state_dict(state_dict, strict=False)  # what is missing is allowed to be
+        self.model.load_state_dict(state_dict, strict=False)  # checked above
         self.loaded = path
-        # A model alone, as in a predictor, has no use for a training's states, and says nothing.
+        # For a model alone, as in a predictor, a training's states are left out without a warning.
         resumes = checkpointables is None and bool(self.checkpointables)
         for name, value in checkpoint.items():
             if resumes and isinstance(value, Mapping):
@@ -130,7 +130,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """With ``resume``, load everything from the last checkpoint of the folder, if it has one.
 
-        Where that one is damaged or missing, it is the checkpoint written before it.
+        If that one is damaged or missing, the checkpoint before it is loaded.
 
         Args:
             path: file or URL whose weights are loaded otherwise.
@@ -165,7 +165,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
     def get_checkpoint_file(self) -> str:
         """The last checkpoint of the folder.
 
-        Where ``last_checkpoint`` is missing or damaged, it is the one of the latest iteration.
+        If ``last_checkpoint`` is missing or damaged, the one of the highest iteration.
 
         Raises:
             DamagedCheckpointError: there is no such file either.
@@ -181,7 +181,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         return os.path.join(self.save_dir, name)
 
     def check(self, path: str, *, strict: bool = False) -> None:
-        """Raise what ``load`` would raise about the model, and change nothing.
+        """Raise the errors that ``load`` would raise, and change nothing.
 
         The model may be on the meta device. "" is no checkpoint and never refused.
         """
@@ -191,7 +191,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             )
 
     def check_weights(self, weights: Mapping[str, Tensor], source: str = "given") -> None:
-        """As ``check``, for parameters by name; ``source`` is what the message calls them."""
+        """As ``check``, for parameters by name; ``source`` names them in messages."""
         self._fitting_state_dict(source, dict(weights))
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -203,7 +203,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                 loaded again.
 
         Raises:
-            CheckpointError: it cannot be written; what was there before is untouched.
+            CheckpointError: it cannot be written; earlier files are unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -229,7 +229,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
     ) -> dict[str, Tensor]:
         """The checkpoint's parameters by the model's names, if they fit the model.
 
-        With ``partial``, those of them that do.
+        With ``partial``, only those that fit.
         """
         wanted = self.model.state_dict()
         encoder = encoder_weights(state_dict, self.model)

@@ -1,4 +1,4 @@
-"""Parameter names of published and of former checkpoints, turned into this project's.
+"""Converts parameter names of published and of former checkpoints to this project's.
 
 Published are SeMask-FPN and Swin-FPN (names of their segmentation framework, ``backbone.*`` and
 ``decode_head.*``), mask-classification models (see :mod:`.mask_models`), and ImageNet-pretrained
@@ -21,11 +21,11 @@ from semask.errors import CheckpointError
 
 
 class UnknownNamesError(CheckpointError):
-    """Parameters whose names are of none of the known kinds."""
+    """Parameter names of no known kind."""
 
 
 class ForeignSwinError(CheckpointError):
-    """A Swin by the names of another library."""
+    """A Swin with the names of another library."""
 
 
 class CheckpointKind(Enum):
@@ -60,7 +60,7 @@ _FPN_RULES = (
     (r"^decode_head\.", "sem_seg_head.semantic_fpn."),
 )
 
-# How the Swins of other libraries name what is in every block.
+# Parameter names in every block of other libraries' Swins.
 _LIBRARIES = {
     "MMSegmentation, MMDetection or MMPretrain": r"\.attn\.w_msa\.",
     "transformers": r"encoder\.layers\.\d+\.blocks\.\d+\.attention\.self\.",
@@ -78,12 +78,12 @@ def convert_state_dict(
         state_dict: parameters by name; a "module." in front of all of them is taken off.
 
     Returns:
-        Parameters by this project's names, and the kind that was found. What has no place in
-        this project (ImageNet Swin's classifier ``head`` and its ``norm``) keeps its name;
+        Parameters by this project's names, and the kind that was found. Parameters that
+        are not used here (ImageNet Swin's classifier ``head`` and its ``norm``) keep their names;
         buffers that a model computes by itself are left out. Tensors are not copied.
 
     Raises:
-        CheckpointError: the names are of none of the known kinds, or two become the same one.
+        CheckpointError: the names are of no known kind, or two names become the same.
     """
     if state_dict and all(name.startswith("module.") for name in state_dict):
         state_dict = {name[len("module.") :]: value for name, value in state_dict.items()}
@@ -105,7 +105,7 @@ def convert_state_dict(
 
 
 def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
-    """Tell the kinds apart by their names; see :func:`convert_state_dict`."""
+    """Find the kind from the names; see :func:`convert_state_dict`."""
     names = list(state_dict)
     if is_from_transformers(names):
         return CheckpointKind.TRANSFORMERS_MASKS
@@ -135,7 +135,7 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
 
 
 def find_library(names: Sequence[str]) -> str | None:
-    """Which other library gives a Swin's parameters such names; None for those that are read."""
+    """The other library with such names of a Swin's parameters; None for names that are read."""
     for library, pattern in _LIBRARIES.items():
         if any(re.search(pattern, name) for name in names):
             return library
@@ -187,8 +187,8 @@ def resize_bias_tables(
         model_state: the model's, for the shapes wanted.
 
     Returns:
-        ``state_dict`` with those tensors replaced. What cannot be resized, such as a table for
-        another number of heads, stays as it is, for the loader to complain of.
+        ``state_dict`` with those tensors replaced. Tables that cannot be resized, such as those
+        for another number of heads, stay unchanged; the loader refuses them.
     """
     resized = dict(state_dict)
     for name, value in state_dict.items():
@@ -203,7 +203,7 @@ def resize_bias_tables(
 
 
 def _resize_bias_table(table: Tensor, wanted: Tensor) -> Tensor:
-    """(rows, heads), to as many rows as wanted."""
+    """Resize (rows, heads) to another number of rows."""
     if table.ndim != 2 or table.shape[1] != wanted.shape[1]:
         return table
     old, new = _side(table.shape[0]), _side(wanted.shape[0])
@@ -224,7 +224,7 @@ def _resize_embedding(embedding: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _side(count: int) -> int:
-    """The side of a square of so many tokens; 0 if that is none (a class token is among them)."""
+    """The side of a square of this many tokens; 0 if it is not a square number."""
     side = round(count**0.5)
     return side if side * side == count else 0
 

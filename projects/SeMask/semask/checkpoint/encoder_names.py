@@ -11,7 +11,7 @@ from semask.modeling.backbone.timm_encoder import TimmEncoder
 
 logger = logging.getLogger(__name__)
 
-# The names of transformers' SegFormer, of release 5 and, in files, of the ones before.
+# Names of transformers' SegFormer in release 5 and, in files, of earlier releases.
 _TRANSFORMERS = (
     (r"^segformer\.(?:encoder\.)?|^encoder\.", ""),
     (r"^patch_embeddings\.(\d)\.", r"stages.\1.patch_embeddings."),
@@ -35,9 +35,9 @@ _TRANSFORMERS = (
     (r"\.attn\.query\.", ".attn.q."),
     (r"^classifier\.", "head."),
 )
-# Those of this project, in a file that ``semask convert`` has written.
+# Names of this project, in a file written by ``semask convert``.
 _OWN = re.compile(r"^backbone\.(bottom_up\.)?encoder\.network\.")
-# Those of the authors of PVTv2 and of SegFormer, who count stages from 1.
+# Names of the authors of PVTv2 and SegFormer, who count stages from 1.
 _AUTHORS = (
     (r"^patch_embed1\.", "patch_embed."),
     (r"^patch_embed([234])\.", "stages.{}.downsample."),
@@ -56,8 +56,8 @@ def encoder_weights(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[
         model: with or without the encoder.
 
     Returns:
-        The parameters, without those of the classifier; None where the model has no such encoder,
-        or these are not its weights but those of a whole model, say.
+        The parameters, without those of the classifier; None if the model has no such encoder, or
+        the state dict is not that of the encoder.
     """
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, TimmEncoder)]
     if not found:

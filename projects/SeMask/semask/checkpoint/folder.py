@@ -1,4 +1,4 @@
-"""The checkpoints that runs have left in a folder: which there are, and in which order."""
+"""The checkpoints in a folder, and their order."""
 
 import math
 import os
@@ -14,21 +14,21 @@ _WRITTEN = re.compile(r"model_(\d+|final|best|best_ema)\.pth")
 
 
 def written_checkpoints(folder: str) -> list[str]:
-    """All files in a folder that a new run there would overwrite or mix with its own, by name."""
+    """All files in a folder that a new run would overwrite or mix with its own, by name."""
     if not os.path.isdir(folder):
         return []
     return sorted(n for n in os.listdir(folder) if n == LAST or _WRITTEN.fullmatch(n))
 
 
 def has_checkpoint(folder: str) -> bool:
-    """Whether a folder has a checkpoint to go on from."""
+    """Whether a folder has a checkpoint to resume from."""
     return os.path.exists(os.path.join(folder, LAST)) or bool(resumable_checkpoints(folder))
 
 
 def resumable_checkpoints(folder: str, before: str = "") -> list[str]:
-    """The files in a folder that a run can go on from, the latest iteration first.
+    """The files in a folder that a run can resume from, the highest iteration first.
 
-    Modification times do not count: a copy or a backup does not keep them.
+    Modification times are not used: a copy or a backup does not keep them.
 
     Args:
         folder: of the run.

@@ -1,4 +1,4 @@
-"""Published mask-classification models: parameter names, and what is checked in place of loaded.
+"""Published mask-classification models: parameter names, and buffers that are only checked.
 
 MaskFormer (arXiv 2107.06278), Mask2Former (arXiv 2112.01527) and SeMask's four models with their
 decoders name the decoders as this project does, up to two older names, and the backbone as Swin.
@@ -23,7 +23,7 @@ PREDICTOR = HEAD + "predictor."
 
 MASK_DECODERS = ("maskformer", "mask2former", "mask2former_fapn", "mask2former_msfapn")
 
-# (what a state dict has, the decoder it is of), the first that is found.
+# (pattern of a parameter's name, decoder); the first match counts.
 _DECODERS = (
     (PREDICTOR + "transformer.decoder.", "maskformer"),
     (PIXEL_DECODER + "align_2.", "mask2former_fapn"),
@@ -37,7 +37,7 @@ _PIXEL_STATISTICS = ("pixel_mean", "pixel_std")
 
 
 def find_decoder(names: Iterable[str]) -> str | None:
-    """The decoder that a state dict is of, by the name that the files of configs have for it.
+    """The decoder of a state dict, as in the names of config files.
 
     Args:
         names: of parameters, this project's or published ones.
@@ -93,7 +93,7 @@ def own_head_name(name: str) -> str:
     """The present name of a decoder's parameter; other names are returned as they are.
 
     The original releases put the pixel decoder directly below the head at first, and called the
-    learnt queries' features ``static_query``. A name tells by itself which form it has.
+    learnt queries' features ``static_query``. The form follows from the name.
     """
     if name.startswith(HEAD) and not name.startswith((PIXEL_DECODER, PREDICTOR)):
         name = PIXEL_DECODER + name[len(HEAD) :]
@@ -104,8 +104,8 @@ def convert_mask_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the parameters of a published mask-classification model.
 
     Buffers that a model computes by itself are compared with their formula and left out. The
-    normalisation that feature alignment shares with the convolution behind it stands there under
-    two names; that of the convolution counts.
+    normalisation that feature alignment shares with the convolution after it has two names there;
+    that of the convolution is used.
 
     Args:
         state_dict: parameters by their published names.
@@ -129,10 +129,10 @@ def convert_mask_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_computed(name: str, value: Tensor) -> bool:
-    """Whether a model makes this by itself.
+    """Whether a model computes this buffer by itself.
 
     Raises:
-        CheckpointError: it does, and makes something else.
+        CheckpointError: it does, and computes other values.
     """
     if name in _PIXEL_STATISTICS:
         return True

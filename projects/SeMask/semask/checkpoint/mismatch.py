@@ -1,4 +1,4 @@
-"""Where a checkpoint and a model differ, and what most probably has to be changed."""
+"""Differences between a checkpoint and a model, and their most probable remedy."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ _MAY_MISS = {
 }
 _MAY_BE_LEFT = {CheckpointKind.IMAGENET_SWIN: r"^(head|norm)\."}
 
-# Names that a message lists of each sort.
+# Number of names of each sort that a message lists.
 _LISTED = 8
 
 
 @dataclass
 class Mismatch:
-    """Where a checkpoint and a model differ.
+    """The differences between a checkpoint and a model.
 
     Attributes:
         missing: names of the model that the checkpoint does not have.
@@ -66,7 +66,7 @@ class Mismatch:
         return "".join(f" {len(names)} {what}: {shorten(names)}." for what, names in parts if names)
 
     def hint(self) -> str:
-        """What the user most probably has to change, or ""."""
+        """The most probable remedy, or ""."""
         return self._other_decoder() or self._other_classes() or self._semantic_layers()
 
     def _other_decoder(self) -> str:

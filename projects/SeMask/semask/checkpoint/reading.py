@@ -1,6 +1,6 @@
-"""Checkpoint files into dictionaries, without running code from them.
+"""Reads checkpoint files into dictionaries, without running code from them.
 
-Pickles of NumPy arrays are read so that nothing else can come out of them.
+Pickles of NumPy arrays are read by an unpickler that can create nothing else.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from torch import Tensor
 from semask.errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError
 from semask.utils.text import one_line
 
-# How the sentences of torch's safe reader begin when it meets what it is not to read.
+# Beginnings of the messages with which torch's safe reader refuses a file.
 _REFUSAL = re.compile(r"Unsupported|Trying to|Can only|it asks for|it is a pickle")
 
 
@@ -33,12 +33,12 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
         allow_pickle: read ``.pkl`` files of more than NumPy arrays, too, which can run any code.
 
     Returns:
-        The file's entries, with the parameters by name under "model", wherever they stood:
-        under "model", "state_dict", or at the top.
+        The file's entries, with the parameters by name under "model"; in the file they may
+        be under "model", "state_dict", or at the top.
 
     Raises:
-        CheckpointError: the file is missing, damaged, without weights, or could run code; or what
-            stands under "model" or "state_dict" are not parameters by name.
+        CheckpointError: the file is missing, damaged, without weights, or could run code; or
+            "model" or "state_dict" does not hold parameters by name.
     """
     path = _local_path(filename)
     loaded: Any
@@ -67,7 +67,7 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
 
 
 def parameters_by_name(entries: Mapping[Any, Any], filename: str) -> dict[str, Tensor]:
-    """The entries of a checkpoint, found to be what a model's ``state_dict`` gives.
+    """The entries of a checkpoint, checked to be parameters by name.
 
     Raises:
         CheckpointError: a name is no text, or a value no tensor.
@@ -125,7 +125,7 @@ def _read_torch(path: str, filename: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch's reader has stopped, without its advice to read the file unsafely."""
+    """The reason of torch's refusal, without its advice to read the file unsafely."""
     text = " ".join(str(error).split())
     text = text.rsplit("WeightsUnpickler error:", 1)[-1].split("Check the documentation")[0].strip()
     asked = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", text)
@@ -158,7 +158,7 @@ def _is_archive(path: str) -> bool:
 
 
 def _begins_like_torch(path: str) -> bool:
-    """Whether a file begins as an archive or a pickle does; an empty one counts as cut off."""
+    """Whether a file begins like an archive or a pickle; an empty one counts as truncated."""
     with open(path, "rb") as file:
         start = file.read(2)
     return not start or start == b"PK" or start[:1] == b"\x80"
@@ -193,7 +193,7 @@ def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
 
 
 def _as_tensor(value: Any) -> Any:
-    """An array or a number as a tensor; what else there is, is complained of later."""
+    """An array or a number as a tensor; other values are refused later."""
     if not isinstance(value, (np.ndarray, np.generic)):
         return value
     array = np.asarray(value)
@@ -208,7 +208,7 @@ def _damaged(filename: str, reason: str) -> CheckpointError:
 
 
 def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Lets NumPy numbers through: training frameworks leave some (a score) beside the weights."""
+    """Allow NumPy numbers: training frameworks save some (a score) beside the weights."""
     number_types = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
     allowed = [
         _number_from("numpy.core.multiarray"),  # NumPy 1
@@ -223,7 +223,7 @@ def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _safe_globals(allowed: list[Any]) -> Iterator[None]:
-    """What ``torch.serialization.safe_globals`` does, which torch 2.4 does not have yet."""
+    """``torch.serialization.safe_globals``, which torch 2.4 does not have."""
     before = list(torch.serialization.get_safe_globals())  # there, the list itself is given
     torch.serialization.add_safe_globals(allowed)
     try:
@@ -234,7 +234,7 @@ def _safe_globals(allowed: list[Any]) -> Iterator[None]:
 
 
 def _number_from(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
-    """What a pickled NumPy number asks for as ``module.scalar``, for plain numbers only."""
+    """The function ``module.scalar`` of pickled NumPy numbers, for plain numbers only."""
 
     def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
         return np.frombuffer(data, dtype, count=1)[0]
@@ -243,7 +243,7 @@ def _number_from(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
 
 
 def _named(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-    """``function`` under the name by which torch's reader finds what a pickle asks for."""
+    """``function`` under the name that a pickle uses for it."""
 
     def call(*arguments: Any) -> Any:
         return function(*arguments)
@@ -268,7 +268,7 @@ def load_arrays(file: IO[bytes]) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """What pickles of Python 3 in protocol 2 make bytes with; no other codec than theirs."""
+    """Creates bytes in pickles of Python 3 in protocol 2; only with their codec."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"Unsupported encoding {encoding}")
     return text.encode("latin1")
@@ -283,14 +283,14 @@ def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
 def _from_buffer(
     buffer: bytes, dtype: DTypeLike, shape: tuple[int, ...], order: Any
 ) -> np.ndarray[Any, Any]:
-    """What pickles in protocol 5 make arrays with."""
+    """Creates arrays in pickles of protocol 5."""
     return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
 def _empty_array(
     array_type: type, shape: tuple[int, ...], kind: bytes | str
 ) -> np.ndarray[Any, Any]:
-    """What pickles make arrays with, before they fill them."""
+    """Creates empty arrays, which pickles fill."""
     if array_type is not np.ndarray:
         raise pickle.UnpicklingError(f"Unsupported array type {array_type}")
     return np.ndarray(shape, np.dtype(kind if isinstance(kind, str) else kind.decode("latin1")))

@@ -25,7 +25,7 @@ _QUERIES = re.compile(r"\.predictor\.(query_feat|query_embed)\.")
 
 
 def starts_partially(cfg: CfgNode) -> bool:
-    """Whether a training takes from ``MODEL.WEIGHTS`` what fits, by ``MODEL.WEIGHTS_MODE``.
+    """Whether ``MODEL.WEIGHTS_MODE`` allows a partial fit of ``MODEL.WEIGHTS``.
 
     Raises:
         ConfigError: the key is none of "strict" and "initialise".
@@ -46,7 +46,7 @@ def is_class_dependent(name: str) -> bool:
 def select_start(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
-    """Those parameters of a checkpoint that fit a model; what is initialised is logged.
+    """The parameters of a checkpoint that fit a model; the others are logged.
 
     Args:
         found: parameters of the checkpoint, by this project's names.

@@ -1,4 +1,4 @@
-"""The forms in which libraries publish a Swin, turned into that of its authors.
+"""Converts the forms in which libraries publish a Swin to that of its authors.
 
 Known are timm, transformers, torchvision, OpenMMLab (mmpretrain, mmdetection, mmsegmentation),
 the self-supervised MoBY and SimMIM, and training frameworks that put "model." in front.
@@ -59,14 +59,14 @@ _TRANSFORMERS = (
 
 
 def authors_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Swin under the names that its authors give, in whatever form it is published.
+    """Convert any published form of a Swin to its authors' names.
 
     Args:
         state_dict: parameters by name.
 
     Returns:
-        The same where it is no Swin, that of the authors, or a whole segmentation model; tensors
-        are copied where their channels have another order.
+        The converted state dict; unchanged if it is no Swin, has the authors' names, or is a whole
+        segmentation model. Tensors are copied where their channels have another order.
 
     Raises:
         CheckpointError: it is a Swin V2, which is another network.
@@ -90,7 +90,7 @@ def authors_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what a training framework puts in front of the Swin's own names."""
+    """Remove the prefix that a training framework puts in front of a Swin's names."""
     if any(_SELF_SUPERVISED.match(name) for name in state):
         state = {name: value for name, value in state.items() if not _SELF_SUPERVISED.match(name)}
     prefixes = {match[1] for name in state if (match := _PREFIX.match(name))}
@@ -115,7 +115,7 @@ def _renamed(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) ->
 
 
 def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Newer releases of timm merge patches at a stage's beginning, not at the end of the former."""
+    """Newer releases of timm merge patches at the start of a stage, not at the end of the last."""
     stages = [int(m[1]) for name in state if (m := re.match(r"layers\.(\d+)\.blocks\.", name))]
     last = f"layers.{max(stages)}.downsample."
     if not any(name.startswith(last) for name in state):
@@ -140,7 +140,7 @@ def _from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_openmmlab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Patches are merged by an unfold: four neighbours of each channel, not channels of each."""
+    """Patches are merged by an unfold, which orders by channel first, then by neighbour."""
     renamed = _renamed(state, _OPENMMLAB)
     for name, value in renamed.items():
         if ".downsample." not in name:

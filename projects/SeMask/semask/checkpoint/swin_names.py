@@ -1,6 +1,6 @@
-"""The names that others, and this project formerly, give to a backbone's parameters.
+"""Names of a backbone's parameters in other projects and in former releases of this one.
 
-Others are Swin and SeMask's original release.
+The others are Swin's and SeMask's original releases.
 """
 
 import re
@@ -16,7 +16,7 @@ def _numbered(template: str, shift: int) -> Callable[[re.Match[str]], str]:
 
 # (pattern, replacement); every name goes through all of a list, in order.
 _IN_BACKBONE = r"^((?:backbone\.)?(?:bottom_up\.)?)"
-# Of this project, before the encoder was a part of its own.
+# Names of this project from before the encoder was a separate module.
 _FORMER_RULES: tuple[Rule, ...] = (
     (_IN_BACKBONE + r"(patch_embed\.|absolute_pos_embed$)", r"\1encoder.stem.\2"),
     (_IN_BACKBONE + r"merging\.(\d+)\.", _numbered("{}encoder.stages.{}.downsample.", 1)),
@@ -47,12 +47,12 @@ def own_backbone_name(name: str) -> str:
 
 
 def present_name(name: str) -> str:
-    """The name that this project now has for what it formerly called ``name``; most are equal."""
+    """The present name of a parameter with a former name; most names are equal."""
     return _apply(_FORMER_RULES, name)
 
 
 def has_former_names(names: Iterable[str]) -> bool:
-    """Whether parameters were written before the encoder was a part of its own."""
+    """Whether parameters have names from before the encoder was a separate module."""
     return any(present_name(name) != name for name in names)
 
 

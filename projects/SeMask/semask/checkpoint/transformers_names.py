@@ -1,6 +1,6 @@
-"""Names that HuggingFace transformers gives to Mask2Former and MaskFormer on Swin.
+"""Converts HuggingFace transformers' names of Mask2Former and MaskFormer on Swin.
 
-They are turned into those of the original releases, for :mod:`.mask_models`.
+The results are the names of the original releases, for :mod:`.mask_models`.
 """
 
 import re
@@ -103,15 +103,15 @@ _JOINED = (
 
 
 def is_from_transformers(names: Iterable[str]) -> bool:
-    """Whether a state dict is that of one of transformers' two models."""
+    """Whether a state dict is of one of transformers' two models."""
     return any(name.startswith("model.pixel_level_module.") for name in names)
 
 
 def original_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of transformers by the names of the original releases.
 
-    Query, key and value matrices, which stand by themselves there, are joined. Names without a
-    counterpart stay, for the loader to complain of.
+    Query, key and value matrices, which are separate there, are joined. Names without a
+    counterpart stay unchanged; the loader refuses them.
 
     Args:
         state_dict: of ``Mask2FormerForUniversalSegmentation`` or
@@ -147,6 +147,6 @@ def _original_name(name: str, rules: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         if re.match(pattern, name):
             name = re.sub(pattern, replacement, name)
-            # The pyramid's levels are counted from the coarsest there, from the finest here.
+            # The pyramid's levels are numbered from the coarsest there, from the finest here.
             return re.sub(r"<(\d)>", lambda level: str(3 - int(level[1])), name)
     return name

@@ -1,4 +1,4 @@
-"""Checkpoint files that are complete or not there, also after a kill or a loss of power."""
+"""Writes checkpoint files that are complete or absent, also after a kill or a loss of power."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ def written_durably(path: str) -> Iterator[BinaryIO]:
 
 
 def _unshared(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in place of tensors that share their memory, which the format does not allow."""
+    """Copies of tensors that share memory, which the format does not allow."""
     seen: set[int] = set()
     tensors = {}
     for name, value in parameters.items():
@@ -68,7 +68,7 @@ def _unshared(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _failure_of_the_file(error: BaseException) -> BaseException | None:
-    """The error of the file behind one of torch's, whose writer then complains of its own state."""
+    """The file's error that caused one of torch's writer, which hides it."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
@@ -78,10 +78,10 @@ def _failure_of_the_file(error: BaseException) -> BaseException | None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Bring a new name in a folder to the disk."""
+    """Flush a new name in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some file systems have no such thing
+        with contextlib.suppress(OSError):  # some file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -12,7 +12,7 @@ from semask.modeling.backbone.encoder import HierarchicalEncoder
 
 logger = logging.getLogger(__name__)
 
-# Values of a parameter group, and the keys that they come from.
+# Values of a parameter group, and their keys.
 _KEYS = {
     "weight_decay": "SOLVER.WEIGHT_DECAY",
     "betas": "SOLVER.BETAS",
@@ -79,10 +79,10 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer) -> Non
 
     Args:
         state: what an optimizer's ``state_dict`` gave.
-        optimizer: that is to go on from it.
+        optimizer: the one that is to continue.
 
     Raises:
-        ValueError: it says what differs, and the keys to look at.
+        ValueError: names the difference and the keys behind it.
     """
     groups, own = state["param_groups"], optimizer.param_groups
     kinds = ["ADAMW" if adaptive else "SGD" for adaptive in _are_adaptive(groups, optimizer)]
@@ -111,7 +111,7 @@ def _are_adaptive(groups: list[dict[str, Any]], optimizer: Optimizer) -> tuple[b
 
 
 def find_restored(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, tuple[Any, Any]]:
-    """The settings that an optimizer would take from ``state`` although its own are others.
+    """The settings of ``state`` that differ from an optimizer's own.
 
     Args:
         state: has passed ``check_optimizer_state``.

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from semask.errors import ConfigError
 from semask.evaluation.boundary import band_width
 
-# Results by name, and what they are of: IoU threshold (None = the mean over all) and area range.
+# Results by name: IoU threshold (None = the mean over all) and area range.
 METRICS: Mapping[str, tuple[float | None, int]] = {
     "AP": (None, 0),
     "AP50": (0.5, 0),
@@ -45,7 +45,7 @@ def average_precision(
         detections: in COCO's result format, with "bbox", and with "segmentation" for masks.
         kind: "bbox", "segm", or "boundary" for Boundary AP (arXiv 2103.16562).
         categories: names of the categories by their ids, in the order of the ids.
-        limit: so many detections of an image count, those with the highest scores.
+        limit: number of detections of an image that count, those with the highest scores.
         library: "pycocotools", or "hotcoco" for the same numbers in less time.
 
     Returns:
@@ -53,7 +53,7 @@ def average_precision(
         nothing is defined, and everywhere without any detection.
 
     Raises:
-        ConfigError: there is no such library, or it does not know Boundary AP.
+        ConfigError: the library is unknown, or has no Boundary AP.
     """
     if library not in LIBRARIES:
         raise ConfigError(f"TEST.AP_LIBRARY is '{library}'; there are {' and '.join(LIBRARIES)}.")
@@ -144,8 +144,7 @@ def _mean(precision: np.ndarray) -> float:
 class BoundaryCOCOeval(COCOeval):
     """COCO's evaluation with the smaller of mask IoU and Boundary IoU in place of mask IoU.
 
-    arXiv 2103.16562, section 5: the IoU of the parts of two masks that are near their contours
-    alone would not see what is inside.
+    arXiv 2103.16562, section 5: Boundary IoU alone ignores the interior of the masks.
     """
 
     def computeIoU(self, imgId: Any, catId: Any) -> Any:
@@ -165,7 +164,7 @@ class BoundaryCOCOeval(COCOeval):
 
 
 def contour_band(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """The pixels of a mask near its contour, to which the image's border belongs, as RLE."""
+    """The pixels of a mask near its contour (or the image's border), as RLE."""
     mask = mask_util.decode(rle)
     width = band_width(*mask.shape)
     window = np.s_[width : -width or None, width : -width or None]

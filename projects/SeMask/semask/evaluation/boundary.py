@@ -1,4 +1,4 @@
-"""Boundary IoU (arXiv 2103.16562): IoU counted near the classes' contours alone."""
+"""Boundary IoU (arXiv 2103.16562): IoU of the pixels near the classes' contours."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 
 # Width of the bands, as a share of the image's diagonal: the paper's choice.
 DILATION_RATIO = 0.02
-# Values that are no class: of ignored pixels, and of what lies outside the image.
+# Values that are no class: of ignored pixels, and of pixels outside the image.
 _NO_CLASS = -1
 _OUTSIDE = -2
 
 
 def boundary_band(classes: Tensor, distance: int) -> Tensor:
-    """Pixels within some distance of the contour of the region that they belong to.
+    """Pixels within some distance of the contour of their region.
 
     With a distance of 1, these are the pixels that touch one of another value, by a side or a
     corner. The border of the image is a contour, as in the paper.
@@ -35,14 +35,14 @@ def boundary_band(classes: Tensor, distance: int) -> Tensor:
     padded = F.pad(classes, (distance,) * 4, value=_OUTSIDE)
     beside = padded[:, 1:] != padded[:, :-1]
     below = (padded[1:] != padded[:-1])[:, distance:-distance]
-    # The square around a pixel has one value if and only if none changes along any of its rows or
-    # along its middle column: this serves all classes at once.
+    # The square around a pixel has one value if and only if it is constant along each of its rows
+    # and along its middle column: one test for all classes.
     in_rows = _any_of(_any_of(beside, 2 * distance, dim=1), 2 * distance + 1, dim=0)
     return in_rows | _any_of(below, 2 * distance, dim=0)
 
 
 def _any_of(flags: Tensor, number: int, dim: int) -> Tensor:
-    """Whether any of ``number`` neighbours is true; so many minus one fewer along ``dim``."""
+    """Whether any of ``number`` neighbours is true; ``dim`` shrinks by ``number`` - 1."""
     covered = 1
     while covered < number:
         step = min(covered, number - covered)
@@ -60,11 +60,11 @@ def band_width(height: int, width: int, ratio: float = DILATION_RATIO) -> int:
 class BoundaryIoU(Metric):
     """Boundary IoU of each class, summed up over the whole set, and their mean.
 
-    For a class, the ground truth's pixels near its own contour and the prediction's near its own
-    are compared: their intersection over their union, in pixels over all images.
+    For a class, it is the intersection over union of the ground truth's pixels near its contour and
+    the prediction's pixels near its contour, in pixels over all images.
 
-    Ignored pixels belong to no class and do not count. They are ignored in the prediction too
-    before its contours are drawn, so that the same contours run along them on both sides.
+    Ignored pixels belong to no class. They are ignored in the prediction, too, before its contours
+    are computed, so both have the same contours along them.
     """
 
     def __init__(self, class_names: Sequence[str], ratio: float = DILATION_RATIO) -> None:

@@ -1,4 +1,4 @@
-"""Whether a model's confidence says how often it is right (arXiv 1706.04599)."""
+"""Whether a model's confidence equals its accuracy (arXiv 1706.04599)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class Calibration(Metric):
 
     def process(self, image: EvaluatedImage) -> None:
         """Count the labelled pixels of one image."""
-        assert image.confidence is not None  # as it is needed
+        assert image.confidence is not None  # requested by ``needs_confidence``
         valid = image.label != image.ignore_label
         correct = (image.prediction == image.label)[valid].long()
         steps = (image.confidence[valid] * _STEPS).round().long().clamp(1, _STEPS)

@@ -1,4 +1,4 @@
-"""Confusion matrices of semantic segmentation, the metrics that follow from one, and their table.
+"""Confusion matrices of semantic segmentation, their metrics, and a table of these.
 
 A confusion matrix here has K rows and K + 1 columns of int64 counts: ``matrix[p, g]`` is the
 number of pixels of ground-truth class ``g`` that were predicted as class ``p``, and the last
@@ -24,7 +24,7 @@ def confusion_matrix(
         prediction: integer tensor of any shape, classes 0..K-1.
         label: integer tensor of the same shape and device, classes 0..K-1 or ``ignore_label``.
         num_classes: K.
-        ignore_label: value of ``label`` for pixels that do not count.
+        ignore_label: value of ignored pixels in ``label``.
 
     Returns:
         (K, K + 1) int64 tensor on the device of ``prediction``; rows are predictions, columns
@@ -145,9 +145,9 @@ def mean_iou_of_labelled_classes(matrix: np.ndarray) -> float:
 
 
 def class_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:
-    """One line per class (pixels, IoU, accuracy), then the means and what they leave out.
+    """One line per class (pixels, IoU, accuracy), then the means and notes on left-out classes.
 
-    "absent" marks what is undefined: the accuracy of a class without ground truth, and the IoU of
+    "absent" marks undefined values: the accuracy of a class without ground truth, and the IoU of
     a class that is neither in the ground truth nor predicted. A class that is only predicted has
     an IoU of 0. The mean of the IoU column as shown is mIoU.
 

@@ -1,4 +1,4 @@
-"""How well each single image of a set was predicted."""
+"""Scores of each single image of a set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 class ImageScores(Metric):
     """Pixel accuracy and mean IoU of every image: a few numbers for each, no pixels.
 
-    The mean is over the classes in the image's ground truth, so that a few stray pixels of
-    another class do not decide it. An image without any labelled pixel has no scores (null).
+    The mean is over the classes in the image's ground truth, so a few stray pixels of another class
+    have little influence. An image without any labelled pixel has no scores (null).
     """
 
     def __init__(self) -> None:

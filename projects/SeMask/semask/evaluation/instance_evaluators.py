@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Values of "evaluator_type" in a dataset's metadata.
 INSTANCES = ("coco",)
 PANOPTIC = ("coco_panoptic_seg", "ade20k_panoptic_seg", "cityscapes_panoptic_seg")
-# What InstanceEvaluator writes; the last two have Detectron2's names.
+# Files of InstanceEvaluator; the last two have Detectron2's names.
 RESULT_FILE = "instance_evaluation.json"
 DETECTIONS_FILE = "coco_instances_results.json"
 PREDICTIONS_FILE = "instances_predictions.pth"
@@ -46,9 +46,9 @@ class InstanceEvaluator(DatasetEvaluator):
 
     The main process also writes ``RESULT_FILE``, with the results and a score of each image.
 
-    Masks are encoded as they come, and those that come encoded stay so: no mask of an image is
-    held in full beside another. Classes need not be 0, 1, ...: a panoptic model's things can be any
-    of its classes.
+    Masks are run-length encoded one by one, unless they are encoded already, so that at most one
+    full mask is in memory. Classes need not be 0, 1, ...: a panoptic model's things can be any of
+    its classes.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class InstanceEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered dataset with "json_file" in its metadata, or with
-                "panoptic_json" and "panoptic_root", whose things are the instances then.
+                "panoptic_json" and "panoptic_root", whose things are then the instances.
             folder: where the files go.
-            masks: masks are evaluated, too; otherwise boxes alone.
-            detections_per_image: so many detections of an image count, those with the highest
-                scores.
+            masks: evaluate masks, too, not only boxes.
+            detections_per_image: number of detections of an image that count, those with the
+                highest scores.
             library: see :func:`average_precision`.
             boundary: also evaluate Boundary AP.
         """
@@ -124,9 +124,9 @@ class InstanceEvaluator(DatasetEvaluator):
         ]
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """In percent {"bbox": {"AP": ..., ...}, "segm": ..., "boundary": ...}, where asked for.
+        """In percent {"bbox": {"AP": ..., ...}, "segm": ..., "boundary": ...}, as configured.
 
-        None where this is not the main process.
+        None in other processes than the main one.
         """
         comm.synchronize()
         gathered = comm.gather(self._predictions)
@@ -222,8 +222,8 @@ def build_instance_evaluator(
 
     Args:
         dataset_name: a registered dataset.
-        folder: where the evaluators write what they have computed.
-        panoptic: evaluate panoptic and semantic maps as well, which the dataset has.
+        folder: for the evaluators' files.
+        panoptic: also evaluate the dataset's panoptic and semantic maps.
         masks, detections_per_image, library, boundary: see :class:`InstanceEvaluator`.
     """
     instances = InstanceEvaluator(
@@ -272,13 +272,13 @@ def check_evaluator_type(dataset_name: str) -> bool:
 
 
 def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
-    """Make pycocotools evaluate a file that lacks what it takes for granted.
+    """Add entries that pycocotools requires to annotations that lack them.
 
-    Annotations that training would skip are crowds then: what is found there counts neither way.
+    Annotations that training skips become crowds: detections there are ignored.
 
     Args:
         truth: the annotations of a dataset; changed in place.
-        masks: masks are evaluated, so that an annotation needs one.
+        masks: masks are evaluated, so an annotation needs one.
     """
     truth.dataset.setdefault("info", {})
     annotations = truth.dataset.get("annotations", ())

@@ -1,4 +1,4 @@
-"""Which predicted instances are right, image by image."""
+"""Correct, false and missed instances of each image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ FALSE, IN_CROWD = -1, -2
 
 @dataclass(frozen=True)
 class Matching:
-    """What became of the instances of an image.
+    """The matching of an image's predicted and annotated instances.
 
     Attributes:
-        found: for each prediction, in the order given, the index of the instance that it is
-            right about; or ``FALSE``, or ``IN_CROWD`` where it counts neither way.
-        missed: indices of the instances that no prediction is right about.
+        found: for each prediction, in the order given, the index of its instance; or ``FALSE``, or
+            ``IN_CROWD``, where it is ignored.
+        missed: indices of the instances without a correct prediction.
     """
 
     found: tuple[int, ...]
@@ -46,7 +46,7 @@ def match_instances(
     truth_classes: Sequence[int],
     crowds: Sequence[bool],
 ) -> Matching:
-    """Give each prediction the instance that it fits best and that no better one has.
+    """Match each prediction with the best fitting instance that is still free.
 
     Args:
         predicted: RLEs, or boxes (x, y, width, height), the most certain first.
@@ -76,7 +76,7 @@ def match_instances(
 def image_scores(
     truth: COCO, detections: Mapping[Any, list[dict[str, Any]]], *, masks: bool
 ) -> list[dict[str, Any]]:
-    """How well the instances of each image were found.
+    """Counts and F1 of the instances of each image.
 
     Args:
         truth: the annotations, as evaluated.

@@ -1,4 +1,4 @@
-"""What an evaluation can measure or keep beside the confusion matrix, one idea in each class.
+"""The contract of further metrics of an evaluation, beside the confusion matrix.
 
 ``SemSegConfusionEvaluator`` reads each label map and takes each argmax once, for all its metrics.
 """
@@ -15,11 +15,11 @@ from semask.ops.lazy_scores import LazyScores
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image of an evaluation, all tensors on the device of the model's answer.
+    """One image of an evaluation, all tensors on the device of the model's output.
 
     Attributes:
         record: the dataset dict with its "file_name".
-        scores: of all classes, in stripes or in full; every use computes them again.
+        scores: of all classes, in stripes or in full; computed again at every use.
         prediction: (H, W) int64, the class with the highest score.
         label: (H, W) uint8, a class or ``ignore_label``.
         ignore_label: label value of ignored pixels.
@@ -38,7 +38,7 @@ class EvaluatedImage:
 
 @dataclass(frozen=True)
 class MetricResult:
-    """What a metric adds to the results.
+    """The results of a metric.
 
     Attributes:
         metrics: in percent, into the "sem_seg" results; names no other metric uses.
@@ -50,7 +50,7 @@ class MetricResult:
 
 
 class Metric(ABC):
-    """Sees every image once; what it keeps must not grow with the images' pixels.
+    """Receives every image once; its memory must not grow with the number of pixels.
 
     Attributes:
         needs_confidence: whether it reads ``EvaluatedImage.confidence``.
@@ -60,15 +60,15 @@ class Metric(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget everything seen so far."""
+        """Start anew."""
 
     @abstractmethod
     def process(self, image: EvaluatedImage) -> None:
-        """Take one image in."""
+        """Add one image."""
 
     @abstractmethod
     def share(self) -> Any:
-        """What this process has gathered: an object that can be pickled, without GPU tensors."""
+        """This process's share: an object that can be pickled, without GPU tensors."""
 
     @abstractmethod
     def evaluate(self, shares: Sequence[Any]) -> MetricResult:

@@ -1,4 +1,4 @@
-"""Panoptic quality by hotcoco, with what became of every image and class."""
+"""Panoptic quality by hotcoco, with counts of every image and class."""
 
 import contextlib
 import itertools
@@ -195,7 +195,7 @@ def _plain(value: Any) -> Any:
 def _hotcoco_as_panopticapi(
     computed: dict[str, Any], truth: tuple[str, str] | None = None
 ) -> Iterator[None]:
-    """Within it, Detectron2's imports from panopticapi find these functions.
+    """A context in which Detectron2's imports from panopticapi find these functions.
 
     Args:
         computed: what the second of them computes is put into it.

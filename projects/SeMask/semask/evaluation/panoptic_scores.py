@@ -1,4 +1,4 @@
-"""Which predicted segments are right, image by image (arXiv 1801.00868, section 4)."""
+"""Correct, false and missed segments of each image (arXiv 1801.00868, section 4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from semask.evaluation.panoptic_truth import Segment
 
 @dataclass(frozen=True)
 class SegmentMatching:
-    """What became of the segments of an image.
+    """The matching of an image's predicted and annotated segments.
 
     Attributes:
         right: pairs of a segment of the ground truth and a predicted one, with their IoU, which is
@@ -38,7 +38,7 @@ def match_segments(
     found_ids: np.ndarray,
     found: Mapping[int, Segment],
 ) -> SegmentMatching:
-    """Compare two panoptic maps; an IoU above 0.5 can have one partner alone.
+    """Match two panoptic maps; with an IoU above 0.5 the partner is unique.
 
     Args:
         truth_ids: (H, W) segment ids of the ground truth, 0 = left out.

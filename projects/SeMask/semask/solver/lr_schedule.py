@@ -1,4 +1,4 @@
-"""Polynomial decay with a linear warm-up multiplied onto it."""
+"""Polynomial decay, multiplied by a linear warm-up."""
 
 import logging
 
@@ -19,8 +19,8 @@ class WarmupPoly(ParamScheduler):
 
         (1 - t / T) ** power * (1 - (1 - t / W) * (1 - warmup_factor))
 
-    where the second part is 1 from iteration W on. The warm-up is multiplied onto the decaying
-    rate, whereas Detectron2's own warm-up ends in the rate that the decay has reached at W.
+    where the second factor is 1 from iteration W on. The warm-up multiplies the decaying rate,
+    whereas Detectron2's own warm-up ends at the rate that the decay has reached at W.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class WarmupPoly(ParamScheduler):
         Returns:
             The factor, 0..1.
         """
-        iteration = round(where * self.max_iter)  # an integer again: nothing is lost
+        iteration = round(where * self.max_iter)  # exact: the iteration as an integer
         factor = max(0.0, 1.0 - iteration / self.max_iter) ** self.power
         if iteration < self.warmup_iters:
             factor *= 1.0 - (1.0 - iteration / self.warmup_iters) * (1.0 - self.warmup_factor)

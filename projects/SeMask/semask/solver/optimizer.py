@@ -13,7 +13,7 @@ from semask.ops.apply import select_fast_paths
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
 
-# What SOLVER.NO_DECAY can name, and the modules whose own parameters are meant.
+# Names for SOLVER.NO_DECAY, and the modules whose own parameters they mean.
 NO_DECAY_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "layer_norm": (nn.LayerNorm,),
     "group_norm": (nn.GroupNorm,),
@@ -21,7 +21,7 @@ NO_DECAY_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "embedding": (nn.Embedding,),
     "position": (),  # see POSITION_PARAMETERS
 }
-# Parameters that are a position's own value: shrinking them has no meaning.
+# Parameters that encode positions.
 POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")
 
 
@@ -42,10 +42,10 @@ def parameter_groups(
 
     Args:
         model: any module; frozen parameters are left out, shared ones come once.
-        weight_decay: the decay of those that do.
-        no_decay: which do not, keys of ``NO_DECAY_MODULES``.
+        weight_decay: of the parameters that decay.
+        no_decay: those that do not, by keys of ``NO_DECAY_MODULES``.
         learning_rate: of the parameters outside the backbone; None = the optimizer's own for all.
-        backbone_multiplier: times ``learning_rate`` for what is in a module called "backbone".
+        backbone_multiplier: factor on ``learning_rate`` for modules named "backbone".
 
     Returns:
         Groups for a torch optimizer, without empty ones: those with decay, then those without,
@@ -82,8 +82,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     itself; "full_model" scales all gradients alike to a common L2 norm of at most ``CLIP_VALUE``.
 
     Raises:
-        ConfigError: the optimizer's name, a kind of parameters or a clipping is not known, or
-            nothing is left to train.
+        ConfigError: the optimizer's name, a kind of parameters or of clipping is unknown, or no
+            parameter is trainable.
     """
     solver = cfg.SOLVER
     unknown = [name for name in solver.NO_DECAY if name not in NO_DECAY_MODULES]
@@ -119,7 +119,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-    """Scale all gradients by one factor in front of each step, so that their norm is bounded.
+    """Scale all gradients by one factor before each step, so that their norm is bounded.
 
     Args:
         optimizer: clips from now on; gradients are unscaled when it steps.

@@ -22,7 +22,7 @@ GAP = 8
 TITLE_SIZE = 16
 TEXT_SIZE = 13
 SWATCH = 14
-# With more classes than this, the legend lists only those that can be seen.
+# With more classes than this, the legend lists only those in the picture.
 FULL_LEGEND = 32
 
 _PAPER = (255, 255, 255)
@@ -39,9 +39,9 @@ class Panel:
     Attributes:
         image: (H, W, 3) uint8, RGB.
         label: (H, W) integers, classes or the ignore value.
-        prediction: (H, W) integers, classes; None = there is none, and no prior either.
-        prior: integers of any height and width, the classes that the semantic prior names; None =
-            the model has no prior.
+        prediction: (H, W) integers, classes; None = neither prediction nor prior.
+        prior: integers of any height and width, the classes of the semantic prior; None = the
+            model has no prior.
         caption: a line below the row; "" = none.
     """
 
@@ -61,7 +61,7 @@ def compose_panels(
 ) -> np.ndarray:
     """Rows below one another, with column titles at the top and a legend at the bottom.
 
-    The columns of predictions and of semantic priors are there if any row has one.
+    The columns of predictions and of semantic priors are shown if any row has one.
 
     Args:
         panels: at least one.
@@ -126,14 +126,14 @@ def _shown_size(width: int, height: int) -> tuple[int, int]:
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Averaged where shrunk, so that thin things stay visible; enlarged in plain squares."""
+    """Resize: shrinking averages, so that thin objects stay visible; enlarging repeats pixels."""
     picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
     shrinks = size[0] < picture.width or size[1] < picture.height
     return picture.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST)
 
 
 def painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A map of classes in their colours; what is no class is hatched."""
+    """A map of classes in their colours; other pixels are hatched."""
     classes = classes.astype(np.int64)
     known = (classes >= 0) & (classes < len(colors))
     shades = np.where(known[..., None], colors[np.where(known, classes, 0)], _HATCH[0])

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from semask.utils.palette import class_colors
 from semask.visualize.drawing import text_width, write_text
 
-# Neighbours of the same category stay apart in so many colours.
+# Number of colours that separate neighbours of one category.
 _INSTANCE_COLORS = 24
-# In an image with more instances, only those get a text that are as wide as it.
+# In an image with more instances, only instances as wide as their text get one.
 _ALWAYS_NAMED = 30
 _TEXT_SIZE = 12
 _LINE = _TEXT_SIZE + 3
@@ -39,9 +39,9 @@ def draw_instances(
         image: (H, W, 3) uint8, RGB.
         boxes: (N, 4) x0, y0, x1, y1 in pixels.
         masks: N times (H, W) bool; None = there are boxes alone.
-        texts: N times what is written at the box; () = nothing. It is above the box, or inside or
-            below it where another text is. In crowded images it is left out where it is wider
-            than the box or every such place is taken.
+        texts: N labels for the boxes; () = none. A label is above the box, or inside or below it if
+            another label is there. In crowded images it is left out if it is wider than the box
+            or no place is free.
         outlines: draw the boxes.
         alpha: opacity of the masks, 0 to 1; their contours are opaque.
 
@@ -50,7 +50,7 @@ def draw_instances(
     """
     colors = instance_colors(len(boxes))
     picture = image.copy()
-    # The best, which come first, are on top.
+    # The first ones have the highest scores and are on top.
     for index in reversed(range(len(boxes) if masks is not None else 0)):
         assert masks is not None
         _lay_over(picture, masks[index], colors[index], alpha)
@@ -84,7 +84,7 @@ def instance_colors(number: int) -> np.ndarray:
 
 
 class DrawnSegment(NamedTuple):
-    """How a segment of a panoptic map is drawn.
+    """The appearance of a segment of a panoptic map.
 
     Attributes:
         text: written on it, where it is large enough.
@@ -107,7 +107,7 @@ def draw_segments(
     Args:
         image: (H, W, 3) uint8, RGB.
         panoptic: (H, W) segment ids.
-        segments: how those are drawn that are drawn at all, by their ids.
+        segments: the appearance of segments, by id; others are not drawn.
         alpha: opacity of the segments, 0 to 1; their contours are opaque.
 
     Returns:
@@ -178,6 +178,6 @@ def _lay_over(picture: np.ndarray, mask: np.ndarray, color: np.ndarray, alpha: f
     inside = mask[window].astype(np.uint8)
     shown = picture[window]
     shown[inside > 0] = (1 - alpha) * shown[inside > 0] + alpha * color
-    # Outside of the window counts as outside of the mask.
+    # Pixels outside the window count as outside the mask.
     inner = cv2.erode(cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0), _KERNEL)
     shown[(inside > 0) & (inner[1:-1, 1:-1] == 0)] = color

@@ -49,7 +49,7 @@ class Run:
 
 
 def read_run(path: str, name: str = "") -> Run:
-    """Read what Detectron2's ``JSONWriter`` has written, also over several resumed runs.
+    """Read a file of Detectron2's ``JSONWriter``, also of several resumed runs.
 
     Args:
         path: a folder with a metrics.json, or such a file.
@@ -128,10 +128,10 @@ def save_figure(figure: Figure, path: str) -> None:
 
 
 def _parsed(line: str, file_name: str, number: int, *, is_last: bool) -> dict[str, Any] | None:
-    """One line; None for one that a killed run has left unfinished."""
+    """One line; None for an unfinished line of a killed run."""
     entry = _json(line)
     if entry is None and "{" in line[1:]:
-        # A resumed run goes on in the line that was left unfinished.
+        # A resumed run continues the unfinished line.
         entry = _json(line[line.rindex("{") :])
         if entry is not None:
             _warn(f"line {number} of '{file_name}' begins with a fragment, which is left out")
