@@ -39,6 +39,7 @@ def test_wheel_has_every_module_and_config(repository: Path, wheel: zipfile.ZipF
         for name, folder, pattern in (
             ("", package, "*.py"),
             ("configs", repository / "configs", "*.yaml"),
+            ("demo/templates", package / "demo" / "templates", "*"),
             ("report/templates", package / "report" / "templates", "*"),
         )
         for file in folder.rglob(pattern)

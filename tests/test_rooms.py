@@ -11,7 +11,18 @@ import pytest
 # From the lowest to the highest. The package's __init__ and __main__ stand above all of them.
 ROOMS = (
     *("errors", "compat", "utils", "config", "modeling", "ops", "data", "visualize"),
-    *("evaluation", "checkpoint", "solver", "inference", "report", "tasks", "engine", "api", "cli"),
+    *(
+        "evaluation",
+        "checkpoint",
+        "solver",
+        "inference",
+        "report",
+        "tasks",
+        "engine",
+        "api",
+        "demo",
+        "cli",
+    ),
 )
 ABOVE = ("", "__main__")
 

@@ -106,6 +106,53 @@ def predict(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def demo(parser: argparse.ArgumentParser) -> None:
+    """A local page to try a model: drop an image or a video and see what it predicts.
+
+        semask demo --config CONFIG --weights model_final.pth
+        semask demo --config CONFIG --weights model_final.pth --max-size 20MiB --opts KEY VALUE
+
+    CONFIG is a file, or the name of a shipped config. The page shows the prediction over the image
+    with an opacity slider, a legend, the name of what is under the pointer, the confidence and the
+    priors of each stage, and has the files that `semask predict` writes to download. It needs
+    `pip install 'semask[demo]'`, listens on this machine alone unless --host says otherwise, loads
+    nothing from elsewhere, and removes what was uploaded as soon as it is predicted. Exit status:
+    0; that is, after Ctrl-C or SIGTERM; 2 for a mistake in config, checkpoint or arguments, where
+    gradio is missing, or where the port is taken.
+    """
+    _add_model(parser)
+    parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets other machines in (default: %(default)s)",
+    )
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument(
+        "--max-size", default="100MiB", metavar="SIZE", help="of an upload (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=50,
+        metavar="N",
+        help="of an image, or a frame (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-frames",
+        type=int,
+        default=300,
+        metavar="N",
+        help="of a video; the others are left out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=0.5,
+        help="of the instances drawn, at first (default: %(default)s)",
+    )
+
+
 def import_labels(parser: argparse.ArgumentParser) -> None:
     """Turn labels of other tools into a folder to train on.
 
@@ -321,6 +368,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "demo": demo,
     "import": import_labels,
     "check": check,
     "convert": convert,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -210,14 +211,14 @@ def prior_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np
     """Names and colours of the classes of a detector's prior maps.
 
     Args:
-        dataset_name: a registered dataset.
+        dataset_name: a registered dataset, or "".
         num_classes: K of the maps.
 
     Returns:
         K names, and (K, 3) uint8 RGB: those of the dataset's categories and the background, or of
         its semantic classes, if there are as many; else "class 0", ...
     """
-    metadata = MetadataCatalog.get(dataset_name)
+    metadata = _metadata(dataset_name)
     things = list(metadata.get("thing_classes", ()))
     if len(things) + 1 == num_classes:
         colors = category_colors(metadata, len(things))
@@ -231,17 +232,21 @@ def stuff_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np
     """Names and colours of the classes of a dataset's semantic maps.
 
     Args:
-        dataset_name: a registered dataset.
+        dataset_name: a registered dataset, or "".
         num_classes: K of the model.
 
     Returns:
         K names, and (K, 3) uint8 RGB: the dataset's, if it has as many; else "class 0", ...
     """
-    metadata = MetadataCatalog.get(dataset_name)
+    metadata = _metadata(dataset_name)
     names = list(metadata.get("stuff_classes", ()))
     if len(names) == num_classes:
         return names, class_colors(num_classes, metadata.get("stuff_colors"))
     return [f"class {index}" for index in range(num_classes)], class_colors(num_classes)
+
+
+def _metadata(dataset_name: str) -> Any:
+    return MetadataCatalog.get(dataset_name) if dataset_name else Metadata()
 
 
 def category_colors(metadata: Any, number: int) -> np.ndarray:

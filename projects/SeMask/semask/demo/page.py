@@ -1,0 +1,234 @@
+"""The page, made with gradio: it keeps nothing on disk and talks to nobody but its visitors."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from semask.demo.answer import Answer, Demo, problem
+from semask.errors import ConfigError
+from semask.report.page import template_environment
+
+logger = logging.getLogger(__name__)
+
+# Whatever the user's shell says: no telemetry, no tunnel, no record of the runs in the browser.
+_ENVIRONMENT = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "GRADIO_SHARE": "False",
+    "GRADIO_SSR_MODE": "False",
+    "GRADIO_MCP_SERVER": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+# The browser loads nothing from other hosts, whatever a version of gradio would like to.
+_POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+# Uploads that were never predicted are removed after so many seconds.
+_ABANDONED = 600
+
+
+def check_gradio() -> None:
+    """
+    Raises:
+        ConfigError: gradio is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError(
+            "The page needs the package gradio, which is missing: pip install 'semask[demo]'."
+        )
+
+
+@contextlib.contextmanager
+def serving(
+    demo: Demo,
+    *,
+    facts: str = "",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    max_size: int = 100 * 2**20,
+    min_score: float = 0.5,
+) -> Iterator[str]:
+    """Serve the page as long as the ``with`` block runs.
+
+    Args:
+        demo: the model.
+        facts: what the page says about it.
+        host: the address to listen on; "0.0.0.0" = all of this machine's.
+        port: None = the first free one from 7860.
+        max_size: of an upload, in bytes.
+        min_score: where the slider of the instances starts.
+
+    Yields:
+        The address of the page.
+
+    Raises:
+        ConfigError: gradio is not installed.
+        OSError: the port is not free.
+    """
+    check_gradio()
+    with (
+        tempfile.TemporaryDirectory(prefix="semask_demo_") as folder,
+        _environment({"GRADIO_TEMP_DIR": folder}),
+    ):
+        blocks = _page(demo, facts, max_size, min_score)
+        blocks.queue(max_size=16)
+        try:
+            _, url, _ = blocks.launch(**_launch_options(host, port, max_size))
+            yield url
+        finally:
+            blocks.close(verbose=False)
+
+
+@contextlib.contextmanager
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    """With variables that are as they were afterwards."""
+    wanted = {**_ENVIRONMENT, **more}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _launch_options(host: str, port: int | None, max_size: int) -> dict[str, Any]:
+    import gradio as gr  # an extra, which brings starlette
+    from starlette.middleware import Middleware
+
+    return {
+        "server_name": host,
+        "server_port": port,
+        "share": False,
+        "inbrowser": False,
+        "quiet": True,
+        "prevent_thread_lock": True,
+        "max_file_size": max_size,
+        "footer_links": [],
+        "enable_monitoring": False,
+        "state_session_capacity": 16,
+        "theme": gr.themes.Default(
+            primary_hue="blue",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        "css": _CSS,
+        "app_kwargs": {"middleware": [Middleware(_WithPolicy)]},
+    }
+
+
+class _WithPolicy:
+    """ASGI middleware: every response has the policy."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", _POLICY)
+                message = {**message, "headers": [*message["headers"], policy]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+# The toast says what was wrong with an upload; its veil would cover the place for the next one.
+_CSS = """
+#upload [data-testid="status-tracker"] { display: none !important; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
+#about h1 { margin: 8px 0 0; font-size: 24px; font-weight: 650; }
+#about p { margin: 2px 0 0; overflow-wrap: anywhere;
+  color: color-mix(in srgb, var(--body-text-color) 66%, transparent); }
+"""
+
+
+def _page(demo: Demo, facts: str, max_size: int, min_score: float) -> Any:
+    """The components and what they do."""
+    import gradio as gr  # an extra, which reads the environment as it is imported
+
+    templates = template_environment("semask.demo")
+
+    def text(name: str, **values: Any) -> str:
+        return templates.get_template(name).render(values)
+
+    def upload(
+        file: dict[str, Any] | None,
+        score: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio looks for it here)
+    ) -> list[Any]:
+        """Predict a file, and remove it."""
+        if file is None:
+            return [None, "", None, gr.skip()]
+        path = Path(file["path"])
+
+        def report(done: int, total: int) -> None:
+            progress((done, max(done, total)), unit="frames")
+
+        try:
+            if path.is_file() and path.stat().st_size > max_size:
+                answer = problem(f"'{path.name}' has more than {_megabytes(max_size)}.")
+            else:
+                answer = demo.answer(path, min_score=score, report=report)
+        except Exception as error:
+            logger.exception("Predicting %s failed.", path.name)
+            answer = problem(
+                f"Something went wrong with '{path.name}' ({type(error).__name__}). The terminal "
+                "that the page was started in has the details."
+            )
+        finally:
+            shutil.rmtree(path.parent, ignore_errors=True)  # a folder for each upload
+        shown = gr.update(visible=answer.prediction is not None)
+        return [None, answer.html, answer, shown]
+
+    def draw(answer: Answer | None, score: float) -> Any:
+        """The last prediction with another minimum score."""
+        if answer is None or answer.prediction is None:
+            return gr.skip()
+        return demo.drawn(answer.prediction, answer.name, min_score=score).html
+
+    with gr.Blocks(
+        title="SeMask",
+        analytics_enabled=False,
+        delete_cache=(_ABANDONED, _ABANDONED),
+    ) as blocks:
+        gr.HTML(text("about.html.j2", facts=facts, size=_megabytes(max_size)), elem_id="about")
+        # Not file_types of the suffixes: phones offer the camera for "image".
+        file = gr.File(
+            label="Image or video",
+            file_types=["image", "video", ".npy", ".tif", ".tiff"],
+            height=140,
+            elem_id="upload",
+        )
+        score = gr.Slider(0, 1, min_score, step=0.01, label="Minimum score", visible=False)
+        shown = gr.HTML(
+            "",
+            css_template=text("page.css"),
+            js_on_load=text("page.js"),
+            apply_default_css=False,
+            elem_id="answer",
+        )
+        state = gr.State(time_to_live=3600)
+        file.upload(
+            upload,
+            [file, score],
+            [file, shown, state, score],
+            preprocess=False,  # which would copy the file
+            concurrency_limit=1,
+            api_visibility="private",
+            show_progress="full",
+            show_progress_on=shown,
+        )
+        score.release(draw, [state, score], shown, concurrency_limit=1, api_visibility="private")
+    return blocks
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:g} MiB"
