@@ -14,7 +14,7 @@ from PIL import Image
 
 from semask import InstancePredictor, Predictor, load_config
 from semask.checkpoint import SeMaskCheckpointer
-from semask.checkpoint.channels import adapt_weight
+from semask.checkpoint.convert import adapt_weight
 from semask.cli import main
 from semask.data.bands import RGB, ImageReader, read_values
 from semask.data.mappers.semantic import build_semantic_mapper

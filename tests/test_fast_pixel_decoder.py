@@ -12,7 +12,7 @@ from semask.modeling.layers.deformable_attention import (
     reference_points,
 )
 from semask.modeling.pixel_decoder.deformable import EncoderLayer
-from semask.ops import feed_forward
+from semask.ops import pixel_decoder
 from semask.ops.apply import apply_fast_paths
 from semask.ops.deformable_attention import BaggedDeformableAttention
 
@@ -88,7 +88,7 @@ def test_bagged_deformable_attention_of_what_is_not_finite() -> None:
 def test_recomputed_encoder_layer(
     tokens: int, dropout: float, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_forward, "CHUNK_TOKENS", tokens)
+    monkeypatch.setattr(pixel_decoder, "CHUNK_TOKENS", tokens)
     _, x, points = attention(1.0)
     plain = EncoderLayer(
         channels=32, hidden_channels=64, dropout=dropout, num_levels=3, num_heads=4, num_points=4
@@ -97,7 +97,7 @@ def test_recomputed_encoder_layer(
     for name in frozen:
         plain.get_submodule(name).requires_grad_(False)
     fast = apply_fast_paths(copy.deepcopy(plain), ["recomputed"])
-    assert type(fast) is feed_forward.RecomputedEncoderLayer
+    assert type(fast) is pixel_decoder.RecomputedEncoderLayer
     position, pull = torch.randn_like(x[0]), torch.randn_like(x)
     for training in (True, False):
         results = []

@@ -10,10 +10,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from semask.checkpoint.channels import adapt_channels
 from semask.checkpoint.convert import (
     CheckpointKind,
     UnknownNamesError,
+    adapt_channels,
     below_pyramid,
     convert_state_dict,
     resize_bias_tables,

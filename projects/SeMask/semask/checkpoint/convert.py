@@ -1,10 +1,12 @@
-"""Converts parameter names of published and of former checkpoints to this project's.
+"""Converts checkpoints to this project's parameter names, and fits their tensors to a model.
 
 Published are SeMask-FPN and Swin-FPN (names of their segmentation framework, ``backbone.*`` and
 ``decode_head.*``), mask-classification models (see :mod:`.mask_models`), and ImageNet-pretrained
 Swin (names of the backbone alone).
 """
 
+import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -14,10 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semask.checkpoint.mask_models import HEAD, convert_mask_model
-from semask.checkpoint.swin_forms import authors_names
-from semask.checkpoint.swin_names import own_backbone_name, present_name, with_stage
+from semask.checkpoint.swin_names import authors_names, own_backbone_name, present_name, with_stage
 from semask.checkpoint.transformers_names import is_from_transformers, original_names
 from semask.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+RGB = 3
 
 
 class UnknownNamesError(CheckpointError):
@@ -233,3 +238,51 @@ def _bicubic(grid: Tensor, size: Sequence[int]) -> Tensor:
     single = grid if grid.dtype == torch.float64 else grid.float()  # not every type has bicubic
     resized = F.interpolate(single, size=tuple(size), mode="bicubic", align_corners=False)
     return resized.to(grid.dtype)
+
+
+def adapt_channels(
+    state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Fit the first convolution of a pre-trained backbone to images of N channels.
+
+    Timm's rule: for one channel, the sum over the three; else the three in turn until there are N,
+    times 3 / N. So for equal channels the features have the same scale as before.
+
+    Args:
+        state_dict: parameters by this project's names.
+        model_state: the model's, for the shapes wanted.
+
+    Returns:
+        ``state_dict`` with such a weight replaced.
+    """
+    adapted = dict(state_dict)
+    for name, value in state_dict.items():
+        wanted = model_state.get(name)
+        if wanted is None or not name.startswith("backbone.") or value.ndim != 4:
+            continue
+        rest = (wanted.shape[0], *wanted.shape[2:]) == (value.shape[0], *value.shape[2:])
+        if not rest or value.shape[1] != RGB or wanted.shape[1] == RGB:
+            continue
+        adapted[name] = adapt_weight(value, wanted.shape[1])
+        logger.info(
+            "'%s' was trained on RGB: its weights are %s for images of %d channels",
+            *(name, "summed" if wanted.shape[1] == 1 else "repeated and scaled", wanted.shape[1]),
+        )
+    return adapted
+
+
+def adapt_weight(weight: Tensor, channels: int) -> Tensor:
+    """The weight of a convolution of RGB for another number of channels.
+
+    Args:
+        weight: (O, 3, h, w).
+        channels: N, at least 1.
+
+    Returns:
+        (O, N, h, w), of the same type.
+    """
+    values = weight.float()
+    if channels == 1:
+        return values.sum(dim=1, keepdim=True).to(weight.dtype)
+    repeated = values.repeat(1, math.ceil(channels / RGB), 1, 1)[:, :channels]
+    return (repeated * (RGB / channels)).to(weight.dtype)

@@ -35,11 +35,14 @@ from semask.modeling.pixel_decoder.deformable import DeformablePixelDecoder, Enc
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 from semask.ops.convolutions import LinearConv2d, PlainLinearConv2d, WinogradConv2d
 from semask.ops.deformable_attention import BaggedDeformableAttention
-from semask.ops.feed_forward import RecomputedEncoderLayer
 from semask.ops.malloc import can_keep_memory
 from semask.ops.mask_decoder import LevelledMask2FormerDecoder
 from semask.ops.mask_losses import FactoredCriterion, OneSoftplusMatcher
-from semask.ops.pixel_decoder import ChunkedEncoder, LeanDeformablePixelDecoder
+from semask.ops.pixel_decoder import (
+    ChunkedEncoder,
+    LeanDeformablePixelDecoder,
+    RecomputedEncoderLayer,
+)
 from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
 from semask.ops.semantic_layer import (
     ChunkedSemanticLayer,

@@ -1,13 +1,18 @@
-"""The deformable pixel decoder, evaluated with few maps in memory.
+"""The deformable pixel decoder with few maps in memory.
 
-A few buffers are reused, because repeated allocation of large blocks fragments the heap.
+In evaluation a few buffers are reused, because repeated allocation of large blocks fragments the
+heap. In training the feed-forward part of a layer, whose activations are four times as large as
+the tokens, is computed a few tokens at a time and recomputed in the backward pass: the activations
+stay in the cache, and only the input is kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from semask.modeling.layers.deformable_attention import Size
 from semask.modeling.layers.precision import autocast_off
@@ -18,8 +23,15 @@ from semask.modeling.pixel_decoder.deformable import (
 )
 from semask.ops.convolutions import convolve_
 from semask.ops.deformable_attention import BaggedDeformableAttention, TokenTable, query_chunks
+from semask.ops.recompute import Call, call, call_unvalued
 from semask.ops.stripes import MapRows, resized, stripes
-from semask.ops.tracing import evaluated
+from semask.ops.tracing import evaluated, traced
+
+# Tokens at a time: 1,024 hidden channels of them are 8 MiB.
+CHUNK_TOKENS = 2048
+
+# From tokens (n, C) to tokens (n, C), given how the last linear layer is computed.
+TokenFunction = Callable[[Tensor, Call], Tensor]
 
 
 class ChunkedEncoder(Encoder):
@@ -96,3 +108,72 @@ def add_resized_(finest: Tensor, coarser: Tensor) -> None:
         source_rows = resized(MapRows(source), size)
         for rows in stripes(size[0], image[:, 0].nbytes, image.device):
             image[:, rows] += source_rows[rows].permute(2, 0, 1)
+
+
+class RecomputedEncoderLayer(EncoderLayer):
+    """The deformable transformer's layer; with dropout in training it is the plain one."""
+
+    def forward(self, x: Tensor, position: Tensor, points: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """See :class:`EncoderLayer`."""
+        if traced() or (self.training and self.dropout.p > 0):
+            return super().forward(x, position, points, sizes)
+        x = x + self.self_attn(x + position, points, x, sizes)
+        parts = (self.norm1, self.linear1, self.linear2)
+        parameters = [parameter for part in parts for parameter in part.parameters()]
+        tokens = recompute_tokens(self._feed_forward, x.flatten(0, -2), parameters)
+        return self.norm2(tokens.view_as(x))
+
+    def _feed_forward(self, x: Tensor, compute: Call) -> Tensor:
+        x = self.norm1(x)
+        return x + compute(self.linear2, F.relu(self.linear1(x)))
+
+
+def recompute_tokens(
+    function: TokenFunction, x: Tensor, parameters: Sequence[nn.Parameter]
+) -> Tensor:
+    """Apply a function to each token and keep only its input for the gradient.
+
+    Args:
+        function: acts on each token alone, without random numbers.
+        x: (N, C).
+        parameters: all parameters that it uses.
+
+    Returns:
+        (N, C). It can be differentiated once.
+    """
+    out: Tensor = _Recomputed.apply(function, x, *parameters)
+    return out
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: TokenFunction, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(x, *parameters)
+        out = torch.empty_like(x)
+        for part in _parts(x):
+            out[part] = function(x[part], call)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, *parameters = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        sources = [p for p, is_wanted in zip(parameters, wanted, strict=True) if is_wanted]
+        sums = [torch.zeros_like(source) for source in sources]
+        grad_x = torch.empty_like(x)
+        for part in _parts(x):
+            tokens = x[part].detach().requires_grad_()
+            with torch.enable_grad():
+                out = ctx.function(tokens, call_unvalued)
+            grad_x[part], *found = torch.autograd.grad(out, [tokens, *sources], grad[part])
+            for total, addend in zip(sums, found, strict=True):
+                total += addend
+        of_parameters = iter(sums)
+        return None, grad_x, *(next(of_parameters) if each else None for each in wanted)
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    for start in range(0, len(x), CHUNK_TOKENS):
+        yield slice(start, start + CHUNK_TOKENS)
