@@ -7,11 +7,12 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -24,6 +25,8 @@ from semask.data import register_coco_folder
 from semask.data.datasets.catalog import forget_dataset
 from semask.engine import Trainer, check_run
 from semask.errors import ConfigError, DataError
+from semask.inference.model_outputs import prior_classes_of
+from semask.inference.video import writing_video
 from semask.report import pictures
 from semask.report.page import REPORT_FILE
 from semask.tasks import build_task, inference_folder
@@ -114,6 +117,12 @@ def test_evaluation_and_report(
     assert "http" not in page.replace('http-equiv="', "")
     words = " ".join("".join(root.itertext()).split())
     assert ("SQ" in words) == (task == "panoptic")
+    legends = [
+        "".join(element.itertext()).split()
+        for element in root.iter("p")
+        if element.get("class") == "legend"
+    ]
+    assert all({"light", "dark"} <= set(legend) for legend in legends)  # in priors and queries
     assert "light" in words
 
 
@@ -131,6 +140,13 @@ def test_fast_and_plain_evaluation_find_the_same(tmp_path: Path, task: str) -> N
         results = Trainer.test(cfg, model)
         found.append({k: v for kind in results.values() for k, v in kind.items()})
     assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5, nan_ok=True)
+
+
+def test_the_one_stuff_beside_the_things_is_no_background() -> None:
+    MetadataCatalog.get("own").set(thing_classes=["cell"], stuff_classes=["ground", "cell"])
+    assert prior_classes_of("own", 2)[0] == ["ground", "cell"]
+    MetadataCatalog.get("instances").set(thing_classes=["cell"])
+    assert prior_classes_of("instances", 2)[0] == ["cell", "background"]
 
 
 class Perfect(nn.Module):
@@ -266,9 +282,9 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, task: str) -> Non
         assert losses[name] > 0
 
 
-def own_folder(folder: Path, task: str) -> None:
-    """The layout of ``configs/own_dataset`` with two images in each part."""
-    register_joint(folder, "written")
+def own_folder(folder: Path, task: str, number: int = 2) -> None:
+    """The layout of ``configs/own_dataset`` with some images in each part."""
+    register_joint(folder, "written", number)
     for split in ("train", "val"):
         shutil.copytree(folder / "images", folder / "own/images" / split)
         annotations = folder / "own/annotations"
@@ -308,10 +324,19 @@ def test_a_folder_of_ones_own_needs_the_config_alone(tmp_path: Path, task: str) 
         "--weights",
         tmp_path / "out/model_final.pth",
     ]
-    arguments += [tmp_path / "own/images/val", "--output", tmp_path / "seen", "--priors"]
-    assert main.run("predict", [*map(str, arguments)]) == 0
+    seen = [*arguments, tmp_path / "own/images/val", "--output", tmp_path / "seen", "--priors"]
+    assert main.run("predict", [*map(str, seen)]) == 0
     written = {
         path.relative_to(tmp_path / "seen").as_posix() for path in (tmp_path / "seen").rglob("*.*")
     }
     assert {"classes.json", "overlay/0.png", "prior2/1.png"} <= written
     assert ("panoptic/0.png" in written) == (task == "panoptic")
+    with writing_video(tmp_path / "drive.mp4", 10) as video:
+        for index in range(3):
+            video.write(photograph(48, 64, seed=index))
+    driven = [*arguments, tmp_path / "drive.mp4", "--output", tmp_path / "driven"]
+    assert main.run("predict", [*map(str, driven)]) == 0
+    with av.open(str(tmp_path / "driven/overlay/drive.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert [(f.height, f.width) for f in container.decode(stream)] == [(48, 64)] * 3

@@ -220,7 +220,10 @@ def prior_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np
     """
     metadata = _metadata(dataset_name)
     things = list(metadata.get("thing_classes", ()))
-    if len(things) + 1 == num_classes:
+    stuff = list(metadata.get("stuff_classes", ()))
+    # Where the things are among the classes of the semantic maps, these supervise the priors.
+    joint = len(stuff) == num_classes and set(things) <= set(stuff)
+    if len(things) + 1 == num_classes and not joint:
         colors = category_colors(metadata, len(things))
         return [*things, "background"], np.concatenate([colors, [BACKGROUND_COLOR]]).astype(
             np.uint8

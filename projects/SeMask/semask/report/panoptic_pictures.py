@@ -3,10 +3,11 @@
 import copy
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from torch import nn
 
@@ -15,11 +16,13 @@ from semask.evaluation.panoptic_scores import match_segments
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
 from semask.inference.model_outputs import (
     Mapper,
+    class_map,
     predict_instances,
     prior_classes_of,
     stuff_classes_of,
 )
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
+from semask.ops.lazy_scores import LazyScores
 from semask.report.pictures import (
     NOT_THERE,
     WRONG,
@@ -107,10 +110,13 @@ def show_segments(
         size=size,
         pictures=pictures,
         priors=prior_pictures(output, prior_strides_of(model), semantic, names, prior_colors),
-        legend=tuple(
-            (truth.categories[category]["name"], color)
-            for category, color in colors.items()
-            if category in {each.category for each in (*truth_segments.values(), *found.values())}
+        legend=_legend(
+            *(
+                truth,
+                colors,
+                {each.category for each in (*truth_segments.values(), *found.values())},
+            ),
+            *(names, prior_colors, output.get("prior")),
         ),
         queries=query_pictures(
             model, inputs, image, functools.partial(stuff_classes_of, dataset_name)
@@ -126,6 +132,37 @@ def _stuff_colors(truth: PanopticTruth) -> dict[int, tuple[int, ...]]:
         for (given, entry), color in zip(truth.categories.items(), series, strict=True)
         if not entry.get("isthing", 1)
     }
+
+
+def _legend(
+    truth: PanopticTruth,
+    colors: Mapping[int, tuple[int, ...]],
+    shown: Collection[int],
+    names: Sequence[str],
+    prior_colors: np.ndarray,
+    prior: LazyScores | torch.Tensor | None,
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and colours: of stuff as it is drawn, of things as priors and queries show them.
+
+    Args:
+        truth: the dataset.
+        colors: of its stuff.
+        shown: categories in the ground truth or the prediction.
+        names, prior_colors: of the classes of the priors.
+        prior: (K, H, W) scores; a class that it has in a hundredth of the image is in the legend.
+    """
+    of_prior = dict(zip(names, map(tuple, prior_colors.tolist()), strict=True))
+    drawn = {truth.categories[category]["name"] for category in shown}
+    listed = set(drawn)
+    if prior is not None:
+        counts = np.bincount(class_map(prior).reshape(-1), minlength=len(names))
+        listed |= {n for n, count in zip(names, counts, strict=True) if 100 * count >= counts.sum()}
+    entries = {
+        entry["name"]: colors.get(category, of_prior.get(entry["name"]))
+        for category, entry in truth.categories.items()
+    }
+    chosen = [(n, color) for n, color in entries.items() if n in listed and color is not None]
+    return tuple(sorted(chosen, key=lambda entry: entry[0] not in drawn))
 
 
 def _semantic(

@@ -65,6 +65,7 @@ class ResizeShortEdge(T.ResizeShortestEdge):
                 f"not '{label_interpolation}'"
             )
         super().__init__(list(short_edges), max_size, sample_style="choice")
+        self.short_edges = list(short_edges)  # which the log names
         self.label_interpolation = label_interpolation
 
     def get_transform(self, image: np.ndarray) -> Transform:
