@@ -19,6 +19,7 @@ go on from.
 import argparse
 import datetime
 import json
+import math
 import os
 import signal
 import subprocess
@@ -295,7 +296,12 @@ def collect(
         )
         results = results_of(folder)
         if results is not None:
-            run["seeds"][str(seed)] = {key: _rounded(value) for key, value in results.items()}
+            run["seeds"][str(seed)] = {
+                # What is not defined, as the AP of sizes that do not occur, JSON cannot hold.
+                key: _rounded(value)
+                for key, value in results.items()
+                if math.isfinite(value)
+            }
             noted = _read(folder / COMMAND_FILE).get("commit")
             run["commits"] += [noted] if noted not in run["commits"] else []
     return {

@@ -63,7 +63,7 @@ def write_run(folder: Path, miou: float) -> None:
     (folder / "model_final.pth").touch()
     lines: list[dict[str, float]] = [{"iteration": 19, "time": 2.0, "total_loss": 5.0}]
     lines.append({"iteration": 19, "sem_seg/mIoU": miou - 1, "sem_seg/IoU-sky": 90.0})
-    lines.append({"iteration": 39, "sem_seg/mIoU": miou})
+    lines.append({"iteration": 39, "sem_seg/mIoU": miou, "segm/APl": float("nan")})
     (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     (folder / "usage.json").write_text(json.dumps({"cpu_seconds": 600.0, "peak_gib": 1.5}))
 
@@ -93,6 +93,7 @@ def test_runs_that_are_finished_are_collected_and_not_trained_again(
     assert "+2.00 [+1.00, +3.00]" in text
     report = json.loads((tmp_path / "out" / "two.json").read_text())
     assert report["runs"]["semask"]["seeds"]["2"]["sem_seg/IoU-sky"] == 90
+    assert "segm/APl" not in report["runs"]["semask"]["seeds"]["2"]  # not a number
     assert report["runs"]["fixed"]["overrides"][-2:] == ["MODEL.SEMASK.INIT", "published"]
     assert str(tmp_path / "out") not in report["command"]
     again = tmp_path / "again"
