@@ -1,7 +1,7 @@
 """What each sub-command of ``semask`` takes, and its help.
 
-This module imports nothing but the standard library, so that help and mistakes in the arguments
-are answered before PyTorch is loaded.
+This module imports only the standard library, so that help and errors in the arguments appear
+before PyTorch is loaded.
 """
 
 import argparse

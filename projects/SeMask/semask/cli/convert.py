@@ -22,7 +22,7 @@ from semask.config import load_config
 from semask.errors import CheckpointError
 
 _NEEDS_CONFIG = " The weights of a network of timm need --config, a model with that encoder."
-# How the classifiers of timm's networks and of transformers' are called.
+# Names of the classifiers of timm's networks and of transformers'.
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "norm.", "norm_pre.")
 
 

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, arithmetic and activation memory of every module.
+"""The cost of a model: parameters, arithmetic and activation memory of every module.
 
 Where shapes alone decide what is computed, nothing is: the model is built and run on PyTorch's
 "meta" device, so that the largest models take seconds and no memory. Detectors keep boxes by their
@@ -33,7 +33,7 @@ OTHER_PRODUCTS = {"winograd", "folded"}
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """One module with everything inside it.
+    """The cost of one module, sub-modules included.
 
     Attributes:
         parameters: number of parameters, shared ones once.
@@ -72,7 +72,7 @@ class ModelCost:
     peak_bytes: int | None
 
     def sum_of(self, names: tuple[str, ...]) -> ModuleCost:
-        """Of several modules together, none inside another."""
+        """The sum over several modules, none inside another."""
         costs = [self.modules[name] for name in names]
         return ModuleCost(
             parameters=sum(cost.parameters for cost in costs),
@@ -194,7 +194,7 @@ def _inputs(
 
 
 def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Operations of one inference, by module name; each with those of the modules inside it."""
+    """Operations of one inference, by module name; sub-modules included."""
     model.eval()
     images = [{key: entry[key] for key in ("image", "height", "width")} for entry in inputs]
     # Detectors sample, too: pasting masks is no part of the network.
@@ -260,7 +260,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _deformable_operations() -> dict[Any, Callable[..., int]]:
-    """What PyTorch's counter does not know: a value between four others is four multiply-adds."""
+    """Operations that PyTorch's counter lacks: bilinear interpolation is four multiply-adds."""
 
     def grid_sampler(*_inputs: Any, out_shape: Sequence[int], **_options: Any) -> int:
         return 8 * math.prod(out_shape)
@@ -311,7 +311,7 @@ def _running_modules(model: nn.Module) -> Iterator[list[str]]:
 def saved_bytes(
     model: nn.Module, inputs: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, int], int | None]:
-    """What a training step's forward pass keeps for its backward pass.
+    """The memory that a training step's forward pass keeps for its backward pass.
 
     Args:
         model: gives a dictionary of losses; it is put into training mode.
@@ -372,7 +372,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _inclusive(own: Mapping[str, int], name: str) -> int:
-    """The sum over a module and everything inside it."""
+    """The sum over a module and its sub-modules."""
     if not name:
         return sum(own.values())
     return sum(value for key, value in own.items() if key == name or key.startswith(f"{name}."))

@@ -1,4 +1,4 @@
-"""The weights with the best evaluation result are kept."""
+"""Keeps the weights with the best evaluation result."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def best_checkpoints(cfg: CfgNode) -> "dict[str, BestCheckpoint]":
-    """Those that a config asks for, by file name: of the weights, and of the averaged ones."""
+    """The best checkpoints of a config, by file name: of the weights, and of the averaged ones."""
     if not cfg.TEST.BEST_METRIC or not cfg.DATASETS.TEST:
         return {}
     metric = cfg.TEST.BEST_METRIC
@@ -30,7 +30,7 @@ def best_checkpoints(cfg: CfgNode) -> "dict[str, BestCheckpoint]":
 
 
 class BestCheckpoint:
-    """One file with the best weights so far; it holds no optimizer, and is nothing to resume."""
+    """One file with the best weights so far, without an optimizer: not for resuming."""
 
     def __init__(self, folder: str, name: str, metric: str) -> None:
         """

@@ -36,7 +36,7 @@ class CompiledParts:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Within it, the model runs compiled."""
+        """A context in which the model runs compiled."""
         for part, forward in self._forwards.items():
             part.forward = forward
         try:
@@ -49,7 +49,7 @@ class CompiledParts:
 def compile_for_training(
     cfg: CfgNode, model: nn.Module, precision: Precision
 ) -> CompiledParts | None:
-    """What ``SOLVER.COMPILE`` asks for; None where it does not, or where that does not work.
+    """The compiled parts for ``SOLVER.COMPILE``; None if it is off or does not work.
 
     Args:
         cfg: of the run.
@@ -72,7 +72,7 @@ def compile_for_training(
 def compile_parts(
     model: nn.Module, batch: list[dict[str, Any]], precision: Precision
 ) -> CompiledParts | None:
-    """Compile a model and try it; nothing of it is changed.
+    """Compile a model and try it; the model is unchanged.
 
     Args:
         model: in training mode, on its device, not yet wrapped for distributed training.

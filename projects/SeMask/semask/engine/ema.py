@@ -31,11 +31,11 @@ class WeightAverage:
 
     @property
     def started(self) -> bool:
-        """Whether there is an average."""
+        """Whether there is an average yet."""
         return self._averaged is not None
 
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step."""
         if self._averaged is None:
             self._averaged = self._copy()
         steps = int(self._averaged.n_averaged)  # on the CPU: no waiting for a GPU
@@ -44,7 +44,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it, the model has the averaged weights."""
+        """A context in which the model has the averaged weights."""
         weights = {name: value.clone() for name, value in self._model.state_dict().items()}
         self._model.load_state_dict(self.weights())
         try:
@@ -62,7 +62,7 @@ class WeightAverage:
         return {"steps": steps, "model": self.weights()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave.
+        """Restore the state of ``state_dict``.
 
         Raises:
             ValueError: it is of another model.

@@ -1,4 +1,4 @@
-"""Which batch and which settings fit into a device's memory, and what to change where none does."""
+"""Batches and settings that fit into a device's memory."""
 
 import contextlib
 import logging
@@ -98,7 +98,7 @@ class Fit:
         return [(means, pairs) for means, pairs in ways if pairs or means == "as configured"]
 
     def memory(self, pairs: Sequence[str], images: int) -> StepMemory:
-        """Of a part of a training step, with changes of the config."""
+        """The memory of a part of a training step, with changes of the config."""
         key = (tuple(pairs), images)
         if key not in self._known:
             cfg = self.cfg.clone()
@@ -146,7 +146,7 @@ class Fit:
         return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
     def parts(self) -> str:
-        """Of the config as it is: what its peak is made of, as text."""
+        """The parts of the unchanged config's peak, as text."""
         memory = self.memory((), self.part)
         height, width = build_task(self.cfg).training_size()
         return (
@@ -157,7 +157,7 @@ class Fit:
         )
 
     def advice(self) -> str:
-        """The pairs to give, one of the ways a line, or that nothing fits, as text."""
+        """The overrides that fit, one way a line, or a sentence that none does."""
         usable = f"{self.usable / GIB:.1f} of {self.limit / GIB:.1f} GiB"
         plans = self.plans()
         if not plans:
@@ -200,7 +200,7 @@ def device_memory(device: str) -> int:
 
 
 def log_expected_memory(cfg: CfgNode, devices: int) -> None:
-    """Log what a training step will need, and a warning where the device has less.
+    """Log the memory that a training step will need, and warn if the device has less.
 
     Nothing for models whose estimate is a real training step on the CPU, such as detectors.
     """
@@ -224,7 +224,7 @@ def log_expected_memory(cfg: CfgNode, devices: int) -> None:
 def explained_out_of_memory(
     cfg: CfgNode, devices: int, *, eval_only: bool = False
 ) -> Iterator[None]:
-    """Say which settings would have fitted where a device has too little memory.
+    """A context that adds settings that would fit to an out-of-memory error.
 
     Args:
         cfg: of the run.

@@ -1,4 +1,4 @@
-"""What happens during training beside Detectron2's own hooks."""
+"""Training hooks besides Detectron2's own."""
 
 import datetime
 import logging
@@ -88,7 +88,7 @@ class PriorLossWatch(HookBase):
 
 
 class UnreadableFilesHook(HookBase):
-    """Name, after the training, the files that it has skipped, in all processes of a run."""
+    """Log, after the training, the files that were skipped, in all processes of a run."""
 
     def __init__(self, unreadable: UnreadableFiles) -> None:
         """
@@ -115,7 +115,7 @@ class UnreadableFilesHook(HookBase):
 
 
 class FirstStepHook(HookBase):
-    """Log the first loss and the time that the run will take; on a CPU, warn of many hours.
+    """Log the first loss and the expected time of the run; on a CPU, warn of many hours.
 
     Detectron2's own line comes after 20 steps. For the main process, which knows the losses.
     """

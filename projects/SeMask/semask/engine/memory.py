@@ -1,11 +1,11 @@
-"""How much memory a training step and an evaluation need, known before they are run.
+"""Estimates the memory of a training step and an evaluation, without running them.
 
-The model is run on tensors that have shapes and no values (PyTorch's fake tensors), while every
-piece of memory that an operation would allocate, and its release, is noted. That takes seconds
-and no memory, for any batch. Detectors decide by values and are run for real, on the CPU.
+The model is run on tensors with shapes but no values (PyTorch's fake tensors), while each
+allocation and release of memory is recorded. That takes seconds and no memory, for any batch.
+Detectors depend on values and are run for real, on the CPU.
 
-What a kernel allocates inside itself, what an allocator loses between blocks, and a GPU's context
-come on top; ``benchmarks/memory.py`` compares with what is measured.
+Memory within kernels, the allocator's gaps and a GPU's context come on top;
+``benchmarks/memory.py`` compares the estimate with measurements.
 """
 
 import warnings
@@ -60,7 +60,7 @@ class StepMemory:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within it, the memory of the tensors that are alive is counted.
+    """A context that counts the memory of living tensors.
 
     Attributes:
         now: bytes at this moment.
@@ -102,7 +102,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 class FirstQueries(nn.Module):
-    """In place of a matcher, which needs values: which queries learn takes no other memory."""
+    """In place of a matcher, which needs values; the matching does not change the memory."""
 
     def forward(self, prediction: MaskPrediction, targets: Sequence[MaskTarget]) -> list[Match]:
         """The first target with the first query, and so on; see :class:`MaskMatcher`."""
@@ -208,7 +208,7 @@ def _build(cfg: CfgNode) -> tuple[CfgNode, nn.Module, FakeTensorMode | None]:
 
 
 def _fake(inputs: dict[str, Any], fake: FakeTensorMode | None) -> None:
-    """Replace the images by ones without values; the losses look at those of labels."""
+    """Replace the images by ones without values; labels keep theirs, which the losses need."""
     if fake is not None:
         inputs["image"] = fake.from_tensor(inputs["image"])
         if "images" in inputs:  # of multi-scale evaluation

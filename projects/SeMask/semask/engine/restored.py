@@ -1,4 +1,4 @@
-"""What a run starts from, compared with what its config says."""
+"""Warnings about the start of a run: random weights, and values that differ from its config."""
 
 import logging
 from collections.abc import Mapping

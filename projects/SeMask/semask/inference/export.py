@@ -38,7 +38,7 @@ class ImageToLogits(nn.Module):
             model: a SeMaskSegmentor.
 
         Raises:
-            ConfigError: it is another.
+            ConfigError: the model is of another class.
         """
         super().__init__()
         if not isinstance(model, SeMaskSegmentor):

@@ -1,6 +1,6 @@
 """A model's answers for single images: for evaluators, predictors and pictures.
 
-Scores are computed on demand; detectors answer with their prior maps where they have them.
+Scores are computed on demand; detectors also return their prior maps, if they have any.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> di
             as ``model.inference([inputs], return_priors=True)`` where that exists, and as a stock
             Detectron2 model, ``model([inputs])``, where it does not.
         inputs: what the mapper made of a dataset dict.
-        priors: False = the maps are not needed.
+        priors: also return the prior maps.
 
     Returns:
         "sem_seg", :class:`LazyScores`, and perhaps "prior", :class:`LazyScores`, and "priors",
@@ -184,7 +184,7 @@ def predict_instances(
 
     Returns:
         Detectron2's output: "instances", and of a panoptic model "sem_seg" and "panoptic_seg"; of
-        mask classification what its config asks for, with masks that may be encoded. With
+        mask classification those that its config selects, with masks that may be encoded. With
         ``priors`` also "priors", {"prior2": (K, h, w), ...}, without the batch's padding, and, of
         a model whose prior is supervised, "prior", the decoded logits as :class:`LazyScores` of
         the original image's size.

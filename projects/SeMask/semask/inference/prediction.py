@@ -44,7 +44,7 @@ class ImagePrediction(ABC):
         """What is drawn: "overlay", and the priors where they were asked for.
 
         Args:
-            alpha: opacity of what is laid over the image, 0 to 1.
+            alpha: opacity of the overlay, 0 to 1.
             min_score: instances with a lower score are left out.
 
         Returns:
@@ -85,11 +85,10 @@ class Prediction(ImagePrediction):
         labels: (H, W) class of each pixel, 0..K-1; uint8, or uint16 where K > 256.
         class_names: K names.
         colors: (K, 3) uint8, RGB of each class.
-        probabilities: (K, H, W) float32, or None where they were not asked for.
-        confidence: (H, W) float32, the probability of each pixel's class; None where it was not
-            asked for.
-        prior: (H, W) classes that the decoded semantic prior names, as ``labels``; None where
-            it was not asked for or the model has no prior head.
+        probabilities: (K, H, W) float32; None if not requested.
+        confidence: (H, W) float32, the probability of each pixel's class; None if not requested.
+        prior: (H, W) classes of the decoded semantic prior, as ``labels``; None if not requested
+            or the model has no prior head.
         priors: the semantic-prior logits of the stages, {"prior2": (K, h, w) float32, ...}; None
             where they were not asked for.
     """
@@ -197,12 +196,11 @@ class InstancePrediction(ImagePrediction):
         class_names: of the categories.
         category_ids: their ids in the dataset's own annotation file.
         panoptic: (H, W) int32 of a panoptic model: the segment of each pixel, 0 = none; else None.
-        segments: what Detectron2 says of each segment: "id", "isthing", "category_id" and others.
+        segments: Detectron2's entries for each segment: "id", "isthing", "category_id" and others.
         stuff_names: of the classes of a panoptic model's semantic map.
         stuff_colors: their colours, (K, 3) uint8 RGB; None as for ``panoptic``.
         prior: (H, W) class of each pixel by the decoded semantic prior, an index into
-            ``prior_names``; None where it was not asked for, or the model's prior is not
-            supervised.
+            ``prior_names``; None if not requested, or the model's prior is not supervised.
         priors: the semantic-prior logits of the stages, {"prior2": (K, h, w) float32, ...}; None
             where they were not asked for.
         prior_names: names of the K classes of the priors.
@@ -285,7 +283,7 @@ class InstancePrediction(ImagePrediction):
         """All instances in COCO's result format, in plain types, for JSON.
 
         Args:
-            image_id: what the results are to call the image.
+            image_id: of the image, for the results.
 
         Returns:
             For each instance "image_id", "category_id" (the dataset's own), "bbox" (x, y, width,

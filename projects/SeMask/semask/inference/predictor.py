@@ -119,7 +119,7 @@ def predictors_of(task: str) -> list[type[ImagePredictor]]:
 class Predictor(ImagePredictor):
     """Segments images exactly as the evaluation does: same resizing, protocol and numbers.
 
-    With the config of another task it gives that task's predictor, such as
+    With the config of another task it returns that task's predictor, such as
     :class:`semask.InstancePredictor`.
 
     Example::
@@ -298,7 +298,7 @@ def load_model(
     cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:
         raise CheckpointError("A predictor needs weights: give it the path of a checkpoint.")
-    amp_dtype(cfg, "TEST")  # which refuses what cannot work
+    amp_dtype(cfg, "TEST")  # refuses a precision that the device does not support
     cfg.freeze()
     model = _build_model(cfg)
     pickles = cfg.MODEL.ALLOW_PICKLE
@@ -346,7 +346,7 @@ def image_pixels(image: AnyImage, reader: ImageReader = RGB) -> np.ndarray:
         reader: of the model.
 
     Raises:
-        DataError: it is no such image, or cannot be read.
+        DataError: the array has another shape or type, or the image cannot be read.
     """
     if isinstance(image, np.ndarray) and not reader.is_rgb:
         return reader.scaled(image)

@@ -43,10 +43,10 @@ class VideoReader:
 
     Attributes:
         frame_rate: frames per second.
-        num_frames: as the file announces it; 0 where it does not.
+        num_frames: as stated by the file; 0 if it is not.
         size: (width, height) of its pictures as they are stored.
-        missing: what is said of frames that were announced and cannot be decoded; "" = of none.
-            Known after the last frame.
+        missing: a sentence about frames that are stated but cannot be decoded, or "". Known after
+            the last frame.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -108,7 +108,7 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except FFmpegError:  # nothing behind this can be found
+            except FFmpegError:  # no later packet can be found
                 return
             if packet is None:
                 return

@@ -11,7 +11,7 @@ from semask.inference.prediction import ImagePrediction
 from semask.inference.video import VideoReader, VideoWriter, writing_video
 
 Predict = Callable[[np.ndarray], ImagePrediction]
-# From a prediction to the pictures of it, by their names.
+# From a prediction to its pictures, by name.
 Draw = Callable[[ImagePrediction], Mapping[str, np.ndarray]]
 
 
@@ -25,13 +25,13 @@ def predict_frames(
 ) -> Generator[ImagePrediction, None, None]:
     """Predict a video frame by frame.
 
-    The videos are complete after the last frame. Where the generator is closed before, or anything
-    fails, none is left.
+    The videos are complete after the last frame. If the generator is closed before, or an error
+    occurs, none is written.
 
     Args:
         predict: from an (H, W, 3) uint8 RGB array to its prediction.
         frames: of the video.
-        draw: makes the pictures of a frame.
+        draw: draws the pictures of a frame.
         path_of: the video, ".mp4" or ".avi", that the pictures of a name go into.
         limit: of the frames; None = all.
 

@@ -127,7 +127,7 @@ def spread_chart(counts: np.ndarray, score: str = "mIoU") -> Markup:
 
     Args:
         counts: number of images in each of equal ranges from 0 to 100 percent.
-        score: what it is called.
+        score: its name.
     """
     figure = _figure(430, 150)
     axes = figure.subplots()
@@ -268,8 +268,8 @@ def _inline(figure: "Figure", title: str, titles: Mapping[str, str], *, max_widt
 
     Args:
         figure: without anything that has to be clipped.
-        title: what it shows.
-        titles: of elements, by their identifiers: what a pointer over them shows.
+        title: of the figure.
+        titles: of elements, by their identifiers, shown by a pointer over them.
         max_width: in CSS pixels.
     """
     file = io.StringIO()

@@ -23,7 +23,7 @@ from semask.report.page import (
     write_page,
 )
 
-# Keys of the results, and what they are called on the page.
+# Keys of the results, and their names on the page.
 _TASKS = (("segm", "Mask"), ("bbox", "Box"), ("boundary", "Boundary"))
 
 

@@ -1,6 +1,6 @@
 """Evaluation reports from templates (autoescaped; a missing value is an error).
 
-Each is one page of HTML that needs nothing from outside itself.
+Each is one self-contained HTML page.
 """
 
 import logging
@@ -31,10 +31,10 @@ def read_evaluation(
         source: the file.
         dataset_name: that it has to be of.
         needed: entries that it has to have.
-        hint: what to do where it cannot be used.
+        hint: advice if it cannot be used.
 
     Raises:
-        DataError: there is none, it is damaged, it lacks an entry or is of another dataset.
+        DataError: it is missing, damaged, incomplete or of another dataset.
     """
     try:
         document: dict[str, Any] = read_json(source)

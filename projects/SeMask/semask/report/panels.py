@@ -30,8 +30,8 @@ def render_panels(
     process only. The model's training mode is the same afterwards, and no gradient is recorded.
 
     Args:
-        model: called as ``model.inference([inputs], return_priors=True)``, with "sem_seg" and
-            perhaps "prior", both (K, H, W), in its answer, or as a stock Detectron2 model,
+        model: called as ``model.inference([inputs], return_priors=True)``, which returns "sem_seg"
+            and perhaps "prior", both (K, H, W), or as a stock Detectron2 model,
             ``model([inputs])``. A model in ``DistributedDataParallel`` is unwrapped.
         dataset_name: a registered dataset with ``stuff_classes`` and possibly ``stuff_colors``.
         mapper: turns a dataset dict into the model's input, as in evaluation.

@@ -26,7 +26,7 @@ from semask.report.page import (
 from semask.report.panoptic_pictures import show_segments
 from semask.utils.files import read_json
 
-# Results, what they are called on the page, and what they are.
+# Results, their names on the page, and explanations.
 _TILES = (
     ("PQ", "PQ", "panoptic quality"),
     ("SQ", "SQ", "mean IoU of the right segments"),

@@ -25,7 +25,7 @@ from semask.visualize.instances import (
     draw_segments,
 )
 
-# Drawn instances fit into this (width, height), and stand so many in a row.
+# Size (width, height) of the drawn instances, and their number in a row.
 _BOX = (480, 400)
 _IN_A_ROW = 3
 _GAP = 8

@@ -1,7 +1,7 @@
 """A task: everything that depends on what is predicted, in one place.
 
 ``TASK`` names an entry of ``TASK_REGISTRY``. Trainer, checks, evaluation, prediction and reports
-ask the entry, and nobody else asks what kind of run this is. An own task is a class derived from
+call the entry; no other code depends on the kind of run. An own task is a class derived from
 ``Task``, or from one of the entries here, in a module of your own:
 
     @TASK_REGISTRY.register()
@@ -49,8 +49,8 @@ class Task(ABC):
     Attributes:
         name: the value of ``TASK``.
         predictor: predicts single images with a trained model.
-        shapes_only: the cost of a model can be analysed from the shapes of its tensors alone,
-            without values; see :func:`semask.engine.analysis.analyze_model`.
+        shapes_only: the cost of a model depends on the shapes of its tensors only, not on their
+            values; see :func:`semask.engine.analysis.analyze_model`.
         fixed_size: training images all have :meth:`training_size`, so that ``torch.compile`` pays.
         cfg: the config of the run.
     """
@@ -196,7 +196,7 @@ class Task(ABC):
         return [*facts, ("Command", command)] if (command := _command()) else facts
 
 
-# Where the evaluated weights are from, for reports: short names and values.
+# The origin of the evaluated weights, for reports: short names and values.
 _origin: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("origin", default=())
 
 
@@ -205,8 +205,8 @@ def evaluated_weights(name: str, iteration: int | None, of: int | None = None) -
     """Reports that are written within it say which weights were evaluated.
 
     Args:
-        name: the file, or what they are.
-        iteration: number of steps that they have been trained for; None = not known.
+        name: the file, or a description.
+        iteration: number of training steps; None = not known.
         of: number of steps of the whole run.
     """
     facts = [("Weights", name)]

@@ -46,14 +46,14 @@ class InstanceTask(Task):
 
     name = "instance"
     predictor = InstancePredictor
-    shapes_only = False  # which boxes are kept depends on their values
+    shapes_only = False  # the kept boxes depend on values
     fixed_size = False
 
     def resolve_classes(self) -> None:
         """As :meth:`Task.resolve_classes`, of the detector and of its semantic map.
 
-        The detector's stays 0 where the dataset cannot be read: a config can be looked at without
-        its data, and what uses the data complains.
+        The detector's stays 0 if the dataset cannot be read, so that a config can be loaded without
+        its data; code that uses the data raises the error.
         """
         if not is_mask_classification(self.cfg):
             resolve_semantic_classes(self.cfg)

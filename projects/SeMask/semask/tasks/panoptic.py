@@ -55,7 +55,7 @@ class PanopticTask(InstanceTask):
         for name in names:
             if name not in DatasetCatalog:
                 continue
-            with contextlib.suppress(DataError):  # what uses the data complains
+            with contextlib.suppress(DataError):  # reported where the data are used
                 self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(segment_classes(name))
             return
         raise ConfigError(

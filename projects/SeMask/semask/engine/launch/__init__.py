@@ -1,1 +1,1 @@
-"""Processes: what is checked before them, how they start, and how they end."""
+"""Processes of a run: checks before them, their start, and their end."""

@@ -1,7 +1,7 @@
-"""What can be wrong with a run, found before anything is built for long or written.
+"""Checks of a run, before anything is built or written.
 
-The parts check their own arguments; here is what crosses them: config against machine, datasets
-against model, checkpoint against model.
+Modules check their own arguments; here are the checks between them: config and machine, datasets
+and model, checkpoint and model.
 """
 
 import contextlib

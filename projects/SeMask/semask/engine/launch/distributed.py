@@ -34,7 +34,7 @@ LOST_PEER = (
 
 
 def ignore_storage_warning() -> None:
-    """Keep PyTorch from warning, in each process, of how Detectron2 v0.6 packs what it sends."""
+    """Silence PyTorch's warning, in each process, about Detectron2 v0.6's serialisation."""
     warnings.filterwarnings(
         "ignore",
         message="TypedStorage is deprecated",
@@ -77,7 +77,7 @@ def joined(torchrun: Torchrun | None, device: str) -> Iterator[None]:
 
 
 def _store_of_this_start(torchrun: Torchrun) -> dist.Store:
-    """Where the processes find each other.
+    """The store in which the processes find each other.
 
     torchrun keeps its store when it restarts the processes, and with it the addresses of those
     that are gone, at which Gloo would look for the new ones.
@@ -90,7 +90,7 @@ def _store_of_this_start(torchrun: Torchrun) -> dist.Store:
 
 
 def once_per_machine(action: Callable[[], None], torchrun: Torchrun | None) -> None:
-    """Let one process of each machine do something; where one fails, all of them end.
+    """Run an action in one process of each machine; if one fails, all processes end.
 
     Args:
         action: what it does.
@@ -117,7 +117,7 @@ def once_per_machine(action: Callable[[], None], torchrun: Torchrun | None) -> N
 
 
 def create_local_group(size: int) -> None:
-    """Tell Detectron2 which processes are on the same machine; for all processes together.
+    """Create Detectron2's groups of the processes of each machine; collective.
 
     Args:
         size: number of processes on each machine.
@@ -140,7 +140,7 @@ def create_local_group(size: int) -> None:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says that another process of the run cannot be reached any more."""
+    """Whether an error means that another process of the run cannot be reached any more."""
     if comm.get_world_size() == 1:
         return False
     # Gloo has no error class of its own, but its messages begin with a source file of it.
@@ -155,7 +155,7 @@ GRACE = 20.0
 
 @contextlib.contextmanager
 def watched_peers(grace: float = GRACE) -> Iterator[threading.Event]:
-    """Within it, this process ends (status 1) after another one of the run has.
+    """A context in which this process ends (status 1) after another one of the run has ended.
 
     A collective operation with a process that is gone fails at once between CPUs, but can wait for
     long between GPUs, and a process that evaluates does not communicate at all.
@@ -207,7 +207,7 @@ def watched_peers(grace: float = GRACE) -> Iterator[threading.Event]:
 
 
 def _machine() -> str:
-    """What only processes that know each other by their ids have in common."""
+    """An identifier of the PID namespace, shared by processes that can see each other."""
     try:
         started = Path("/proc/sys/kernel/random/boot_id").read_text()
         return f"{started} {os.readlink('/proc/self/ns/pid')}"

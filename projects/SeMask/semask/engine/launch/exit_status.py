@@ -1,4 +1,4 @@
-"""How a run ends that cannot go on: one message on stderr and an exit status, no traceback."""
+"""The end of a run that cannot continue: one message on stderr and an exit status."""
 
 import contextlib
 import errno
@@ -80,7 +80,7 @@ def exit_statuses() -> Iterator[None]:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether ``exit_statuses`` has a message for an error, so that nobody needs its traceback."""
+    """Whether ``exit_statuses`` has a message for an error, so its traceback is not needed."""
     known = (*USER_ERRORS, NonFiniteLossError, OutOfMemoryError, ProcessExitedException)
     return (
         isinstance(error, known)
@@ -92,7 +92,7 @@ def is_expected(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is PyTorch's, of the GPU's or of the CPU's allocator."""
+    """Whether an error comes from PyTorch's allocator of the GPU or the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
     )
@@ -109,7 +109,7 @@ def _report(error: Exception) -> None:
 
 
 def _message(error: Exception) -> str:
-    """The error's own words, also where a data loading process has put a traceback around them."""
+    """The error's message, without the traceback that a data loading process puts around it."""
     text = str(error).strip()
     if "Original Traceback" in text:
         text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]

@@ -1,4 +1,4 @@
-"""Nothing that an earlier run has left is overwritten without being told to."""
+"""Protects the checkpoints of an earlier run from being overwritten."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_overwriting(folder: str) -> None:
-    """Refuse to start a run where checkpoints of an earlier run are.
+    """Refuse to start a run in a folder with checkpoints of an earlier run.
 
     Args:
         folder: OUTPUT_DIR; need not exist.
@@ -29,7 +29,7 @@ def refuse_overwriting(folder: str) -> None:
 
 
 def remove_checkpoints(folder: str) -> None:
-    """Remove the checkpoints of an earlier run, so that nobody takes them for those of this one.
+    """Remove the checkpoints of an earlier run, so that they are not taken for this run's.
 
     Args:
         folder: OUTPUT_DIR; the other files in it stay.

@@ -1,4 +1,4 @@
-"""A run that is told to end (SIGTERM, Ctrl-C) writes a checkpoint first (status 143, 130)."""
+"""A run writes a checkpoint before SIGTERM or Ctrl-C ends it (status 143, 130)."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ FAREWELL = b"\nInterrupted: a checkpoint is written first. Ctrl-C again ends at 
 
 
 class Preempted(SystemExit):
-    """The run ends because it was told to; it is no error, and nothing is lost."""
+    """The run ends after a SIGTERM, with a checkpoint; nothing is lost."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_STATUS)
@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether this process has got a SIGTERM or a SIGINT (Ctrl-C).
+    """Whether this process has received a SIGTERM or a SIGINT (Ctrl-C).
 
     In the middle of a training step it is only noted, so that all processes of a run can end
     after the same step; where nothing is half done, as in an evaluation, it acts at once. A second
@@ -52,7 +52,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, a signal is noted instead of ending the process."""
+        """A context in which a signal is recorded instead of ending the process."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python gives signals to the main thread alone
             return
@@ -67,7 +67,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it, a signal raises what ``leave`` does at whatever is being done.
+        """A context in which a signal raises at once, as ``leave`` does.
 
         Raises:
             Preempted, Interrupted: also where one has come before.
@@ -108,7 +108,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def passed_on(*, enabled: bool = True) -> Iterator[None]:
-    """Within it, a signal goes to the processes that this one has started, and they decide.
+    """A context in which signals are passed on to the processes that this one has started.
 
     Args:
         enabled: False does nothing.
@@ -136,7 +136,7 @@ def passed_on(*, enabled: bool = True) -> Iterator[None]:
 
 
 class StopHook(HookBase):
-    """End the training after a step in which a process of the run was told to."""
+    """End the training after a step in which a process of the run received a signal."""
 
     def __init__(self, request: StopRequest) -> None:
         """

@@ -24,10 +24,10 @@ _locked: set[str] = set()
 
 @contextlib.contextmanager
 def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
-    """Lock the output folder for this run; for all its processes together.
+    """Lock the output folder for this run; called by all its processes together.
 
-    The lock ends with the process that has it, however that ends; a data-loading process that
-    outlives it does not hold it. In a folder that this process has locked already, nothing is done.
+    The lock ends with its process; a data-loading process that outlives it does not hold it. A
+    folder that this process has locked already is not locked again.
     The file stays. Files that killed runs have left half-written are
     removed.
 
@@ -95,7 +95,7 @@ def _write_holder(descriptor: int) -> None:
 
 
 def _holder(path: str) -> str:
-    """Who has the lock, as far as its file tells."""
+    """The holder of the lock, according to its file."""
     try:
         values = read_json(path)
         return f" (process {values['process']} on {values['host']}, since {values['since']})"

@@ -1,4 +1,4 @@
-"""What a run does first: log, config file, random numbers, and whether it resumes."""
+"""The set-up of a run: log, config file, random numbers, and whether it resumes."""
 
 import argparse
 import json
@@ -78,7 +78,7 @@ def write_config(cfg: CfgNode) -> None:
 
 
 def log_to_console() -> None:
-    """Let the log of a run appear where no program has said what to do with it.
+    """Log to the console unless the program has configured logging.
 
     As Detectron2's ``DefaultTrainer`` does, for this project's log, too.
     """
@@ -128,7 +128,7 @@ def resumes(output_dir: str, *, asked: bool) -> bool:
 
 
 def _last(output_dir: str) -> list[int] | None:
-    """What tells one ``last_checkpoint`` from the next; None if there is none."""
+    """An identifier of the present ``last_checkpoint``; None if there is none."""
     try:
         status = os.stat(os.path.join(output_dir, "last_checkpoint"))
     except FileNotFoundError:
