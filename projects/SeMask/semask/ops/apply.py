@@ -158,7 +158,7 @@ FAST_PATHS = {
         },
     ),
     "recomputed": FastPath(
-        "training keeps the input of Swin blocks and feed-forward layers and recomputes the rest",
+        "training keeps the input of windows and feed-forward layers and recomputes the rest",
         pays_on=("cpu",),
         forms={
             EncoderLayer: RecomputedEncoderLayer,

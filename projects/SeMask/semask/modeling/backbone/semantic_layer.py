@@ -1,4 +1,4 @@
-"""The semantic layer of SeMask (arXiv 2112.12782, section 3.2).
+"""The semantic layer of SeMask and its semantic attention (arXiv 2112.12782, section 3.2).
 
 It follows the blocks of a stage and does not depend on the encoder: token maps (B, H, W, C) in,
 token maps and semantic-prior maps out.
@@ -34,7 +34,8 @@ def norm_placement(setting: str, *, default: str) -> str:
 class SemanticAttention(nn.Module):
     """Attention whose queries and keys are class logits: tokens of a class attend to each other.
 
-    The queries are also the semantic prior, which the prior's loss supervises.
+    x + gamma * proj(softmax(query(x) key(x)^T) value(x)), section 3.2. The queries are also the
+    semantic prior, which the prior's loss supervises.
 
     Args:
         dim: channels C.
