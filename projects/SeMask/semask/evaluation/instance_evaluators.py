@@ -13,7 +13,7 @@ from typing import Any
 
 import pycocotools.mask as mask_util
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
@@ -24,6 +24,7 @@ from semask.data.annotations import inspect
 from semask.data.image_files import opened_image
 from semask.errors import ConfigError
 from semask.evaluation.average_precision import METRICS, average_precision
+from semask.evaluation.cityscapes_ap import official_evaluator
 from semask.evaluation.instance_scores import image_scores
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
 from semask.evaluation.panoptic_truth import PanopticTruth, contiguous_to_dataset
@@ -33,7 +34,7 @@ from semask.utils.files import replacing
 logger = logging.getLogger(__name__)
 
 # Values of "evaluator_type" in a dataset's metadata.
-INSTANCES = ("coco",)
+INSTANCES = ("coco", "cityscapes_instance")
 PANOPTIC = ("coco_panoptic_seg", "ade20k_panoptic_seg", "cityscapes_panoptic_seg")
 # Files of InstanceEvaluator; the last two have Detectron2's names.
 RESULT_FILE = "instance_evaluation.json"
@@ -63,8 +64,10 @@ class InstanceEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a registered dataset with "json_file" in its metadata, or with
-                "panoptic_json" and "panoptic_root", whose things are then the instances.
+            dataset_name: a registered dataset with "json_file" in its metadata; or, where there is
+                no such file, with "panoptic_json" and "panoptic_root", whose things are then the
+                instances. Of others the annotations of the dataset's own dicts count, as with
+                ``COCOEvaluator``.
             folder: where the files go.
             masks: evaluate masks, too, not only boxes.
             detections_per_image: number of detections of an image that count, those with the
@@ -80,22 +83,21 @@ class InstanceEvaluator(DatasetEvaluator):
         self._library = library
         self._kinds = ["bbox", *(["segm"] if masks else []), *(["boundary"] if boundary else [])]
         self._truth: COCO | None = None
-        if metadata.get("json_file"):
+        file, from_maps = metadata.get("json_file"), metadata.get("panoptic_json")
+        if file and (os.path.isfile(file) or not from_maps):
             with contextlib.redirect_stdout(io.StringIO()):
-                self._truth = COCO(metadata.json_file)
+                self._truth = COCO(file)
             fix_ground_truth(self._truth, masks=masks)
-        elif not metadata.get("panoptic_json"):
-            raise ConfigError(
-                f"Dataset '{dataset_name}' has no annotation file to evaluate instances with: its "
-                "metadata need json_file, or panoptic_json and panoptic_root."
-            )
         self.reset()
 
     @property
     def truth(self) -> COCO:
         """The annotations, as evaluated."""
-        if self._truth is None:
+        if self._truth is None and MetadataCatalog.get(self._dataset_name).get("panoptic_json"):
             self._truth = PanopticTruth(self._dataset_name).instances()
+        elif self._truth is None:
+            self._truth = instances_of_records(self._dataset_name)
+            fix_ground_truth(self._truth, masks=self._masks)
         return self._truth
 
     @property
@@ -220,6 +222,8 @@ def build_instance_evaluator(
 ) -> DatasetEvaluator:
     """AP of boxes and masks; on demand also PQ, and mIoU of Panoptic FPN's semantic map.
 
+    On Cityscapes also its own AP, see :mod:`semask.evaluation.cityscapes_ap`.
+
     Args:
         dataset_name: a registered dataset.
         folder: for the evaluators' files.
@@ -234,6 +238,10 @@ def build_instance_evaluator(
         boundary=boundary,
     )
     evaluator: DatasetEvaluator = instances
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "cityscapes_instance" and masks:
+        official = official_evaluator(dataset_name)
+        evaluator = DatasetEvaluators([instances, official]) if official else instances
     if panoptic:
         stuff = StuffEvaluator(dataset_name, output_dir=folder)
         segments = PanopticEvaluator(dataset_name, folder)
@@ -269,6 +277,51 @@ def check_evaluator_type(dataset_name: str) -> bool:
             f"on datasets of the types {', '.join((*INSTANCES, *PANOPTIC))}."
         )
     return kind in PANOPTIC
+
+
+def instances_of_records(dataset_name: str) -> COCO:
+    """The annotations of a registered dataset's dicts, with category ids from 0 as in them.
+
+    Raises:
+        ConfigError: the dataset has no names of categories.
+    """
+    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    records = DatasetCatalog.get(dataset_name)
+    if not names:
+        raise ConfigError(
+            f"Dataset '{dataset_name}' has no annotations to evaluate instances with: its metadata "
+            "need thing_classes, beside json_file, panoptic_json or dicts with annotations."
+        )
+    annotations: list[dict[str, Any]] = []
+    for record in records:
+        for entry in record.get("annotations", ()):
+            mode = entry.get("bbox_mode", BoxMode.XYXY_ABS)
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": record["image_id"],
+                "category_id": entry["category_id"],
+                "iscrowd": int(entry.get("iscrowd", 0)),
+                "bbox": BoxMode.convert(list(entry["bbox"]), mode, BoxMode.XYWH_ABS),
+            }
+            if "segmentation" in entry:
+                annotation["segmentation"] = entry["segmentation"]
+            annotations.append(annotation)
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [
+            {
+                "id": record["image_id"],
+                **{key: record[key] for key in ("file_name", "height", "width")},
+            }
+            for record in records
+        ],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
 
 
 def fix_ground_truth(truth: COCO, *, masks: bool) -> None:

@@ -23,7 +23,7 @@ from semask.data.segments import Disagreement, panoptic_picture
 from semask.errors import DataError
 from semask.evaluation.panoptic_scores import image_scores, match_segments
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
-from semask.utils.files import replacing
+from semask.utils.files import read_json, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                     "file_name": str(entry["file_name"]),
                     **image_scores(matching),
                     "counts": _counts(matching, truth, found),
+                    "areas": _areas(truth_ids),
                 }
             )
             # Images in different folders may have one name; their maps lie in one.
@@ -97,16 +98,16 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """{"panoptic_seg": {"PQ": ..., ...}}; None where this is not the main process."""
-        gathered = comm.gather(self._images)
+        images = list(itertools.chain(*comm.gather(self._images)))
+        areas = {image["image_id"]: image["areas"] for image in images}
         disagreements = {k: v for each in comm.gather(self._disagreements) for k, v in each.items()}
         computed: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as folder:
             truth = self._corrected(disagreements, folder) if disagreements else None
-            with _hotcoco_as_panopticapi(computed, truth):
+            with _hotcoco_as_panopticapi(computed, truth, areas):
                 results = super().evaluate()
         if results is None:
             return None
-        images = list(itertools.chain(*gathered))
         classes = self._classes(computed["per_class"], images)
         logger.info("Panoptic evaluation of '%s':\n%s", self._dataset_name, _table(classes))
         values = dict(results["panoptic_seg"])
@@ -118,7 +119,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 "results": {key: _plain(value) for key, value in values.items()},
                 "classes": [{k: _plain(v) for k, v in entry.items()} for entry in classes],
                 "images": [
-                    {key: value for key, value in image.items() if key != "counts"}
+                    {key: value for key, value in image.items() if key not in ("counts", "areas")}
                     for image in images
                 ],
             }
@@ -191,20 +192,57 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def _areas(ids: np.ndarray) -> dict[int, int]:
+    found, numbers = np.unique(ids, return_counts=True)
+    return dict(zip(found.tolist(), numbers.tolist(), strict=True))
+
+
+def _pq_compute(
+    areas: Mapping[Any, Mapping[int, int]], gt_json: str, pred_json: str, *folders: str
+) -> dict[str, Any]:
+    """panopticapi's function by hotcoco, which takes the areas of the truth from its JSON file.
+
+    It also wants whole numbers as ids of images, which Cityscapes does not have.
+
+    Args:
+        areas: of the segments of each image, as counted in its map.
+        gt_json, pred_json: the files.
+        folders: of the maps of both.
+    """
+    truth, found = read_json(gt_json), read_json(pred_json)
+    numbers = {entry["id"]: number for number, entry in enumerate(truth["images"], start=1)}
+    for entry in truth["annotations"]:
+        known = areas.get(entry["image_id"], {})
+        for segment in entry["segments_info"]:
+            segment["area"] = known.get(segment["id"], segment.get("area", 0))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [os.path.join(folder, name) for name in ("truth.json", "found.json")]
+        for path, content in zip(paths, (truth, found), strict=True):
+            for entries, key in ((content["images"], "id"), (content["annotations"], "image_id")):
+                for entry in entries:
+                    entry[key] = numbers[entry[key]]
+            with replacing(path) as file:
+                file.write(json.dumps(content).encode())
+        return dict(pq_compute(*paths, *folders))
+
+
 @contextlib.contextmanager
 def _hotcoco_as_panopticapi(
-    computed: dict[str, Any], truth: tuple[str, str] | None = None
+    computed: dict[str, Any],
+    truth: tuple[str, str] | None = None,
+    areas: Mapping[Any, Mapping[int, int]] | None = None,
 ) -> Iterator[None]:
     """A context in which Detectron2's imports from panopticapi find these functions.
 
     Args:
         computed: what the second of them computes is put into it.
         truth: JSON file and folder of the ground truth, in place of the dataset's.
+        areas: see :func:`_pq_compute`.
     """
 
     def compute(gt_json: str, pred_json: str, gt_folder: str, pred_folder: str) -> dict[str, Any]:
         gt_json, gt_folder = truth or (gt_json, gt_folder)
-        computed.update(pq_compute(gt_json, pred_json, gt_folder, pred_folder))
+        computed.update(_pq_compute(areas or {}, gt_json, pred_json, gt_folder, pred_folder))
         for group in ("All", "Things", "Stuff"):
             # Of no category with segments hotcoco says -1.
             values = computed[group]

@@ -1,7 +1,9 @@
-"""ADE20K scene parsing as its archive ``ADEChallengeData2016.zip`` unpacks: 150 classes.
+"""ADE20K as its archive ``ADEChallengeData2016.zip`` unpacks: 150 classes, 100 of them things.
 
 20,210 training and 2,000 validation images: Zhou et al., "Scene Parsing through ADE20K Dataset",
-CVPR 2017. In the label maps 0 is "other", which is ignored, and 1 to 150 are the classes.
+CVPR 2017. In the label maps 0 is "other", which is ignored, and 1 to 150 are the classes. The
+instances are another archive; `semask prepare ade20k` turns them into the files for instance and
+panoptic segmentation (:mod:`semask.data.preparation.ade20k`).
 """
 
 import os
@@ -10,13 +12,27 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
-from semask.data.datasets.catalog import datasets_root, layout_hint, register_sem_seg
+from semask.data.datasets.catalog import (
+    datasets_root,
+    layout_hint,
+    register_prepared,
+    register_sem_seg,
+)
+from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.datasets.pairs import load_sem_seg_pairs
+from semask.data.datasets.panoptic_folder import load_panoptic_folder
 from semask.data.reading import register_label_map
 
 LABEL_MAP = "ade20k"
 FOLDERS = {"train": "training", "val": "validation"}
 CLASSES = [synonyms.split(",")[0].strip() for synonyms in ADE20K_SEM_SEG_CATEGORIES]
+# The classes without instances; the other 100 are things, in the instances' files 1 to 100.
+STUFF = (
+    *(0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59),
+    *(60, 61, 63, 68, 77, 79, 84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122),
+    *(128, 131, 140, 141, 145),
+)
+THINGS = tuple(index for index in range(len(CLASSES)) if index not in STUFF)
 # The benchmark's own colours.
 _HEX_COLORS = """
 787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846
@@ -57,8 +73,47 @@ def load_ade20k(split: str) -> list[dict[str, Any]]:
     return load_sem_seg_pairs(*ade20k_roots(split), label_map=LABEL_MAP, hint=hint)
 
 
+def prepared_paths(split: str) -> dict[str, str]:
+    """What `semask prepare ade20k` writes: files of instances, of segments, and their maps."""
+    root = os.path.join(datasets_root(), "ADEChallengeData2016")
+    return {
+        "json_file": os.path.join(root, f"ade20k_instance_{split}.json"),
+        "panoptic_json": os.path.join(root, f"ade20k_panoptic_{split}.json"),
+        "panoptic_root": os.path.join(root, f"ade20k_panoptic_{split}"),
+    }
+
+
+def _instance_paths(split: str) -> dict[str, str]:
+    image_root, _ = ade20k_roots(split)
+    return {"image_root": image_root, "json_file": prepared_paths(split)["json_file"]}
+
+
+def _panoptic_paths(split: str) -> dict[str, str]:
+    image_root, label_root = ade20k_roots(split)
+    paths = {key: path for key, path in prepared_paths(split).items() if key != "json_file"}
+    return {"image_root": image_root, "sem_seg_root": label_root, **paths}
+
+
+def _load_instances(split: str, name: str, hint: str) -> list[dict[str, Any]]:
+    paths = _instance_paths(split)
+    return load_coco_folder(paths["json_file"], paths["image_root"], name, hint)
+
+
+def _load_panoptic(split: str, name: str, hint: str) -> list[dict[str, Any]]:
+    """Records that also name the label map, against which the mIoU is measured."""
+    paths = _panoptic_paths(split)
+    records = load_panoptic_folder(
+        paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], name, hint
+    )
+    for record in records:
+        stem = os.path.splitext(os.path.basename(record["pan_seg_file_name"]))[0]
+        record["sem_seg_file_name"] = os.path.join(paths["sem_seg_root"], f"{stem}.png")
+        record["label_map"] = LABEL_MAP
+    return records
+
+
 def register_ade20k() -> None:
-    """Register ``ade20k_raw_sem_seg_{train,val}``."""
+    """Register ``ade20k_{raw_sem_seg,instance,panoptic}_{train,val}``."""
     register_label_map(LABEL_MAP, [255, *range(150)])
     for split in FOLDERS:
         register_sem_seg(
@@ -67,4 +122,25 @@ def register_ade20k() -> None:
             CLASSES,
             COLORS,
             roots=partial(ade20k_roots, split),
+        )
+        register_prepared(
+            f"ade20k_instance_{split}",
+            partial(_load_instances, split),
+            partial(_instance_paths, split),
+            evaluator_type="coco",
+            thing_classes=[CLASSES[index] for index in THINGS],
+            thing_colors=[COLORS[index] for index in THINGS],
+            thing_dataset_id_to_contiguous_id={given: i for i, given in enumerate(THINGS)},
+        )
+        register_prepared(
+            f"ade20k_panoptic_{split}",
+            partial(_load_panoptic, split),
+            partial(_panoptic_paths, split),
+            evaluator_type="ade20k_panoptic_seg",
+            ignore_label=255,
+            stuff_classes=list(CLASSES),
+            stuff_colors=COLORS,
+            thing_classes=[CLASSES[index] for index in THINGS],
+            thing_dataset_id_to_contiguous_id={index: index for index in THINGS},
+            stuff_dataset_id_to_contiguous_id={index: index for index in range(len(CLASSES))},
         )

@@ -3,6 +3,10 @@
 2,975 training, 500 validation and 1,525 test images: Cordts et al., arXiv 1604.01685. Label maps
 are ``*_gtFine_labelTrainIds.png`` where these have been made with the dataset's own scripts, and
 ``*_gtFine_labelIds.png`` otherwise. The label maps of the test images are public only as blanks.
+
+`semask prepare cityscapes` turns ``*_gtFine_instanceIds.png`` into the files for instance and
+panoptic segmentation (:mod:`semask.data.preparation.cityscapes`). The panoptic ones are those of
+the dataset's own scripts, so that Detectron2's ``cityscapes_fine_panoptic_*`` find them as well.
 """
 
 import os
@@ -11,12 +15,23 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
-from semask.data.datasets.catalog import datasets_root, layout_hint, register_sem_seg
+from semask.data.datasets.catalog import (
+    datasets_root,
+    layout_hint,
+    register_prepared,
+    register_sem_seg,
+)
+from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.datasets.pairs import find_files, pair_files
+from semask.data.datasets.panoptic_folder import load_panoptic_folder
 from semask.data.reading import register_label_map
 
 LABEL_MAP = "cityscapes_label_ids"
 SPLITS = ("train", "val", "test")
+PREPARED_SPLITS = ("train", "val")  # of the test images the annotations are not public
+CLASSES = [entry["name"] for entry in CITYSCAPES_CATEGORIES]
+COLORS = [entry["color"] for entry in CITYSCAPES_CATEGORIES]
+_THINGS = [entry for entry in CITYSCAPES_CATEGORIES if entry["isthing"]]
 _IMAGE, _TRAIN_IDS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
 _LABEL_IDS = "_gtFine_labelIds.png"
 _LAYOUT = (
@@ -51,8 +66,51 @@ def load_cityscapes(split: str) -> list[dict[str, Any]]:
     return records
 
 
+def prepared_paths(split: str) -> dict[str, str]:
+    """What `semask prepare cityscapes` writes: files of instances, of segments, and their maps."""
+    root = os.path.join(datasets_root(), "cityscapes", "gtFine")
+    return {
+        "json_file": os.path.join(root, f"cityscapes_instance_{split}.json"),
+        "panoptic_json": os.path.join(root, f"cityscapes_panoptic_{split}.json"),
+        "panoptic_root": os.path.join(root, f"cityscapes_panoptic_{split}"),
+    }
+
+
+def image_name(stem: str) -> str:
+    """The file of the image "CITY_SEQUENCE_FRAME", relative to the folder of its split."""
+    return f"{stem.partition('_')[0]}/{stem}{_IMAGE}"
+
+
+def _instance_paths(split: str) -> dict[str, str]:
+    image_root, label_root = cityscapes_roots(split)
+    json_file = prepared_paths(split)["json_file"]
+    return {"image_root": image_root, "json_file": json_file, "gt_dir": label_root}
+
+
+def _panoptic_paths(split: str) -> dict[str, str]:
+    image_root, label_root = cityscapes_roots(split)
+    paths = {key: path for key, path in prepared_paths(split).items() if key != "json_file"}
+    return {"image_root": image_root, "gt_dir": label_root, **paths}
+
+
+def _load_instances(split: str, name: str, hint: str) -> list[dict[str, Any]]:
+    paths = _instance_paths(split)
+    return load_coco_folder(paths["json_file"], paths["image_root"], name, hint)
+
+
+def _load_panoptic(split: str, name: str, hint: str) -> list[dict[str, Any]]:
+    """The dataset's own scripts write file names of images that do not exist; the ids are right."""
+    paths = _panoptic_paths(split)
+    records = load_panoptic_folder(
+        paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], name, hint
+    )
+    for record in records:
+        record["file_name"] = os.path.join(paths["image_root"], image_name(record["image_id"]))
+    return records
+
+
 def register_cityscapes() -> None:
-    """Register ``cityscapes_raw_sem_seg_{train,val,test}``."""
+    """Register ``cityscapes_{raw_sem_seg,instance,panoptic}_{train,val}``, and test images."""
     # Of the ids 0 to 33, those that are no class of the benchmark are ignored.
     train_ids = dict.fromkeys(range(34), 255)
     train_ids.update({entry["id"]: entry["trainId"] for entry in CITYSCAPES_CATEGORIES})
@@ -61,7 +119,32 @@ def register_cityscapes() -> None:
         register_sem_seg(
             f"cityscapes_raw_sem_seg_{split}",
             partial(load_cityscapes, split),
-            [entry["name"] for entry in CITYSCAPES_CATEGORIES],
-            [entry["color"] for entry in CITYSCAPES_CATEGORIES],
+            CLASSES,
+            COLORS,
             roots=partial(cityscapes_roots, split),
+        )
+    things = {entry["id"]: entry["trainId"] for entry in _THINGS}
+    for split in PREPARED_SPLITS:
+        register_prepared(
+            f"cityscapes_instance_{split}",
+            partial(_load_instances, split),
+            partial(_instance_paths, split),
+            evaluator_type="cityscapes_instance",
+            thing_classes=[entry["name"] for entry in _THINGS],
+            thing_colors=[entry["color"] for entry in _THINGS],
+            thing_dataset_id_to_contiguous_id={given: i for i, given in enumerate(things)},
+        )
+        register_prepared(
+            f"cityscapes_panoptic_{split}",
+            partial(_load_panoptic, split),
+            partial(_panoptic_paths, split),
+            evaluator_type="cityscapes_panoptic_seg",
+            ignore_label=255,
+            stuff_classes=list(CLASSES),
+            stuff_colors=COLORS,
+            thing_classes=[entry["name"] for entry in _THINGS],
+            thing_dataset_id_to_contiguous_id=things,
+            stuff_dataset_id_to_contiguous_id={
+                entry["id"]: entry["trainId"] for entry in CITYSCAPES_CATEGORIES
+            },
         )

@@ -72,7 +72,11 @@ def register_panoptic_folder(
 
 
 def load_panoptic_folder(
-    json_file: str, image_dir: str, panoptic_dir: str, dataset_name: str | None = None
+    json_file: str,
+    image_dir: str,
+    panoptic_dir: str,
+    dataset_name: str | None = None,
+    hint: str = "",
 ) -> list[dict[str, Any]]:
     """Read a file of annotations in COCO's panoptic format.
 
@@ -80,6 +84,7 @@ def load_panoptic_folder(
         json_file: the file.
         image_dir, panoptic_dir: folders of images and maps, which are not read.
         dataset_name: registered name whose metadata get the categories.
+        hint: what to say in addition where the file does not exist.
 
     Returns:
         Detectron2's standard dicts, in the order of the image ids, with "pan_seg_file_name" and
@@ -89,7 +94,7 @@ def load_panoptic_folder(
         AnnotationFileError: the file has another format, or contradicts itself.
         DataError: it is missing or cannot be read.
     """
-    content = _read(json_file)
+    content = _read(json_file, hint)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
     things = {entry["id"] for entry in categories if entry["isthing"]}
@@ -138,9 +143,9 @@ def load_panoptic_folder(
     ]
 
 
-def _read(json_file: str) -> Content:
+def _read(json_file: str, hint: str) -> Content:
     """The file's content, checked for consistency."""
-    content = read_annotation_file(json_file)
+    content = read_annotation_file(json_file, hint)
     form = wrong_form(content, _REQUIRED, kind="COCO's panoptic format")
     refuse(json_file, list(form) or list(_contradictions(content)))
     return content

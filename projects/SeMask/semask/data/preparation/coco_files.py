@@ -1,0 +1,172 @@
+"""What the preparations share: the segments of an image, and COCO's files of them."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from semask.data.segments import panoptic_picture
+from semask.utils.files import replacing
+
+# Wraps the iteration over the images, as ``tqdm`` does.
+Progress = Callable[..., Iterable["Annotated"]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written for a split.
+
+    Attributes:
+        split: its name.
+        images: how many there are.
+        paths: the files, and the folder of panoptic maps.
+    """
+
+    split: str
+    images: int
+    paths: list[str]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A connected or scattered set of pixels with one class.
+
+    Attributes:
+        number: its id in the panoptic map, at least 1.
+        category: the dataset's id of its class.
+        thing: it is an instance.
+        crowd: several objects that are not told apart.
+    """
+
+    number: int
+    category: int
+    thing: bool
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An image's entries for both files.
+
+    Attributes:
+        stem: name of the image without its suffix.
+        size: (height, width).
+        segments: entries of "segments_info".
+        instances: annotations of instances, without "id" and "image_id".
+    """
+
+    stem: str
+    size: tuple[int, int]
+    segments: list[dict[str, Any]]
+    instances: list[dict[str, Any]]
+
+
+def describe_segments(stem: str, ids: np.ndarray, segments: Sequence[Segment]) -> Annotated:
+    """The entries of an image.
+
+    Args:
+        stem: its name.
+        ids: (H, W), the number of each pixel's segment; 0 = none.
+        segments: those of which no pixel is left are left out.
+    """
+    infos: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    for segment in segments:
+        rle = mask_util.encode(np.asfortranarray(ids == segment.number, dtype=np.uint8))
+        entry = {
+            "category_id": segment.category,
+            "iscrowd": int(segment.crowd),
+            "area": int(mask_util.area(rle)),
+            "bbox": [int(value) for value in mask_util.toBbox(rle)],
+        }
+        if not entry["area"]:
+            continue
+        infos.append({"id": segment.number, **entry})
+        if segment.thing:
+            counts = rle["counts"].decode("ascii")
+            mask = {"size": [int(side) for side in rle["size"]], "counts": counts}
+            instances.append({**entry, "segmentation": mask})
+    return Annotated(stem, (ids.shape[0], ids.shape[1]), infos, instances)
+
+
+def save_ids(path: str, ids: np.ndarray) -> None:
+    """Write a map of segment ids as COCO does, R + 256 G + 65536 B."""
+    with replacing(path) as file:
+        Image.fromarray(panoptic_picture(ids)).save(file, format="PNG")
+
+
+def each_image(
+    task: Callable[[str], Annotated],
+    stems: Sequence[str],
+    workers: int,
+    progress: Progress | None,
+) -> Iterator[Annotated]:
+    """Run ``task`` for each image, in order, in ``workers`` processes; 0 = in this one."""
+
+    def shown(results: Iterable[Annotated]) -> Iterable[Annotated]:
+        return progress(results, total=len(stems)) if progress else results
+
+    if not workers:
+        yield from shown(map(task, stems))
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from shown(pool.map(task, stems, chunksize=8))
+
+
+def write_json(
+    annotated: Sequence[Annotated],
+    categories: Sequence[dict[str, Any]],
+    *,
+    instance_file: str,
+    panoptic_file: str,
+    image_name: Callable[[str], str],
+    map_name: Callable[[str], str],
+) -> None:
+    """Write COCO's two files.
+
+    Args:
+        annotated: all images.
+        categories: "id", "name" and "isthing"; the file of instances gets the things.
+        instance_file, panoptic_file: the paths.
+        image_name: from an image's stem to its file, relative to the folder of images.
+        map_name: the same of its panoptic map.
+    """
+    images = [
+        {
+            "id": each.stem,
+            "file_name": image_name(each.stem),
+            "height": each.size[0],
+            "width": each.size[1],
+        }
+        for each in annotated
+    ]
+    numbers = iter(range(1, 1 + sum(len(each.instances) for each in annotated)))
+    instances = {
+        "images": [{**image, "id": number} for number, image in enumerate(images, start=1)],
+        "categories": [entry for entry in categories if entry["isthing"]],
+        "annotations": [
+            {"id": next(numbers), "image_id": number, **entry}
+            for number, each in enumerate(annotated, start=1)
+            for entry in each.instances
+        ],
+    }
+    panoptic = {
+        "images": images,
+        "categories": list(categories),
+        "annotations": [
+            {
+                "image_id": each.stem,
+                "file_name": map_name(each.stem),
+                "segments_info": each.segments,
+            }
+            for each in annotated
+        ],
+    }
+    for path, content in ((instance_file, instances), (panoptic_file, panoptic)):
+        with replacing(path) as file:
+            file.write(json.dumps(content).encode())
