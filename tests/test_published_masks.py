@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from torch import Tensor
+from detectron2.modeling import build_model
+from torch import Tensor, nn
 
 from reference_masks import CASES, Parts, build_pixel_decoder, load_meta
 from semask.checkpoint import (
@@ -18,7 +19,7 @@ from semask.checkpoint import (
     starts_partially,
     write_checkpoint,
 )
-from semask.config import add_semask_config
+from semask.config import add_semask_config, load_config
 from semask.errors import CheckpointError, ConfigError
 from semask.modeling.backbone.windows import relative_position_index
 from toy_model import Toy, same, saved, values
@@ -97,6 +98,133 @@ def test_semask_files_fit_exactly(tmp_path: Path, case: str, wrapped: bool) -> N
 def test_facebook_files_fit_exactly(tmp_path: Path, case: str) -> None:
     path = facebook_file(tmp_path / "model_final.pkl", case)
     SeMaskCheckpointer(meta_model(case, semantic=False), complete=True).check(str(path))
+
+
+def published_mask2former(size: str, classes: int, queries: int) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of Facebook's Mask2Former with Swin: those of its paper's Swin and
+    decoder, written out by their sizes."""
+    width, depth, window = {
+        "tiny": (96, 6, 7),
+        "small": (96, 18, 7),
+        "base": (128, 18, 12),
+        "large": (192, 18, 12),
+    }[size]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, rows: int, *columns: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, *columns), (rows,)
+
+    def norm(name: str, channels: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (channels,)
+
+    linear("backbone.patch_embed.proj", width, 3, 4, 4)
+    norm("backbone.patch_embed.norm", width)
+    for stage, blocks in enumerate((2, 2, depth, 2)):
+        channels = width * 2**stage
+        for number in range(blocks):
+            block = f"backbone.layers.{stage}.blocks.{number}"
+            norm(f"{block}.norm1", channels)
+            norm(f"{block}.norm2", channels)
+            linear(f"{block}.attn.qkv", 3 * channels, channels)
+            linear(f"{block}.attn.proj", channels, channels)
+            linear(f"{block}.mlp.fc1", 4 * channels, channels)
+            linear(f"{block}.mlp.fc2", channels, 4 * channels)
+            table = ((2 * window - 1) ** 2, channels // 32)
+            shapes[f"{block}.attn.relative_position_bias_table"] = table
+            shapes[f"{block}.attn.relative_position_index"] = (window**2, window**2)
+        if stage < 3:
+            step = f"backbone.layers.{stage}.downsample"
+            shapes[f"{step}.reduction.weight"] = (2 * channels, 4 * channels)
+            norm(f"{step}.norm", 4 * channels)
+        norm(f"backbone.norm{stage}", channels)
+
+    decoder = "sem_seg_head.pixel_decoder"
+    for level in range(3):  # res5 first
+        linear(f"{decoder}.input_proj.{level}.0", 256, width * 2 ** (3 - level), 1, 1)
+        norm(f"{decoder}.input_proj.{level}.1", 256)
+    shapes[f"{decoder}.transformer.level_embed"] = (3, 256)
+    for number in range(6):
+        layer = f"{decoder}.transformer.encoder.layers.{number}"
+        for name, rows in (
+            *(("sampling_offsets", 192), ("attention_weights", 96)),
+            *(("value_proj", 256), ("output_proj", 256)),
+        ):
+            linear(f"{layer}.self_attn.{name}", rows, 256)
+        norm(f"{layer}.norm1", 256)
+        norm(f"{layer}.norm2", 256)
+        linear(f"{layer}.linear1", 1024, 256)
+        linear(f"{layer}.linear2", 256, 1024)
+    for name, columns in (("adapter_1", (width, 1, 1)), ("layer_1", (256, 3, 3))):
+        shapes[f"{decoder}.{name}.weight"] = (256, *columns)
+        norm(f"{decoder}.{name}.norm", 256)
+    linear(f"{decoder}.mask_features", 256, 256, 1, 1)
+
+    predictor = "sem_seg_head.predictor"
+    for number in range(9):
+        for kind, attention in (("self", "self_attn"), ("cross", "multihead_attn")):
+            layer = f"{predictor}.transformer_{kind}_attention_layers.{number}"
+            shapes[f"{layer}.{attention}.in_proj_weight"] = (768, 256)
+            shapes[f"{layer}.{attention}.in_proj_bias"] = (768,)
+            linear(f"{layer}.{attention}.out_proj", 256, 256)
+            norm(f"{layer}.norm", 256)
+        layer = f"{predictor}.transformer_ffn_layers.{number}"
+        linear(f"{layer}.linear1", 2048, 256)
+        linear(f"{layer}.linear2", 256, 2048)
+        norm(f"{layer}.norm", 256)
+    norm(f"{predictor}.decoder_norm", 256)
+    shapes[f"{predictor}.query_feat.weight"] = (queries, 256)
+    shapes[f"{predictor}.query_embed.weight"] = (queries, 256)
+    shapes[f"{predictor}.level_embed.weight"] = (3, 256)
+    linear(f"{predictor}.class_embed", classes + 1, 256)
+    for number in range(3):
+        linear(f"{predictor}.mask_embed.layers.{number}", 256, 256)
+    shapes["criterion.empty_weight"] = (classes + 1,)
+    return shapes
+
+
+def test_names_and_shapes_are_those_of_the_fixture() -> None:
+    known = load_meta(MASK2FORMER)["state_dict"]
+    plain = {name: tuple(shape) for name, shape in known.items() if ".semantic_" not in name}
+    assert published_mask2former("tiny", 150, 100) == plain
+
+
+FACEBOOKS = {
+    **{
+        f"coco/swin_{size}_mask2former_{task}": (size, classes, 200 if size == "large" else 100)
+        for size in ("tiny", "small", "base", "large")
+        for task, classes in (("instance", 80), ("panoptic", 133))
+    },
+    "ade20k/swin_large_mask2former_instance": ("large", 100, 200),
+    "ade20k/swin_large_mask2former_panoptic": ("large", 150, 200),
+    "cityscapes/swin_large_mask2former_instance": ("large", 8, 200),
+    "cityscapes/swin_large_mask2former_panoptic": ("large", 19, 200),
+}
+
+
+@pytest.mark.parametrize("name", FACEBOOKS)
+def test_facebooks_models_of_instances_and_segments_fit_their_configs(
+    tmp_path: Path, name: str
+) -> None:
+    size, classes, queries = FACEBOOKS[name]
+    state: dict[str, Tensor] = {}
+    for key, shape in published_mask2former(size, classes, queries).items():
+        key = key.replace("predictor.query_feat.", "predictor.static_query.")
+        state[key] = torch.zeros(()).expand(shape)
+        if key.endswith("relative_position_index"):
+            state[key] = relative_position_index(12 if size in ("base", "large") else 7)
+    state["criterion.empty_weight"] = torch.tensor([1.0] * classes + [0.1])
+    path = saved(tmp_path / "model_final.pth", {"model": state})
+
+    def model(config: str) -> nn.Module:
+        cfg = load_config(config)
+        cfg.MODEL.DEVICE = "meta"
+        with torch.device("meta"):
+            return build_model(cfg)
+
+    SeMaskCheckpointer(model(name), complete=True).check(str(path))
+    semask = SeMaskCheckpointer(model(name.replace("/swin", "/semask_swin")), complete=True)
+    with pytest.raises(CheckpointError, match=f"configs/{name}"):
+        semask.check(str(path))
 
 
 @pytest.mark.parametrize("case", [MASKFORMER, MASK2FORMER])

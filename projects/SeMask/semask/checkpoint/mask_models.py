@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from semask.checkpoint.swin_names import own_backbone_name
+from semask.config import config_names
 from semask.errors import CheckpointError
 from semask.modeling.backbone.windows import relative_position_index
 
@@ -57,9 +58,18 @@ def find_decoder(names: Iterable[str]) -> str | None:
 
 
 # Shipped configs: backbones by the channels of the first stage and the blocks of the third one,
-# datasets by their number of classes.
+# datasets and tasks by their number of classes, and of those of the same number by their queries.
 _BACKBONES = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
-_DATASETS = {150: "ade20k", 19: "cityscapes", 171: "coco_stuff_10k"}
+_DATASETS = {
+    150: ("ade20k", ""),
+    19: ("cityscapes", ""),
+    171: ("coco_stuff_10k", ""),
+    100: ("ade20k", "_instance"),
+    8: ("cityscapes", "_instance"),
+    80: ("coco", "_instance"),
+    133: ("coco", "_panoptic"),
+}
+_SEMANTIC_QUERIES = 100
 
 
 def find_config(state_dict: Mapping[str, Tensor]) -> str | None:
@@ -75,18 +85,23 @@ def find_config(state_dict: Mapping[str, Tensor]) -> str | None:
     stem = state_dict.get("backbone.encoder.stem.patch_embed.proj.weight")
     blocks = [re.search(r"\bstages\.2\.blocks\.(\d+)\.", name) for name in state_dict]
     depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
-    classes = 0
+    classes, queries = 0, _SEMANTIC_QUERIES
     for name, value in state_dict.items():
         if name.endswith(".class_embed.bias"):
             classes = value.shape[0] - 1
         elif name.endswith(".semantic_fpn.predictor.bias"):
             classes = value.shape[0]
+        elif name.endswith(".query_embed.weight"):
+            queries = value.shape[0]
     size = None if stem is None else _BACKBONES.get((stem.shape[0], depth))
-    dataset = _DATASETS.get(classes)
-    if None in (decoder, size, dataset):
+    if decoder is None or size is None or classes not in _DATASETS:
         return None
-    semantic = any(".semantic_layers." in name for name in state_dict)
-    return f"{dataset}/{'semask_' if semantic else ''}swin_{size}_{decoder}.yaml"
+    dataset, task = _DATASETS[classes]
+    if not task and queries != _SEMANTIC_QUERIES:
+        task = "_panoptic"
+    semantic = "semask_" if any(".semantic_layers." in name for name in state_dict) else ""
+    config = f"{dataset}/{semantic}swin_{size}_{decoder}{task}"
+    return f"{config}.yaml" if config in config_names() else None
 
 
 def own_head_name(name: str) -> str:
