@@ -5,6 +5,7 @@ The table is written out here, independently of the configuration files and of h
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +14,19 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
 from semask.config import load_config
-from semask.data.mappers.mask_semantic import (
-    MaskFormerSemanticMapper,
-    build_mask_augmentations,
-    build_mask_test_scales,
-)
-from semask.data.mappers.semantic import build_semantic_mapper
+from semask.data import InstanceMapper
+from semask.data.mappers.mask_semantic import MaskFormerSemanticMapper, build_mask_test_scales
+from semask.data.mappers.panoptic import PanopticMapper
 from semask.data.transforms.geometry import RandomCropWithCategoryLimit
 from semask.data.transforms.photometric import PhotometricDistortion
-from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
+from semask.data.transforms.resizing import (
+    PadToFixedSize,
+    PadToSquare,
+    RandomWindow,
+    ResizeShortEdge,
+)
 from semask.solver import build_lr_scheduler, build_optimizer
+from semask.tasks import build_task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -55,6 +59,7 @@ SMALL = Sizes(
     *(tenths(512), 2048, (512, 512), 512),
     *((512, 2048), (256, 384, 512, 640, 768, 896), 3584),
 )
+COCO = Sizes((), 0, (1024, 1024), 0, (800, 1333), (), 0)  # large-scale jitter
 LARGE = Sizes(
     *(tenths(640), 2560, (640, 640), 640),
     *((640, 2560), (320, 480, 640, 800, 960, 1120), 4480),
@@ -82,6 +87,11 @@ class Recipe:
     weights: tuple[float, float, float] = (2.0, 5.0, 5.0)  # class, mask, dice
     dropout: float = 0.0
     layers: int = 9
+    task: str = "semantic"
+    prior_classes: int = 0  # 0 = as many as classes
+    queries: int = 100
+    steps: tuple[int, int] | None = None  # of a learning rate that falls to a tenth; None = poly
+    keep_empty: bool = False
 
 
 def recipes() -> dict[str, tuple[str, Recipe]]:
@@ -125,7 +135,31 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
             ("cityscapes/swin_{}_mask2former", cityscapes),
         ):
             table[name.format(size)] = (size, replace(recipe, attention="nnnn"))
+        coco = replace(mask2former, attention="wwww", sizes=COCO)
+        coco = replace(coco, steps=(327778, 355092), iterations=368750)
+        if size == "large":
+            coco = replace(coco, steps=(655556, 710184), iterations=737500, queries=200)
+            of_things: dict[str, Any] = {"classes": 100, "prior_classes": 101, "attention": "wwww"}
+            enter(table, "ade20k", size, "instance", replace(mask2former, **of_things, **MANY))
+            enter(table, "ade20k", size, "panoptic", replace(mask2former, **MANY))
+            of_things = {"classes": 8, "prior_classes": 9}
+            enter(table, "cityscapes", size, "instance", replace(cityscapes, **of_things, **MANY))
+            enter(table, "cityscapes", size, "panoptic", replace(cityscapes, **MANY))
+        enter(table, "coco", size, "instance", replace(coco, classes=80, prior_classes=81))
+        enter(table, "coco", size, "panoptic", replace(coco, classes=133, keep_empty=True))
     return table
+
+
+MANY: dict[str, Any] = {"queries": 200, "keep_empty": True}
+
+
+def enter(
+    table: dict[str, tuple[str, Recipe]], folder: str, size: str, task: str, recipe: Recipe
+) -> None:
+    """A model of another task, with semantic layers and without."""
+    recipe = replace(recipe, task=task)
+    table[f"{folder}/semask_swin_{size}_mask2former_{task}"] = (size, recipe)
+    table[f"{folder}/swin_{size}_mask2former_{task}"] = (size, replace(recipe, attention="nnnn"))
 
 
 RECIPES = recipes()
@@ -138,7 +172,7 @@ def case(request: pytest.FixtureRequest) -> tuple[CfgNode, str, Recipe]:
 
 
 def test_every_shipped_one_is_in_the_table() -> None:
-    folders = ("ade20k", "cityscapes", "coco_stuff_10k")
+    folders = ("ade20k", "cityscapes", "coco", "coco_stuff_10k")
     files = [file for folder in folders for file in (CONFIGS / folder).glob("*swin*former*.yaml")]
     assert {f"{file.parent.name}/{file.stem}" for file in files} == set(RECIPES)
 
@@ -157,13 +191,24 @@ def test_model(case: tuple[CfgNode, str, Recipe]) -> None:
     assert recipe.decoder == former.DECODER
     assert recipe.weights == (former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT)
     assert former.NO_OBJECT_WEIGHT == 0.1
-    assert former.NUM_OBJECT_QUERIES == 100
+    assert recipe.queries == former.NUM_OBJECT_QUERIES
+    if recipe.task != "semantic":
+        assert (recipe.prior_classes or recipe.classes) == semask.NUM_CLASSES
     assert recipe.layers + (recipe.decoder != "maskformer") == former.DEC_LAYERS
     assert recipe.dropout == former.DROPOUT
     assert (former.TRAIN_NUM_POINTS, former.OVERSAMPLE_RATIO) == (12544, 3.0)
     assert former.IMPORTANCE_SAMPLE_RATIO == 0.75
     assert former.SIZE_DIVISIBILITY == 32
-    assert (former.TEST.SEMANTIC_ON, former.TEST.INSTANCE_ON) == (True, False)
+    assert recipe.task == cfg.TASK
+    predicted = {
+        "semantic": (True, False, False),
+        "instance": (False, True, False),
+        "panoptic": (True, True, True),
+    }
+    asked = (former.TEST.SEMANTIC_ON, former.TEST.INSTANCE_ON, former.TEST.PANOPTIC_ON)
+    assert asked == predicted[recipe.task]
+    if recipe.task != "semantic":
+        assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
     published = 0.7 if recipe.decoder == "maskformer" else 0.8
     assert (published, 0.8) == (former.TEST.OBJECT_MASK_THRESHOLD, former.TEST.OVERLAP_THRESHOLD)
     assert not former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
@@ -172,34 +217,54 @@ def test_model(case: tuple[CfgNode, str, Recipe]) -> None:
 def test_input(case: tuple[CfgNode, str, Recipe]) -> None:
     cfg, _, recipe = case
     sizes = recipe.sizes
-    mapper = build_semantic_mapper(cfg, is_train=True)
-    assert isinstance(mapper, MaskFormerSemanticMapper)
+    mapper: Any = build_task(cfg).build_mapper(is_train=True)
+    kinds = {
+        "semantic": MaskFormerSemanticMapper,
+        "instance": InstanceMapper,
+        "panoptic": PanopticMapper,
+    }
+    assert type(mapper) is kinds[recipe.task]
     assert cfg.INPUT.FORMAT == "RGB"
-    steps = build_mask_augmentations(cfg, is_train=True)
-    resize, crop, distortion, flip = steps[:4]
-    assert isinstance(resize, ResizeShortEdge)
-    assert tuple(resize.short_edge_length) == sizes.short_edges
-    assert (resize.max_size, resize.label_interpolation) == (sizes.max_size, "nearest")
-    assert isinstance(crop, RandomCropWithCategoryLimit)
-    assert (crop.size, crop.max_category_area) == (sizes.crop, 1.0)
-    assert isinstance(distortion, PhotometricDistortion)
-    assert distortion.hue_inclusive
-    assert isinstance(flip, T.RandomFlip)
-    if sizes.square > 0:
-        (pad,) = steps[4:]
-        assert isinstance(pad, PadToSquare)
-        assert (pad.side, pad.pixel, pad.ignore_value) == (sizes.square, 128, 255)
+    if recipe.task != "semantic":
+        assert mapper.keep_empty == recipe.keep_empty
+    if sizes is COCO:
+        flip, scale, window, pad = mapper.augmentations.augs
+        assert isinstance(scale, T.ResizeScale)
+        assert (scale.min_scale, scale.max_scale) == (0.1, 2.0)
+        assert (scale.target_height, scale.target_width) == sizes.crop
+        assert isinstance(window, RandomWindow)
+        assert (window.size, window.diagonal) == (sizes.crop, True)
+        assert isinstance(pad, PadToFixedSize)
+        assert (pad.size, pad.pixel, pad.ignore_value) == (sizes.crop, 128, 255)
     else:
-        assert steps[4:] == []
-    (resize,) = build_mask_augmentations(cfg, is_train=False)
-    assert isinstance(resize, ResizeShortEdge)
-    assert (*resize.short_edge_length, resize.max_size) == sizes.test
-    cfg.TEST.PROTOCOL = "multi_scale"
-    scales = build_mask_test_scales(cfg)
-    assert tuple(size for scale in scales for size in scale.short_edge_length) == sizes.multi_scale
-    assert {scale.max_size for scale in scales} == {sizes.multi_scale_max}
-    assert cfg.TEST.AUG.FROM_RESIZED
-    assert cfg.TEST.MULTI_SCALE_FLIP
+        resize, crop, distortion, flip, *pads = mapper.augmentations.augs
+        assert isinstance(resize, ResizeShortEdge)
+        assert tuple(resize.short_edge_length) == sizes.short_edges
+        rule = "nearest" if recipe.task == "semantic" else "nearest-exact"
+        assert (resize.max_size, resize.label_interpolation) == (sizes.max_size, rule)
+        assert isinstance(crop, RandomCropWithCategoryLimit)
+        assert (crop.size, crop.max_category_area) == (sizes.crop, 1.0)
+        assert isinstance(distortion, PhotometricDistortion)
+        assert distortion.hue_inclusive
+        if sizes.square > 0:
+            (pad,) = pads
+            assert isinstance(pad, PadToSquare)
+            assert (pad.side, pad.pixel, pad.ignore_value) == (sizes.square, 128, 255)
+        else:
+            assert pads == []
+    assert isinstance(flip, T.RandomFlip)
+    (resize,) = build_task(cfg).build_mapper(is_train=False).augmentations.augs
+    assert isinstance(resize, T.ResizeShortestEdge)
+    assert {*resize.short_edge_length} == {sizes.test[0]}
+    assert resize.max_size == sizes.test[1]
+    if recipe.task == "semantic":
+        cfg.TEST.PROTOCOL = "multi_scale"
+        scales = build_mask_test_scales(cfg)
+        lengths = tuple(size for scale in scales for size in scale.short_edge_length)
+        assert lengths == sizes.multi_scale
+        assert {scale.max_size for scale in scales} == {sizes.multi_scale_max}
+        assert cfg.TEST.AUG.FROM_RESIZED
+        assert cfg.TEST.MULTI_SCALE_FLIP
 
 
 def test_solver(case: tuple[CfgNode, str, Recipe]) -> None:
@@ -240,10 +305,14 @@ def test_solver(case: tuple[CfgNode, str, Recipe]) -> None:
     assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
     base = group["lr"]
     scheduler = build_lr_scheduler(cfg, optimizer)
+    if recipe.steps:
+        assert tuple(solver.STEPS) == recipe.steps
+        assert (solver.LR_SCHEDULER_NAME, solver.GAMMA) == ("WarmupMultiStepLR", 0.1)
     for step in range(3):
         poly = (1 - step / recipe.iterations) ** 0.9
         warm = 1e-6 * (1 - step / 1500) + step / 1500 if recipe.warmup else 1.0
-        assert group["lr"] == pytest.approx(base * poly * warm, rel=1e-6)
+        expected = 1.0 if recipe.steps else poly * warm
+        assert group["lr"] == pytest.approx(base * expected, rel=1e-6)
         optimizer.step()
         scheduler.step()
 
