@@ -4,6 +4,8 @@ Equal to :mod:`semask.modeling.mask_decoder.postprocess`. Class scores and segme
 a stripe of rows at a time, instances a mask at a time, from the masks at the decoder's resolution.
 """
 
+import io
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,16 +178,21 @@ def encoded_instances(
     """
     queries, classes, probabilities = select_instances(logits, top=top, things=things)
     different, position = queries.unique(return_inverse=True)
-    rles, qualities, boxes = [], [], []
-    for query in different.tolist():
+    # What is kept goes into memory of its own: among the large temporary blocks of each mask it
+    # would fragment the heap, which then grows by a mask of full size for each.
+    quality = masks.new_zeros(len(different))
+    box = torch.zeros(len(different), 4, device=masks.device)
+    counts, ends = io.BytesIO(), [0]
+    for place, query in enumerate(different.tolist()):
         mask = resize(masks[None, query : query + 1], sizes.padded)[0]
         mask = crop_and_resize(mask, sizes.image, sizes.output)
         inside = mask > 0
-        qualities.append(mask_quality(mask, inside))
-        boxes.append(mask_boxes(inside))
-        rles.append(encode_mask(inside[0]))
-    quality = torch.cat(qualities) if qualities else probabilities.new_zeros(0)
-    box = torch.cat(boxes) if boxes else probabilities.new_zeros(0, 4).float()
+        quality[place : place + 1] = mask_quality(mask, inside)
+        box[place : place + 1] = mask_boxes(inside)
+        counts.write(encode_mask(inside[0])["counts"])
+        ends.append(counts.tell())
+    written, size = counts.getvalue(), list(sizes.output)
+    rles = [{"size": size, "counts": written[start:end]} for start, end in itertools.pairwise(ends)]
     return EncodedInstances(
         queries,
         classes,
