@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
@@ -24,9 +23,8 @@ from semask.checkpoint import SeMaskCheckpointer, has_checkpoint, starts_partial
 from semask.data.loading.training_loader import (
     TrainingLoader,
     is_lost_loader,
-    loading_processes,
 )
-from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
+from semask.data.loading.unreadable import ReadableBatches
 from semask.engine.best_checkpoint import best_checkpoints
 from semask.engine.compilation import compile_for_training
 from semask.engine.ema import WeightAverage
@@ -42,6 +40,7 @@ from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoi
 from semask.engine.launch.preemption import Interrupted, Preempted, StopHook, StopRequest
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
+from semask.engine.loaders import build_test_loader, build_train_loader, log_batch_size
 from semask.engine.restored import warn_of_random_weights, warn_of_restored, without_pretrained
 from semask.engine.trackers import build_tracker_writers, tracked
 from semask.engine.train_step import TrainStep
@@ -52,7 +51,6 @@ from semask.ops.apply import apply_selected_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task, evaluated_weights, inference_folder, write_reports
 from semask.utils.precision import Precision, evaluation_autocast
-from semask.utils.randomness import shared_seed
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ class Trainer(DefaultTrainer):
         log_to_console()
         self._config_to_write = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        _log_batch_size(cfg)
+        log_batch_size(cfg)
         prepare_process(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         self._without_pretrained = resume and has_checkpoint(cfg.OUTPUT_DIR)
@@ -356,36 +354,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
-        """Endless batches of ``DATASETS.TRAIN`` through the mapper of ``TASK``."""
-        task = build_task(cfg)
-        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=task.filter_empty)
-        limit = cfg.DATALOADER.MAX_UNREADABLE
-        mapper = task.build_mapper(is_train=True)
-        logger.info("Augmentations in training: %s", mapper.augmentations.augs)
-        return TrainingLoader(
-            ReadableDataset(records, mapper, limit),
-            images_per_step=cfg.SOLVER.IMS_PER_BATCH,
-            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
-            seed=shared_seed(cfg.SEED),
-            num_workers=loading_processes(cfg.DATALOADER.NUM_WORKERS),
-            max_unreadable=limit,
-            rank=comm.get_rank(),
-            world_size=comm.get_world_size(),
-        )
+        """See :func:`semask.engine.loaders.build_train_loader`."""
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> ReadableBatches:
-        """The images of a dataset, one by one, except unreadable ones."""
-        records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-        limit = cfg.DATALOADER.MAX_UNREADABLE
-        mapper = build_task(cfg).build_mapper(is_train=False)
-        logger.info("Augmentations in evaluation: %s", mapper.augmentations.augs)
-        loader = build_detection_test_loader(
-            ReadableDataset(records, mapper, limit, replace=False),
-            mapper=None,
-            num_workers=loading_processes(cfg.DATALOADER.NUM_WORKERS),
-        )
-        return ReadableBatches(loader, UnreadableFiles(limit, f"dataset '{dataset_name}'"))
+        """See :func:`semask.engine.loaders.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -408,12 +383,3 @@ class Trainer(DefaultTrainer):
 def _size(module: nn.Module) -> str:
     """Number of parameters, as "1,234"."""
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
-
-
-def _log_batch_size(cfg: CfgNode) -> None:
-    processes, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS
-    images = cfg.SOLVER.IMS_PER_BATCH
-    logger.info(
-        "Effective batch size: %d images a step (%d process(es) x %d images x %d accumulated)",
-        *(images, processes, images // (processes * parts), parts),
-    )
