@@ -18,6 +18,17 @@ MASK_MODELS = {
     "semask-t msfapn": "ade20k/semask_swin_tiny_mask2former_msfapn",
 }
 MASK2FORMER = "semask-t mask2former"
+# Other encoders, and the peer of benchmarks/peers.py that each is measured beside.
+ENCODER_MODELS = {
+    "semask mit-b0": "ade20k/semask_mit_b0_fpn",
+    "semask mit-b2": "ade20k/semask_mit_b2_fpn",
+    "semask convnext-t": "ade20k/semask_convnext_tiny_fpn",
+}
+ENCODER_PEERS = {
+    "semask mit-b0": "segformer-b1",
+    "semask mit-b2": "segformer-b2",
+    "semask convnext-t": "smp fpn swin-t",
+}
 SIDES = ("fast", "plain")
 LARGE = ("semask-l",)
 
@@ -58,7 +69,8 @@ class Case:
     @property
     def config(self) -> str:
         """The config's name or path."""
-        return MASK_MODELS.get(self.model, MODELS.get(self.model, self.model))
+        names = {**MODELS, **MASK_MODELS, **ENCODER_MODELS}
+        return names.get(self.model, self.model)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in plain types, for JSON."""
@@ -199,6 +211,16 @@ def decoders(base: Case, extent: Extent) -> list[Case]:
     ]
 
 
+def encoders(base: Case, extent: Extent) -> list[Case]:
+    """Other encoders under the FPN decoder, each beside another project's model."""
+    models = [model for model in ENCODER_MODELS if model in extent.models] or ENCODER_MODELS
+    return [
+        replace(base, model=model, kind=kind, batch=batch, sides=("fast", ENCODER_PEERS[model]))
+        for model in models
+        for kind, batch in (("inference", 1), ("training", extent.training_batch))
+    ]
+
+
 # Rows whose cases are models at work; the others are in startup.py and data.py.
 MODEL_ROWS: dict[str, Callable[[Case, Extent], Sequence[Case]]] = {
     "inference": inference,
@@ -209,5 +231,6 @@ MODEL_ROWS: dict[str, Callable[[Case, Extent], Sequence[Case]]] = {
     "batch": batch,
     "masks": masks,
     "decoders": decoders,
+    "encoders": encoders,
 }
 ROWS = (*MODEL_ROWS, "data", "startup")

@@ -50,7 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--models",
         nargs="+",
         metavar="MODEL",
-        help=f"of {', '.join(cases.MODELS)}, or configs; default: all of these",
+        help=f"of {', '.join(cases.MODELS)}, or configs; default: all of these. In the row "
+        f"'encoders': of {', '.join(cases.ENCODER_MODELS)}",
     )
     parser.add_argument("--repeats", type=int, default=7, help="turns of a case, at most (7)")
     parser.add_argument("--seconds", type=float, default=40, help="limit of a case's turns (40)")

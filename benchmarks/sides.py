@@ -106,7 +106,7 @@ def prepare(case: Case, side: str) -> Step:
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     samples = inputs(case, classes)
     if side not in SIDES:
-        return prepare_peer(case.kind, samples, classes)
+        return prepare_peer(side, case.kind, samples, classes)
     model = build(case, side, cfg)
     if case.kind == "inference":
         return _inference(case, model.eval(), samples)

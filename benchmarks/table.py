@@ -27,6 +27,7 @@ TITLES = {
     "batch": "Against the batch (training step)",
     "masks": "Mask classification",
     "decoders": "Decoders of mask classification",
+    "encoders": "Other encoders",
 }
 PEER_HEADERS = ("model", "beside", "fast", "spread", "peer", "spread", "peer / fast", "peer, GiB")
 

@@ -27,6 +27,7 @@ TINY = [
     *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "6"),
     *("MODEL.MASK_FORMER.DEC_LAYERS", "2"),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
+    *("MODEL.TIMM.NAME", "test_convnext"),
 ]
 
 
@@ -196,7 +197,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_tool_measures_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PACKAGES, "transformers", "no_such_package")
+    for peer in PACKAGES:
+        monkeypatch.setitem(PACKAGES, peer, "no_such_package")
     status = run.main(
         [
             *("--models", "semask-t", "swin-t", "--repeats", "1", "--seconds", "0"),
@@ -219,6 +221,7 @@ def test_the_tool_measures_and_reports(
         "batch": 1,
         "masks": 3,
         "decoders": 8,
+        "encoders": 6,
     }
     assert "no_such_package is not installed" in printed.out
     assert report["rows"]["masks"][0].keys() >= {"fast", "plain", "transformers"}
@@ -245,20 +248,23 @@ def test_the_tool_measures_and_reports(
 def test_a_peer_takes_its_turns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers itself is not installed for the tests."""
-    asked: list[tuple[str, int]] = []
+    """The peers themselves are not installed for the tests."""
+    asked: list[tuple[str, str, int]] = []
 
-    def prepare_peer(kind: str, samples: list[Any], classes: int) -> Any:
+    def prepare_peer(side: str, kind: str, samples: list[Any], classes: int) -> Any:
         assert all(sample["sem_seg"].shape == (64, 64) for sample in samples)
-        return lambda: asked.append((kind, len(samples)))
+        return lambda: asked.append((side, kind, len(samples)))
 
     monkeypatch.setattr("benchmarks.sides.prepare_peer", prepare_peer)
-    monkeypatch.setitem(PACKAGES, "transformers", "torch")
-    arguments = ["--rows", "masks", "--repeats", "1", "--size", "64", "--threads", "1"]
+    for peer in PACKAGES:
+        monkeypatch.setitem(PACKAGES, peer, "torch")
+    arguments = ["--rows", "masks", "encoders", "--repeats", "1", "--size", "64", "--threads", "1"]
     assert run.main([*arguments, "--wide", "32", "32", *TINY]) == 0
-    assert set(asked) == {("inference", 1), ("training", 2)}
+    kinds = (("inference", 1), ("training", 2))
+    assert set(asked) == {(peer, *kind) for peer in PACKAGES for kind in kinds}
     printed = capsys.readouterr().out
-    assert "| semask-t mask2former (inference) | transformers |" in printed
+    assert "| semask-t mask2former (inference) | transformers" in printed
+    assert "| semask mit-b2 (training)" in printed
 
 
 @pytest.mark.usefixtures("in_this_process")
