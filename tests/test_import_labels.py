@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 import label_sources
-from semask.cli import import_labels, main
+from semask.cli import main
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.importers import FORMATS, Options, Result, convert_labels
 from semask.data.importers.formats.masks import voc_color
@@ -686,7 +686,7 @@ def test_images_with_bands(tmp_path: Path, suffix: str) -> None:
     assert keys["INPUT.VALUE_RANGE"] == "[0,4095]"
     assert np.allclose(json.loads(keys["MODEL.PIXEL_MEAN"]), [127.5] * 5, atol=3)
     assert np.allclose(json.loads(keys["MODEL.PIXEL_STD"]), [73.6] * 5, atol=3)
-    arguments = ["--config", "own_dataset/semask_small_example", *import_labels.keys(result)]
+    arguments = ["--config", "own_dataset/semask_small_example", *result.config_keys()]
     assert main.main(["check", *arguments]) == 0
 
 

@@ -1,7 +1,6 @@
 """``semask import``: labels of other tools become a folder to train on."""
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -32,16 +31,6 @@ WRITTEN = {
 
 # So many of the notes are printed; the file has all.
 SHOWN = 8
-
-
-def keys(result: Result) -> list[str]:
-    """The keys of a config that describe what was imported, as KEY=VALUE."""
-    found = [f"DATASETS.FOLDER_ROOT={os.path.relpath(result.folder)}"]
-    if result.layout == "folder":
-        found.append(f"DATASETS.FOLDER_CLASSES={json.dumps(result.classes, ensure_ascii=False)}")
-    elif result.boxes_alone:
-        found += ["MODEL.MASK_ON=False", "TEST.BEST_METRIC=bbox/AP"]
-    return [*found, *result.band_keys]
 
 
 def summary(result: Result) -> str:
@@ -87,7 +76,7 @@ def _note_lines(result: Result) -> list[str]:
 
 def commands(result: Result) -> str:
     """The commands to look at the data and to train on it."""
-    given = keys(result)
+    given = result.config_keys()
     picture = os.path.join(os.path.relpath(result.folder), "samples.png")
     small, large = SMALL[result.layout], LARGE[result.layout]
     look = ["semask", "check", "--config", small, *given, "--picture", picture]
@@ -118,6 +107,6 @@ def run(args: argparse.Namespace) -> int:
     bar = partial(tqdm, desc="importing", unit="image", disable=None, leave=False)
     result = convert_labels(args.path, args.output, options, progress=bar)
     print(summary(result), end="\n\n", flush=True)
-    status = run_check(parse("check", ["--config", SMALL[result.layout], *keys(result)]))
+    status = run_check(parse("check", ["--config", SMALL[result.layout], *result.config_keys()]))
     print(commands(result))
     return status

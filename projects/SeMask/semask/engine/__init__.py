@@ -16,6 +16,7 @@ from semask.engine.launch.exit_status import exit_statuses
 from semask.engine.launch.preemption import Preempted, passed_on
 from semask.engine.launch.run_lock import run_lock
 from semask.engine.launch.run_setup import resumes, set_up_run
+from semask.engine.train import train
 from semask.engine.train_step import NonFiniteLossError
 from semask.engine.trainer import Trainer
 from semask.utils.device import Torchrun, resolve_device
@@ -40,5 +41,6 @@ __all__ = [
     "resumes",
     "run_lock",
     "set_up_run",
+    "train",
     "wrap_ddp",
 ]

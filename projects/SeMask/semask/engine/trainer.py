@@ -132,6 +132,11 @@ class Trainer(DefaultTrainer):
             hooks += [UnreadableFilesHook(self.data_loader.unreadable)]
         return hooks
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """Of the last evaluation, by task and name; empty before it."""
+        return getattr(self, "_last_eval_results", {})
+
     def build_writers(self) -> list[EventWriter]:
         """Those of ``TRACKERS``, then Detectron2's, which remove the images from the storage."""
         return [*self._trackers, *super().build_writers()]

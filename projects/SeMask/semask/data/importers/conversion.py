@@ -103,6 +103,16 @@ class Result:
     band_keys: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
+    def config_keys(self) -> list[str]:
+        """The keys of a config that describe what was imported, as KEY=VALUE."""
+        found = [f"DATASETS.FOLDER_ROOT={os.path.relpath(self.folder)}"]
+        if self.layout == "folder":
+            names = json.dumps(self.classes, ensure_ascii=False)
+            found.append(f"DATASETS.FOLDER_CLASSES={names}")
+        elif self.boxes_alone:
+            found += ["MODEL.MASK_ON=False", "TEST.BEST_METRIC=bbox/AP"]
+        return [*found, *self.band_keys]
+
 
 def convert_labels(
     path: str | os.PathLike[str],
