@@ -1,8 +1,11 @@
 """Cityscapes' own AP of instances, beside COCO's, where the dataset's scripts are installed."""
 
+import contextlib
 import importlib.util
 import logging
+from collections.abc import Iterator
 
+import numpy as np
 from detectron2.evaluation import CityscapesInstanceEvaluator
 
 logger = logging.getLogger(__name__)
@@ -15,7 +18,8 @@ class CityscapesAP(CityscapesInstanceEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """{"cityscapes": {"AP": ..., "AP50": ...}} in percent; None but in the main process."""
-        results = super().evaluate()
+        with _in1d():
+            results = super().evaluate()
         return None if results is None else {"cityscapes": dict(results["segm"])}
 
 
@@ -29,3 +33,16 @@ def official_evaluator(dataset_name: str) -> CityscapesAP | None:
         *(dataset_name, PACKAGE),
     )
     return None
+
+
+@contextlib.contextmanager
+def _in1d() -> Iterator[None]:
+    """Give NumPy back ``in1d``, which NumPy 2.4 lacks and cityscapesscripts 2.3 calls."""
+    missing = "in1d" not in vars(np)
+    if missing:
+        vars(np)["in1d"] = lambda first, second: np.isin(np.ravel(first), second)
+    try:
+        yield
+    finally:
+        if missing:
+            del vars(np)["in1d"]
