@@ -18,7 +18,13 @@ import tiny
 import train_command
 from semask.config import load_config
 from semask.engine import Trainer
-from semask.engine.trackers import TRACKER_REGISTRY, TrackedRun, Tracker, TrackerWriter
+from semask.engine.trackers import (
+    TRACKER_REGISTRY,
+    TrackedRun,
+    Tracker,
+    TrackerWriter,
+    check_trackers,
+)
 from semask.errors import ConfigError
 from tiny_runs import assert_same_state
 from tracker_records import READERS
@@ -271,10 +277,54 @@ def test_mlflow_without_databases_writes_to_a_folder(
     run = TrackedRun(project="tests", name="here", folder=str(tmp_path), config={"SEED": 1})
     run_id = tracker.start(run, None)
     tracker.log(7, {"sem_seg/IoU-snow, (old)/": 1.0, "loss": float("nan")}, {})
+    picture = np.zeros((2, 3, 3), np.uint8)
+    tracker.log(8, {"IoU-straße": 2.0, "IoU-a/../b": 3.0, "x" * 300: 4.0}, {"Straße/.": picture})
     tracker.finish(True)
     uri = mlflow.get_tracking_uri() if (tmp_path / "mlflow.db").exists() else "mlruns"
     found = mlflow.MlflowClient(uri).get_run(run_id)
     assert found.data.metrics["sem_seg/IoU-snow_ _old__"] == 1.0
+    assert found.data.metrics["IoU-straße"] == 2.0
+    assert found.data.metrics["IoU-a/_/b"] == 3.0
+    assert found.data.metrics["x" * 250] == 4.0
+    (image, *_) = mlflow.MlflowClient(uri).list_artifacts(run_id, "images")
+    assert Path(image.path).name.startswith("Stra_e")
+
+
+@pytest.mark.usefixtures("own")
+def test_a_package_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None at all, a module in another one, and one whose parent is missing; odd entries."""
+    cfg = load_config("", ["TRACKERS", "['recorder']"])
+    for package in ("", "os.path"):
+        monkeypatch.setattr(Recorder, "package", package)
+        check_trackers(cfg)
+    monkeypatch.setattr(Recorder, "package", "no_such_package.tracking")
+    with pytest.raises(ConfigError, match=r"no_such_package\.tracking"):
+        check_trackers(cfg)
+    with pytest.raises(ConfigError, match=r"TRACKERS has \['recorder'\]"):
+        check_trackers(load_config("", ["TRACKERS", "[['recorder']]"]))
+
+
+def test_images_of_any_kind(tmp_path: Path) -> None:
+    """Bytes and floating-point numbers, arrays and tensors, which may still have a gradient."""
+    seen: list[np.ndarray] = []
+
+    class Eyes(Recorder):
+        def log(self, step: int, scalars: Mapping[str, float], images: Any) -> None:
+            seen.extend(images[name] for name in sorted(images))
+
+    writer = TrackerWriter(Eyes(), TrackedRun("tests", "x", str(tmp_path), {}), max_iter=1)
+    writer.start()
+    floating = torch.ones(3, 2, 5)
+    with EventStorage() as storage:
+        storage.put_image("a", np.full((3, 2, 5), 255, np.uint8))
+        storage.put_image("b", floating)
+        storage.put_image("c", floating.clone().requires_grad_())
+        writer.write()
+        writer.close()
+    writer.finish()
+    assert len(seen) == 3
+    for image in seen:
+        assert (image.shape, image.dtype, image.min()) == ((2, 5, 3), np.uint8, 255)
 
 
 def test_errors_name_the_tracker(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Tracker(ABC):
 
     Attributes:
         name: the entry of ``TRACKERS``.
-        package: the module to import, within the methods alone: it is optional.
+        package: the module to import, within the methods alone: it is optional. "" = none.
         project_variable: environment variable of the tracker for the project, or "".
         name_variable: environment variable of the tracker for the run's name, or "".
     """
@@ -122,18 +122,25 @@ def check_trackers(cfg: CfgNode) -> None:
         ConfigError: an entry is not registered, or its package is not installed.
     """
     for name in cfg.TRACKERS:
-        if name not in TRACKER_REGISTRY:
+        if not isinstance(name, str) or name not in TRACKER_REGISTRY:
             known = ", ".join(sorted(known for known, _ in TRACKER_REGISTRY))
             raise ConfigError(
-                f"TRACKERS has '{name}'; registered are {known}. A module of yours that registers "
+                f"TRACKERS has {name!r}; registered are {known}. A module of yours that registers "
                 "a tracker is imported with --import MODULE."
             )
         package = TRACKER_REGISTRY.get(name).package
-        if importlib.util.find_spec(package) is None:
+        if package and not _is_installed(package):
             raise ConfigError(
                 f"TRACKERS has '{name}', whose package '{package}' is not installed: \"pip install "
                 "'semask[trackers]'\" installs it. Or leave it out of TRACKERS."
             )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
 
 
 def tracked_run(cfg: CfgNode, tracker: type[Tracker]) -> TrackedRun:

@@ -13,7 +13,7 @@ import numpy as np
 from semask.engine.trackers.base import TRACKER_REGISTRY, TrackedRun, Tracker
 
 # What a server takes at once.
-_METRICS_AT_ONCE, _PARAMS_AT_ONCE, _PARAM_LENGTH = 1000, 100, 500
+_METRICS_AT_ONCE, _PARAMS_AT_ONCE, _PARAM_LENGTH, _NAME_LENGTH = 1000, 100, 500, 250
 
 Item = TypeVar("Item")
 
@@ -58,7 +58,8 @@ class MLflowTracker(Tracker):
         for part in _parts(metrics, _METRICS_AT_ONCE):
             self._client.log_batch(self._id, metrics=part)
         for name, image in images.items():
-            self._client.log_image(self._id, image, key=_valid(name), step=step, synchronous=True)
+            key = _valid(name, re.ASCII)
+            self._client.log_image(self._id, image, key=key, step=step, synchronous=True)
 
     def finish(self, complete: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if complete else "KILLED")
@@ -99,9 +100,16 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _valid(name: str) -> str:
-    """A name that MLflow takes, on a disk, too; class names can have any character."""
-    return re.sub(r"/{2,}|^/|/$|[^\w\-. /]", "_", name)
+def _valid(name: str, letters: re.RegexFlag = re.UNICODE) -> str:
+    """A name that MLflow takes, on a disk, too; class names can have any character.
+
+    Args:
+        name: any.
+        letters: ``re.ASCII`` for images, in whose names MLflow takes no other letters.
+    """
+    name = re.sub(r"[^\w\-. /]", "_", name[:_NAME_LENGTH], flags=letters)
+    # Neither empty parts of a path nor "." and "..".
+    return re.sub(r"/{2,}|^/|/$|(?<![^/])\.+(?![^/])", "_", name)
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -45,7 +45,7 @@ class WandbTracker(Tracker):
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]
     ) -> None:
         pictures = {name: self._image(image) for name, image in images.items()}
-        self._run.log({_STEP: step, **scalars, **pictures})
+        self._run.log({**scalars, **pictures, _STEP: step})
 
     def finish(self, complete: bool) -> None:
         self._run.finish(exit_code=0 if complete else 1)

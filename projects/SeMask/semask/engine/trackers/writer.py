@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
@@ -235,7 +236,7 @@ def _read_ids(path: str) -> dict[str, str]:
 
 def _as_rgb(image: Any) -> np.ndarray:
     """An image of ``EventStorage``, (3, height, width), as (height, width, 3) uint8."""
-    array = np.asarray(image)
+    array = torch.as_tensor(image).detach().cpu().numpy()
     if array.dtype != np.uint8:
         array = (array.clip(0, 1) * 255).round().astype(np.uint8)
     return np.ascontiguousarray(array.transpose(1, 2, 0))
