@@ -5,17 +5,18 @@ relative links lead to files of the repository; here each is turned into a link 
 file. A source file or folder that is linked becomes a page that shows it.
 """
 
-import importlib.util
 import os
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from semask.cli.arguments import COMMANDS
+from semask.cli.parsing import build_parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = "docs/"
@@ -128,21 +129,9 @@ def _source_page(path: Path) -> str:
 
 def _commands() -> str:
     """The help of every sub-command, as it prints it."""
-    arguments = _arguments()
     os.environ["COLUMNS"] = "90"  # argparse's width
     parts = []
-    for command in arguments.COMMANDS:
-        parser = arguments.build_parser(command)
+    for command in COMMANDS:
+        parser = build_parser(command)
         parts.append(f"\n## semask {command}\n\n```text\n{parser.format_help()}```\n")
     return "".join(parts)
-
-
-def _arguments() -> ModuleType:
-    """``semask.cli.arguments``, which needs the standard library alone, without its package."""
-    path = ROOT / "projects/SeMask/semask/cli/arguments.py"
-    spec = importlib.util.spec_from_file_location("semask_cli_arguments", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

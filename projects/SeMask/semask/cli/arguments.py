@@ -5,14 +5,10 @@ before PyTorch is loaded.
 """
 
 import argparse
-import inspect
 import os
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-KEY_VALUE = "KEY VALUE"
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+from semask.cli.options import KEY_VALUE, add_config, add_model, add_overrides, add_run
 
 
 def train(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +26,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     possible, and for a full disk; 1 after a loss that is not finite, or when another process of
     the run is gone; 130 after Ctrl-C and 143 after a SIGTERM, with a checkpoint to go on from.
     """
-    _add_run(parser)
+    add_run(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate, without training")
     parser.add_argument(
         "--overwrite",
@@ -50,7 +46,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     evaluated. Exit status: 0; 2 for a mistake in config, data or checkpoint, and for a full disk;
     1 when another process of the run is gone; 130 after Ctrl-C.
     """
-    _add_run(parser)
+    add_run(parser)
     parser.add_argument("--weights", metavar="FILE", help="as MODEL.WEIGHTS")
     parser.set_defaults(eval_only=True, overwrite=False)
 
@@ -88,7 +84,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
     Ctrl-C.
     """
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, pattern")
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--output", default="predictions", help="folder (default: %(default)s)")
     parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the labels, 0 to 1")
@@ -120,7 +116,7 @@ def demo(parser: argparse.ArgumentParser) -> None:
     0; that is, after Ctrl-C or SIGTERM; 2 for a mistake in config, checkpoint or arguments, where
     gradio is missing, or where the port is taken.
     """
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
     parser.add_argument(
         "--host",
@@ -256,7 +252,7 @@ def check(parser: argparse.ArgumentParser) -> None:
     written.
     """
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"datasets (or {KEY_VALUE} pairs)")
-    _add_config(parser)
+    add_config(parser)
     parser.add_argument("--images", metavar="DIR", help="folder of an own dataset's images")
     parser.add_argument("--labels", metavar="DIR", help="folder of its label maps")
     parser.add_argument("--annotations", metavar="FILE", help="or its instances, in COCO's format")
@@ -288,8 +284,8 @@ def convert(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET")
-    _add_config(parser, "refuse what does not fit the model of this config (name or file)")
-    _add_overrides(parser)
+    add_config(parser, "refuse what does not fit the model of this config (name or file)")
+    add_overrides(parser)
     parser.add_argument(
         "--ema", action="store_true", help="take the averaged weights of a run (SOLVER.EMA)"
     )
@@ -366,7 +362,7 @@ def export(parser: argparse.ArgumentParser) -> None:
     ends; ONNX needs the packages onnx, onnxscript and, for the comparison, onnxruntime.
     Exit status: 0; 2 for a mistake in config, checkpoint or arguments, or a missing package.
     """
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--output", required=True, help="the file to write: .onnx or .pt2")
     parser.add_argument(
         "--size",
@@ -409,113 +405,3 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "export": export,
     "plot": plot,
 }
-
-
-def build_parser(command: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of a sub-command, for ``parse``.
-
-    Args:
-        command: one of ``COMMANDS``.
-        prog: the name in its messages; None = "semask COMMAND".
-    """
-    add_arguments = COMMANDS[command]
-    parser = argparse.ArgumentParser(
-        prog=prog or f"semask {command}",
-        description=inspect.getdoc(add_arguments),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module of yours that registers a task, a decoder, a dataset, ...; can be repeated",
-    )
-    return parser
-
-
-def parse(
-    command: str, argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """The arguments of a sub-command; options and KEY VALUE pairs can come in any order.
-
-    Args:
-        command: one of ``COMMANDS``.
-        argv: what follows the sub-command's name; None = of this process.
-        prog: as for ``build_parser``.
-
-    Raises:
-        SystemExit: with 0 after --help, with 2 for arguments that cannot be used.
-    """
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(command, prog).parse_intermixed_args(_with_negative_numbers(given))
-    first = args.opts[:1] if command in ("train", "evaluate") and not args.config else []
-    if first and (os.path.isfile(first[0]) or not _KEY.fullmatch(first[0].partition("=")[0])):
-        args.config, *args.opts = args.opts
-    return args
-
-
-def _with_negative_numbers(argv: Sequence[str]) -> list[str]:
-    """KEY -1e-4 as KEY=-1e-4, which argparse does not take for an option."""
-    joined: list[str] = []
-    for token in argv:
-        is_value = bool(joined) and _KEY.fullmatch(joined[-1]) is not None
-        if is_value and token.startswith("-") and _is_number(token):
-            joined[-1] += f"={token}"
-        else:
-            joined.append(token)
-    return joined
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _add_config(
-    parser: argparse.ArgumentParser,
-    text: str = "a file or the name of a shipped config",
-    *,
-    required: bool = False,
-) -> None:
-    parser.add_argument("--config", "--config-file", metavar="CONFIG", required=required, help=text)
-
-
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--opts", nargs="*", default=[], metavar=KEY_VALUE, help="overrides of the config"
-    )
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    """A trained model: its config, its weights, and overrides."""
-    _add_config(parser, required=True)
-    parser.add_argument("--weights", required=True, help="a checkpoint of that model")
-    _add_overrides(parser)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    """What Detectron2's ``default_argument_parser`` takes, and the config without an option."""
-    parser.add_argument(
-        "opts", nargs="*", metavar=f"[CONFIG] {KEY_VALUE}", help="the config, and overrides of it"
-    )
-    _add_config(parser, "the same as CONFIG")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
-    )
-    parser.add_argument("--num-gpus", type=int, default=1, help="of each machine; 0 = the CPU")
-    parser.add_argument("--num-machines", type=int, default=1, help="of the run")
-    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
-    # The same port for every run of a user, as in Detectron2: processes that a killed run has left
-    # behind are noticed.
-    user = os.getuid() if sys.platform != "win32" else 1
-    parser.add_argument(
-        "--dist-url",
-        default=f"tcp://127.0.0.1:{2**15 + 2**14 + hash(user) % 2**14}",
-        help="where the machines meet (default: %(default)s)",
-    )

@@ -11,8 +11,8 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from semask.cli.arguments import parse
 from semask.cli.check import run as run_check
+from semask.cli.parsing import parse
 from semask.data.importers import Options, Result, convert_labels
 from semask.data.importers.contract import Note
 from semask.data.importers.conversion import NOTES_FILE, SPLIT_FILE

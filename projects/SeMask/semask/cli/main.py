@@ -6,7 +6,8 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from semask.cli.arguments import COMMANDS, parse
+from semask.cli.arguments import COMMANDS
+from semask.cli.parsing import parse
 from semask.errors import UserError
 
 # The module of each sub-command whose name is another one.
