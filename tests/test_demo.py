@@ -261,6 +261,20 @@ def test_what_is_wrong_is_a_sentence(tmp_path: Path, photo: Path) -> None:
     assert page.all("video")
 
 
+def test_the_size_of_files_with_bands_is_limited(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="needs the package tifffile")
+    bands = np.zeros((HEIGHT, WIDTH, 7), np.uint8)
+    tifffile.imwrite(tmp_path / "bands.tif", bands, planarconfig="contig", photometric="minisblack")
+    np.save(tmp_path / "bands.npy", bands)
+
+    def decoded() -> ImagePrediction:
+        raise AssertionError("the file has been decoded")
+
+    demo = Demo(Plugin(decoded), Limits(pixels=WIDTH * HEIGHT - 1))
+    for name in ("bands.tif", "bands.npy"):
+        assert f"{WIDTH} x {HEIGHT}" in problem_with(demo, tmp_path / name)
+
+
 def test_too_little_memory_is_a_sentence(photo: Path) -> None:
     def fail(error: Exception) -> Any:
         raise error
@@ -426,6 +440,31 @@ def test_a_page_for_instances_and_segments(
             slider.dispatch_event("pointerup")
             visit.page.wait_for_selector("text=Nothing was found")
         visit.leave()
+
+
+def test_two_people_with_the_same_file(
+    browser: Any, tmp_path: Path, temporary: Path, photo: Path
+) -> None:
+    """Both get an answer, though gradio has one place for what is the same."""
+    prediction = predictor_of("semantic", tmp_path).in_detail(photo)
+    both_are_there = threading.Event()
+
+    def wait() -> ImagePrediction:
+        assert both_are_there.wait(30)
+        return prediction
+
+    with serving(Demo(Plugin(wait))) as url:
+        visits = [Visit(browser, url), Visit(browser, url)]
+        for visit in visits:
+            visit.page.wait_for_selector("#upload input[type=file]", state="attached")
+            with visit.page.expect_request("**/queue/join*"):
+                visit.page.set_input_files("#upload input[type=file]", str(photo))
+        both_are_there.set()
+        for visit in visits:
+            visit.page.wait_for_selector(".answer, .problem", timeout=30_000)
+            assert visit.page.locator(".answer").count()
+            visit.leave()
+        assert not [path for path in temporary.rglob("*") if path.is_file()]
 
 
 def test_the_command_ends_without_a_trace(

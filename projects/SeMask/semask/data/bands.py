@@ -25,6 +25,8 @@ from semask.utils.text import pluralize
 
 _ARRAY = ".npy"
 _TIFF = (".tif", ".tiff")
+WITH_BANDS = (_ARRAY, *_TIFF)
+"""Suffixes of the files that can have any number of channels."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def stored_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
         with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
             shape = np.load(io.BytesIO(file.read()), allow_pickle=False).shape
     else:
-        shape = _tiff(path, 0).shape
+        shape = _tiff_shape(path)
     if len(shape) == 2:
         return shape[1], shape[0], 1
     if len(shape) != 3 or 0 in shape:
@@ -240,6 +242,21 @@ def _tiff(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
         values: np.ndarray = tifffile.imread(io.BytesIO(file.read()))
     return values
+
+
+def _tiff_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """The shape of what :func:`_tiff` returns, without its values."""
+    if importlib.util.find_spec("tifffile") is None:
+        return _tiff(path, 0).shape
+    import tifffile  # of an extra
+
+    with (
+        explained(path, "image"),
+        PathManager.open(os.fspath(path), "rb") as file,
+        tifffile.TiffFile(file) as tiff,
+    ):
+        shape: tuple[int, ...] = tiff.series[0].shape
+    return shape
 
 
 def _photograph(path: str | os.PathLike[str], channels: int) -> np.ndarray:

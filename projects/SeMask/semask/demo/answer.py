@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from semask.data.bands import WITH_BANDS, stored_size
 from semask.data.checks.report import dark_words
 from semask.data.image_files import opened_image
 from semask.data.reading import is_nearly_black
@@ -252,8 +253,7 @@ class Demo:
         if not file.is_file():
             raise DataError(f"'{file.name}' is not here any more: upload it again.")
         try:
-            with opened_image(file, "image") as image:
-                width, height = image.size
+            width, height = _stored_size(file)
         except DataError:  # of another kind, or damaged: the predictor knows more
             return
         self._check_pixels(file, width, height)
@@ -264,6 +264,21 @@ class Demo:
                 f"'{file.name}' has {width} x {height} = {width * height / 1e6:.1f} megapixels, "
                 f"and at most {self.limits.pixels / 1e6:g} are taken (--max-megapixels)."
             )
+
+
+def _stored_size(file: Path) -> tuple[int, int]:
+    """Width and height of an image file, also with bands that Pillow does not read.
+
+    Raises:
+        DataError: it is none, or damaged.
+    """
+    try:
+        with opened_image(file, "image") as image:
+            return image.size
+    except DataError:
+        if not file.name.lower().endswith(WITH_BANDS):
+            raise
+        return stored_size(file)[:2]
 
 
 def problem(sentence: str) -> Answer:

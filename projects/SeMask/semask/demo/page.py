@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _ENVIRONMENT = {
 }
 # The browser loads nothing from other hosts, whatever a version of gradio would like to.
 _POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+# People whose files wait for the model; more of them wait with gradio.
+_WAITING = 16
 # Uploads that were never predicted are removed after so many seconds.
 _ABANDONED = 600
 
@@ -74,7 +77,7 @@ def serving(
         tempfile.TemporaryDirectory(prefix="semask_demo_") as folder,
         _environment({"GRADIO_TEMP_DIR": folder}),
     ):
-        blocks = _page(demo, facts, max_size, min_score)
+        blocks = _page(demo, Path(folder).resolve(), facts, max_size, min_score)
         blocks.queue(max_size=16)
         try:
             _, url, _ = blocks.launch(**_launch_options(host, port, max_size))
@@ -150,11 +153,12 @@ _CSS = """
 """
 
 
-def _page(demo: Demo, facts: str, max_size: int, min_score: float) -> Any:
+def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float) -> Any:
     """The components and what they do."""
     import gradio as gr  # an extra, which reads the environment as it is imported
 
     templates = template_environment("semask.demo")
+    model = threading.Lock()
 
     def text(name: str, **values: Any) -> str:
         return templates.get_template(name).render(values)
@@ -167,7 +171,7 @@ def _page(demo: Demo, facts: str, max_size: int, min_score: float) -> Any:
         """Predict a file, and remove it."""
         if file is None:
             return [None, "", None, gr.skip()]
-        path = Path(file["path"])
+        path = _taken(Path(file["path"]), folder)
 
         def report(done: int, total: int) -> None:
             progress((done, max(done, total)), unit="frames")
@@ -176,7 +180,8 @@ def _page(demo: Demo, facts: str, max_size: int, min_score: float) -> Any:
             if path.is_file() and path.stat().st_size > max_size:
                 answer = problem(f"'{path.name}' has more than {_megabytes(max_size)}.")
             else:
-                answer = demo.answer(path, min_score=score, report=report)
+                with model:
+                    answer = demo.answer(path, min_score=score, report=report)
         except Exception as error:
             logger.exception("Predicting %s failed.", path.name)
             answer = problem(
@@ -184,7 +189,7 @@ def _page(demo: Demo, facts: str, max_size: int, min_score: float) -> Any:
                 "that the page was started in has the details."
             )
         finally:
-            shutil.rmtree(path.parent, ignore_errors=True)  # a folder for each upload
+            shutil.rmtree(path.parent, ignore_errors=True)
         shown = gr.update(visible=answer.prediction is not None)
         return [None, answer.html, answer, shown]
 
@@ -221,13 +226,32 @@ def _page(demo: Demo, facts: str, max_size: int, min_score: float) -> Any:
             [file, score],
             [file, shown, state, score],
             preprocess=False,  # which would copy the file
-            concurrency_limit=1,
+            concurrency_limit=_WAITING,  # the file is taken at once, and waits for the model
             api_visibility="private",
             show_progress="full",
             show_progress_on=shown,
         )
         score.release(draw, [state, score], shown, concurrency_limit=1, api_visibility="private")
     return blocks
+
+
+def _taken(upload: Path, folder: Path) -> Path:
+    """Move an upload into a folder of its own, before anything else is done.
+
+    gradio's folders are named after the content, so that two people can have the same one.
+
+    Args:
+        upload: what the browser says; nothing happens where it is not in a folder of gradio.
+        folder: in which gradio makes its folders.
+
+    Returns:
+        Where the file now is. There is none where somebody else has just taken it.
+    """
+    path = Path(tempfile.mkdtemp(dir=folder)) / upload.name
+    if upload.resolve().parent.parent == folder:
+        with contextlib.suppress(FileNotFoundError):
+            upload.rename(path)
+    return path
 
 
 def _megabytes(size: int) -> str:
