@@ -138,7 +138,7 @@ def test_nearly_black_images_are_told(
     save(tmp_path / "a.png")
     Image.fromarray(np.ones((20, 30), np.uint8)).save(tmp_path / "b.png")
     assert command("a.png", "b.png") == 0
-    assert "1 of 2 images are nearly black" in capsys.readouterr().err
+    assert "1 of 2 images is nearly black" in capsys.readouterr().err
 
 
 def test_config_overrides_reach_the_model(tmp_path: Path, command: Callable[..., int]) -> None:

@@ -258,10 +258,12 @@ def dark_lines(dark: int, examined: int) -> list[str]:
 
 def dark_words(dark: int, examined: int) -> str:
     """The number of nearly black images, and possible reasons."""
+    verb = "is" if dark == 1 else "are"
+    found = "The image is" if examined == 1 else f"{dark} of {examined} images {verb}"
     return (
-        f"{dark} of {pluralize(examined, 'image')} are nearly black. Are their values 0..1, or of "
-        "10 to 14 bits in files of 16 bits, of which the upper eight are read? Then name their "
-        "range, as in INPUT.VALUE_RANGE=[0,4095] for 12 bits, or save them with the full range."
+        f"{found} nearly black. Are the values 0..1, or of 10 to 14 bits in files of 16 bits, of "
+        "which the upper eight are read? Then name their range, as in INPUT.VALUE_RANGE=[0,4095] "
+        "for 12 bits, or save files with the full range."
     )
 
 
