@@ -8,9 +8,11 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 
 from semask.config.loading import load_config
 from semask.data.datasets.coco_folder import load_coco_folder
+from semask.data.mappers.instance import PIPELINES
 from semask.data.transforms.resizing import RandomWindow
 from semask.errors import ConfigError
 from semask.tasks import build_task
@@ -174,3 +176,17 @@ def test_a_mapper_that_is_not_there_is_named() -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "coco_instance_lsg"
     with pytest.raises(ConfigError, match=r"INPUT\.DATASET_MAPPER_NAME.*coco_instance_lsj"):
         build_task(cfg).build_mapper(is_train=True)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_very_thin_images_are_not_resized_to_nothing(name: str, is_train: bool) -> None:
+    sizes = ["INPUT.MIN_SIZE_TRAIN", "(20,)", "INPUT.MAX_SIZE_TRAIN", "30"]
+    sizes += ["INPUT.MIN_SIZE_TEST", "20", "INPUT.MAX_SIZE_TEST", "30", "INPUT.LSJ.SIZE", "[64,64]"]
+    cfg = load_config("coco/semask_swin_tiny_mask_rcnn_1x", sizes)
+    cfg.defrost()
+    cfg.INPUT.DATASET_MAPPER_NAME = name
+    for shape in ((1, 900, 3), (900, 1, 3)):
+        inputs = T.AugInput(np.full(shape, 7, np.uint8))
+        T.AugmentationList(PIPELINES[name](cfg, is_train))(inputs)
+        assert min(inputs.image.shape[:2]) >= 1

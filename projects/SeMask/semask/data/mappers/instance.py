@@ -26,7 +26,7 @@ from semask.data.segments import (
     read_segment_ids,
     translated,
 )
-from semask.data.transforms.resizing import build_large_scale_jitter
+from semask.data.transforms.resizing import ResizeShortestEdge, build_large_scale_jitter
 from semask.errors import ConfigError, DataError
 from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.meta_arch.detectors import (
@@ -53,7 +53,12 @@ def build_instance_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augment
         ConfigError: a value cannot be used.
     """
     try:
-        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        augmentations = [
+            ResizeShortestEdge(step.short_edge_length, step.max_size, step.sample_style)
+            if isinstance(step, T.ResizeShortestEdge)
+            else step
+            for step in detection_utils.build_augmentation(cfg, is_train)
+        ]
         if is_train and cfg.INPUT.LSJ.ENABLED:
             kept = [step for step in augmentations if not isinstance(step, T.ResizeShortestEdge)]
             augmentations = [*build_large_scale_jitter(cfg), *kept]

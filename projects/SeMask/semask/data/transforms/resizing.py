@@ -35,7 +35,28 @@ class NearestLabelsTransform(T.ResizeTransform):
         return resized[0, 0].numpy().astype(segmentation.dtype)
 
 
-class ResizeShortEdge(T.ResizeShortestEdge):
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, which rounds the shorter side of a very thin image to 0 pixels; here to 1."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        return _not_empty(super().get_transform(image))
+
+
+class ResizeScale(T.ResizeScale):
+    """Detectron2's, with sides of at least 1 pixel."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        return _not_empty(super().get_transform(image))
+
+
+def _not_empty(resize: Transform) -> Transform:
+    """A resizing, not to 0 pixels."""
+    if isinstance(resize, T.ResizeTransform):
+        resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+    return resize
+
+
+class ResizeShortEdge(ResizeShortestEdge):
     """Detectron2's ``ResizeShortestEdge`` with a choice of the rule for label maps."""
 
     def __init__(
@@ -198,7 +219,7 @@ def build_large_scale_jitter(cfg: CfgNode, *, pad: bool = False) -> list[T.Augme
     if len(size) != 2 or min(size) < 1:
         raise ConfigError(f"INPUT.LSJ.SIZE is {size}; it needs a height and a width in pixels.")
     window = RandomWindow(size, diagonal=cfg.INPUT.LSJ.DIAGONAL_CROPS)
-    steps: list[T.Augmentation] = [T.ResizeScale(*scale, *size), window]
+    steps: list[T.Augmentation] = [ResizeScale(*scale, *size), window]
     if pad:
         steps.append(PadToFixedSize(size, ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE))
     return steps
