@@ -1,5 +1,6 @@
 """Exported files compute what the model computes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from semask.inference.export import (
     ExportError,
     ImageToLogits,
     export_program,
-    largest_difference,
     save_onnx,
     save_program,
 )
+from semask.inference.parity import compare_export
 from tiny_model import build_tiny_model, checkpoint, config, photograph, tensor
 
 # Neither a multiple of the patches nor of the windows.
@@ -32,6 +33,12 @@ def prediction(model: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
         return model([{"image": tensor(image)}])[0]["sem_seg"][None]
 
 
+def difference(model: torch.nn.Module, path: Path) -> float:
+    (parity,) = compare_export(model, [(1, *SIZE)], path)
+    assert parity.equal_labels > 0.99
+    return parity.largest_difference
+
+
 def test_exported_program_equals_the_model(tmp_path: Path) -> None:
     model = build_tiny_model(config(tmp_path))
     save_program(model, SIZE, tmp_path / "model.pt2")
@@ -41,7 +48,7 @@ def test_exported_program_equals_the_model(tmp_path: Path) -> None:
         expected = prediction(model, image)
         logits = program(tensor(image)[None].float())
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    assert largest_difference(model, SIZE, tmp_path / "model.pt2") < 1e-5
+    assert difference(model, tmp_path / "model.pt2") < 1e-5
 
 
 @pytest.mark.slow
@@ -65,7 +72,7 @@ def test_onnx_equals_the_model(tmp_path: Path) -> None:
         (logits,) = session.run(None, {"image": tensor(image)[None].float().numpy()})
         np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
         assert len(np.unique(logits.argmax(axis=1))) > 1
-    assert largest_difference(model, SIZE, path) < 1e-4
+    assert difference(model, path) < 1e-4
 
 
 @pytest.mark.parametrize("decoder", tiny_masks.DECODERS)
@@ -86,7 +93,7 @@ def test_onnx_of_mask_models_equals_the_model(tmp_path: Path) -> None:
         pytest.importorskip(package, reason=NO_ONNX)
     model = tiny_masks.build()
     save_onnx(model, SIZE, tmp_path / "model.onnx")
-    assert largest_difference(model, SIZE, tmp_path / "model.onnx") < 1e-4
+    assert difference(model, tmp_path / "model.onnx") < 1e-4
 
 
 def test_a_model_in_training_stays_in_training(tmp_path: Path) -> None:
@@ -152,8 +159,19 @@ def test_command_writes_and_compares(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "Input: image (1, 3, 24, 40), RGB, 0..255"
     assert printed[1] == "Output: logits (1, 3, 24, 40)"
-    assert float(printed[2].split()[-1]) < 1e-5
-    assert printed[3] == str(path)
+    assert printed[2].startswith("Equal labels: 100.0")
+    assert float(printed[3].split()[-1]) < 1e-5
+    assert printed[4:] == [f"{path}.parity.json", str(path)]
+    parity = json.loads(Path(printed[4]).read_text())
+    assert parity["file"] == "model.pt2"
+    assert parity["input"]["shape"] == [1, 3, 24, 40]
+    assert len(parity["output"]["classes"]) == 3
+    (compared,) = parity["compared"]
+    assert (compared["batch"], compared["height"], compared["width"]) == (1, 24, 40)
+    assert 0 <= compared["largest_difference"] < 1e-5
+    assert compared["equal_labels"] > 0.99
+    versions = (parity["versions"]["torch"], torch.__version__)
+    assert len({version.partition("+")[0] for version in versions}) == 1
 
 
 def test_command_says_what_is_wrong(

@@ -355,11 +355,14 @@ def export(parser: argparse.ArgumentParser) -> None:
 
         semask export --config CONFIG --weights model_final.pth --output model.onnx
         semask export --config CONFIG --weights model_final.pth --output model.pt2 --size 512 683
+        semask export --config CONFIG --weights model_final.pth --output model.onnx --dynamic
 
     CONFIG is a file, or the name of a shipped config. Input "image": (1, 3, H, W) float32, 0..255,
     in the config's channel order (RGB in the shipped ones), resized to the fixed --size by the
-    caller. Output "logits": (1, K, H, W). The file is compared with the model before the program
-    ends; ONNX needs the packages onnx, onnxscript and, for the comparison, onnxruntime.
+    caller; with --dynamic (B, 3, H, W) of any number of images and any size from a smallest one on.
+    Output "logits": (B, K, H, W). The file is compared with the model before the program ends, with
+    --dynamic on several sizes, and PATH.parity.json keeps what came out. ONNX needs the packages
+    onnx, onnxscript and, for the comparison, onnxruntime.
     Exit status: 0; 2 for a mistake in config, checkpoint or arguments, or a missing package.
     """
     add_model(parser)
@@ -370,6 +373,9 @@ def export(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="of the image, in pixels; default: the training crop",
+    )
+    parser.add_argument(
+        "--dynamic", action="store_true", help="for any batch, height and width; default: --size"
     )
 
 

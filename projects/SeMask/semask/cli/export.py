@@ -1,11 +1,17 @@
 """``semask export``: a model as an ONNX or a torch.export file."""
 
 import argparse
-import importlib.util
 import os
 
 from semask.errors import ConfigError
-from semask.inference.export import largest_difference, save_onnx, save_program
+from semask.inference.export import save_onnx, save_program
+from semask.inference.parity import (
+    can_compare,
+    compare_export,
+    compared_sizes,
+    describe,
+    save_parity,
+)
 from semask.inference.predictor import Predictor
 from semask.tasks import build_task
 
@@ -20,15 +26,33 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor(args.config, args.weights, device="cpu", overrides=args.opts)
     height, width = args.size or build_task(predictor.cfg).training_size()
     size = (int(height), int(width))
-    WRITERS[suffix](predictor.model, size, args.output)
+    least = WRITERS[suffix](predictor.model, size, args.output, dynamic=args.dynamic)
     channels = len(predictor.cfg.MODEL.PIXEL_MEAN)
     order = f"{predictor.cfg.INPUT.FORMAT}, " if channels == 3 else ""
-    print(f"Input: image (1, {channels}, {size[0]}, {size[1]}), {order}0..255")
-    print(f"Output: logits (1, {len(predictor.class_names)}, {size[0]}, {size[1]})")
-    if suffix == ".onnx" and importlib.util.find_spec("onnxruntime") is None:
-        print("Not compared with the model: onnxruntime is not installed.")
-    else:
-        difference = largest_difference(predictor.model, size, args.output)
+    named = describe(channels, len(predictor.class_names), size, dynamic=args.dynamic)
+    sides = f", sides of at least {least} pixels" if args.dynamic else ""
+    print(f"Input: image {_shape(named['input'])}, {order}0..255{sides}")
+    print(f"Output: logits {_shape(named['output'])}")
+    found = []
+    if can_compare(args.output):
+        sizes = compared_sizes(size, least, dynamic=args.dynamic)
+        found = compare_export(predictor.model, sizes, args.output)
+        equal = 100 * min(parity.equal_labels for parity in found)
+        print(f"Equal labels: {equal:.4f} %")
+        difference = max(parity.largest_difference for parity in found)
         print(f"Largest difference from the model's logits: {difference:.1e}")
+    else:
+        print("Not compared with the model: onnxruntime is not installed.")
+    if args.dynamic:
+        named["input"]["least_side"] = least
+    named["input"] |= {"range": [0, 255], "channel_order": predictor.cfg.INPUT.FORMAT}
+    named["output"] |= {"classes": list(predictor.class_names)}
+    print(save_parity(args.output, found, named))
     print(args.output)
     return 0
+
+
+def _shape(described: dict[str, object]) -> str:
+    shape = described["shape"]
+    assert isinstance(shape, list)
+    return f"({', '.join(str(side) for side in shape)})"

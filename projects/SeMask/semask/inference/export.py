@@ -1,32 +1,47 @@
 """The inference path as a graph of its own: `torch.export` and ONNX.
 
-The graph takes one image of a fixed size and gives logits of that size. Reading, resizing to
-``INPUT.SCALE`` and back to the original size, and the argmax stay outside.
+The graph takes a batch of images and gives logits of their size: of one fixed size, or of any.
+Reading, resizing to ``INPUT.SCALE`` and back to the original size, and the argmax stay outside.
 """
 
+import contextlib
 import importlib.util
 import inspect
 import io
 import os
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, backends, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from semask.errors import ConfigError, UserError
 from semask.inference.model_outputs import evaluating
 from semask.modeling import SeMaskSegmentor
 from semask.modeling.heads.base import semantic_scores
+from semask.ops.apply import plain_forms
 from semask.utils.files import replacing
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
 ONNX_PACKAGES = ("onnx", "onnxscript")
+# Of the axes that a dynamic export leaves open, by their place in (B, C, H, W).
+OPEN_AXES = {0: "batch", 2: "height", 3: "width"}
+# The smallest sides that a dynamic graph can be for; the first that fits is taken. A graph is laid
+# out for maps of more than one row, column and window: below 33 pixels the map of stride 32 has one
+# token, and a window of 7 tokens there is 224 pixels wide.
+LEAST_OPEN_SIDES = (33, 65, 129, 257, 513)
 
 
 class ExportError(UserError):
     """The model cannot be exported on this installation; the message says what is missing."""
+
+
+class SizeDependentError(ExportError):
+    """What the model computes depends on the size that it is traced with."""
 
 
 class ImageToLogits(nn.Module):
@@ -51,68 +66,179 @@ class ImageToLogits(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """
         Args:
-            image: (1, C, H, W) float32, 0..255, in the channel order of ``INPUT.FORMAT``.
+            image: (B, C, H, W) float32, 0..255, in the channel order of ``INPUT.FORMAT``.
 
         Returns:
-            Logits, (1, K, H, W) float32; of mask classification its class scores.
+            Logits, (B, K, H, W) float32; of mask classification its class scores.
         """
         model = self.model
         features = model.backbone(model.padded((image - model.pixel_mean) / model.pixel_std))
         size = (image.shape[-2], image.shape[-1])
         scores = semantic_scores(model.head_prediction(features), model.padded_size(size))
-        return scores[..., : size[0], : size[1]]
+        rows, columns = scores.shape[-2:]
+        return F.pad(scores, (0, size[1] - columns, 0, size[0] - rows))  # cuts the padding off
 
 
-def export_program(model: nn.Module, size: tuple[int, int]) -> torch.export.ExportedProgram:
+def export_program(
+    model: nn.Module, size: tuple[int, int], *, dynamic: bool = False
+) -> torch.export.ExportedProgram:
     """The inference path as `torch.export` has it.
 
     Args:
         model: a SeMaskSegmentor; its mode is the same afterwards.
         size: height and width of the image, in pixels.
+        dynamic: leave batch, height and width open, sides of at least :func:`least_side` pixels.
+            The graph then has nothing of ``size``.
 
     Returns:
         ``program.module()(image)``; see :class:`ImageToLogits` for input and output.
 
     Raises:
         ConfigError: the model or the size is not as described.
+        ExportError: the graph cannot be made for any size.
     """
     if min(size) < 1:
         raise ConfigError(f"The image's size has to be positive, not {size[0]}x{size[1]}.")
     network = ImageToLogits(model)
-    channels = len(network.model.pixel_mean)
-    image = torch.zeros(1, channels, *size, device=network.model.device)
     with evaluating(model):
+        if dynamic:
+            return _open_program(network.eval())
+        image = torch.zeros(1, _channels(network), *size, device=network.model.device)
         return torch.export.export(network.eval(), (image,))
 
 
-def save_program(model: nn.Module, size: tuple[int, int], path: str | os.PathLike[str]) -> None:
-    """Write `export_program` to a ``.pt2`` file for `torch.export.load`, complete or not at all."""
+def least_side(program: torch.export.ExportedProgram) -> int:
+    """The smallest height and width that a dynamic graph is for; 1 for a graph of one size."""
+    bounds = [int(bound.lower) for bound in program.range_constraints.values()]
+    return max(bounds, default=1)
+
+
+def _channels(network: ImageToLogits) -> int:
+    return len(network.model.pixel_mean)
+
+
+def _open_program(network: ImageToLogits) -> torch.export.ExportedProgram:
+    """A graph for any batch, height and width."""
+    kind = type(network.model.backbone).__name__
+    for least in LEAST_OPEN_SIDES:
+        # The sides differ, and so do those of the maps of all strides.
+        sides = (3 * least + 5, 4 * least + 4)
+        image = torch.zeros(2, _channels(network), *sides, device=network.model.device)
+        axes = {
+            axis: torch.export.Dim(name, min=least if axis else 1)
+            for axis, name in OPEN_AXES.items()
+        }
+        try:
+            # Faster forms choose their way by the size; the plain ones do not.
+            with plain_forms(network), _open_sizes(kind):
+                program = torch.export.export(
+                    network, (image,), dynamic_shapes={"image": axes}, strict=False
+                )
+        except SizeDependentError:
+            if least == LEAST_OPEN_SIDES[-1]:
+                raise
+            continue
+        _allow_one_image(program)
+        return program
+    raise AssertionError("LEAST_OPEN_SIDES is empty")
+
+
+def _allow_one_image(program: torch.export.ExportedProgram) -> None:
+    """Remove the condition that a batch has more than one image.
+
+    It comes from the layout that a convolution of the traced batch would choose for its output. The
+    graph leaves that to the convolution that runs, and its values do not depend on it.
+    """
+    conditions: list[str] = getattr(program, "_guards_code", None) or []
+    program._guards_code = [each for each in conditions if not each.endswith(".size()[0] > 1")]
+
+
+@contextlib.contextmanager
+def _open_sizes(network: str) -> Iterator[None]:
+    """Let a graph be traced without looking at the sizes that it is traced with.
+
+    Raises:
+        ExportError: PyTorch is too old.
+        SizeDependentError: the model asks for a size while it runs.
+    """
+    from torch.fx.experimental import _config
+
+    if not hasattr(_config, "backed_size_oblivious"):
+        raise ExportError(
+            f"A dynamic export needs a newer PyTorch than {torch.__version__}: it would keep parts "
+            "of the size that it is traced with. Export a fixed size, without --dynamic."
+        )
+    from torch._dynamo.exc import UserError as TracedSizeError
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    patch = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    # To choose a kernel, these libraries ask for the batch; the graph has the operation alone.
+    mkldnn, nnpack = (part.flags(enabled=False) for part in (backends.mkldnn, backends.nnpack))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TF32 acceleration")  # of Intel GPUs, by `flags`
+            with patch, mkldnn, nnpack:
+                yield
+    except (TracedSizeError, GuardOnDataDependentSymNode) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SizeDependentError(
+            f"This model ({network}) cannot be exported for any size, as it asks for the image's "
+            f"size while it runs ({reason}). Export a fixed size, without --dynamic."
+        ) from error
+
+
+def save_program(
+    model: nn.Module,
+    size: tuple[int, int],
+    path: str | os.PathLike[str],
+    *,
+    dynamic: bool = False,
+) -> int:
+    """Write `export_program` to a ``.pt2`` file for `torch.export.load`, complete or not at all.
+
+    Returns:
+        See :func:`least_side`.
+    """
+    program = export_program(model, size, dynamic=dynamic)
     content = io.BytesIO()  # not every release of PyTorch writes to a file object
-    torch.export.save(export_program(model, size), content)
+    torch.export.save(program, content)
     with replacing(os.fspath(path)) as file:
         file.write(content.getbuffer())
+    return least_side(program)
 
 
-def save_onnx(model: nn.Module, size: tuple[int, int], path: str | os.PathLike[str]) -> None:
+def save_onnx(
+    model: nn.Module,
+    size: tuple[int, int],
+    path: str | os.PathLike[str],
+    *,
+    dynamic: bool = False,
+) -> int:
     """Write the inference path to one ``.onnx`` file, weights included; complete or not at all.
 
-    The input is called "image" and the output "logits".
+    The input is called "image" and the output "logits"; open axes are "batch", "height", "width".
 
     Args:
         model: a SeMaskSegmentor; its mode is the same afterwards.
         size: height and width of the image, in pixels.
         path: the file; missing folders are made.
+        dynamic: see :func:`export_program`.
+
+    Returns:
+        See :func:`least_side`.
 
     Raises:
         ConfigError: the model or the size is not as described.
-        ExportError: a package is missing, or PyTorch is older than 2.5.
+        ExportError: a package is missing, PyTorch is older than 2.5, ONNX has no such operation,
+            or see :func:`export_program`.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"ONNX needs more packages: pip install {' '.join(missing)}")
     if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
         raise ExportError(f"ONNX needs PyTorch 2.5 or newer; this is {torch.__version__}.")
-    program = export_program(model, size)
+    program = export_program(model, size, dynamic=dynamic)
+    least = least_side(program)
     # Attention as plain products: what the fused kernels leave in memory has another layout than
     # the ONNX exporter takes for granted.
     with sdpa_kernel(SDPBackend.MATH):
@@ -120,44 +246,11 @@ def save_onnx(model: nn.Module, size: tuple[int, int], path: str | os.PathLike[s
     exported: Any = torch.onnx.export(
         program, dynamo=True, input_names=[INPUT_NAME], output_names=[OUTPUT_NAME], verbose=False
     )
+    proto = exported.model_proto
+    if dynamic:
+        for value in (*proto.graph.input, *proto.graph.output):
+            for axis, name in OPEN_AXES.items():
+                value.type.tensor_type.shape.dim[axis].dim_param = name
     with replacing(os.fspath(path)) as file:
-        file.write(exported.model_proto.SerializeToString())
-
-
-def largest_difference(
-    model: nn.Module, size: tuple[int, int], path: str | os.PathLike[str]
-) -> float:
-    """How far an exported file's logits are from the model's, on an image of noise.
-
-    Args:
-        model: what has been exported.
-        size: height and width that it has been exported for.
-        path: a ``.pt2`` file, or an ``.onnx`` file, which needs onnxruntime.
-
-    Returns:
-        The largest absolute difference.
-
-    Raises:
-        ExportError: onnxruntime is missing.
-    """
-    network = ImageToLogits(model)
-    channels = len(network.model.pixel_mean)
-    image = 255 * torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
-    on_device = image.to(network.model.device)
-    with evaluating(model):
-        expected = network(on_device)
-        if os.fspath(path).endswith(".onnx"):
-            found = _run_onnx(path, image)
-        else:
-            found = torch.export.load(os.fspath(path)).module()(on_device)
-    return float((found.cpu() - expected.cpu()).abs().max())
-
-
-def _run_onnx(path: str | os.PathLike[str], image: Tensor) -> Tensor:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError("Checking an ONNX file needs: pip install onnxruntime") from error
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: image.numpy()})
-    return torch.from_numpy(logits)
+        file.write(proto.SerializeToString())
+    return least

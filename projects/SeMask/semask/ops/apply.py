@@ -8,6 +8,7 @@ the state dict, hooks, optimizers and references to the module stay as they are.
 ``MODEL.FAST_PATHS`` "none" is exactly the classes of :mod:`semask.modeling`.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -299,6 +300,21 @@ def apply_to_modules(model: nn.Module, paths: Collection[FastPath]) -> nn.Module
             if set_up is not None:
                 set_up(module)
     return model
+
+
+@contextlib.contextmanager
+def plain_forms(model: nn.Module) -> Iterator[None]:
+    """Within it, the modules of a model have the classes of :mod:`semask.modeling` again."""
+    plain = {form: each for path in FAST_PATHS.values() for each, form in path.forms.items()}
+    fast = [(module, type(module)) for module in model.modules()]
+    fast = [(module, own) for module, own in fast if any(base in plain for base in own.__mro__)]
+    try:
+        for module, own in fast:
+            module.__class__ = next(plain[base] for base in own.__mro__ if base in plain)
+        yield
+    finally:
+        for module, own in fast:
+            module.__class__ = own
 
 
 # One class for each combination, so that equal models have equal classes.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from semask.modeling.layers.resize import double, resize
+from semask.modeling.layers.resize import double, is_open, resize
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 from semask.ops.convolutions import is_local
 from semask.ops.stripes import MapRows, resized
@@ -33,6 +33,8 @@ class EarlySumFPNHead(SemanticFPNHead):
 
     def summed(self, features: Mapping[str, Tensor]) -> Tensor:
         """See :class:`SemanticFPNHead`."""
+        if is_open(*features[self.in_features[0]].shape):
+            return super().summed(features)  # which maps are of one size is not known
         coarser = self.coarser(features)
         finest = self.finest(features)
         for branch in coarser:

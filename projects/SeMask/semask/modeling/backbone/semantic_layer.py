@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.windows import pad_to_multiple, window_partition, window_reverse
+from semask.modeling.backbone.windows import (
+    crop,
+    pad_to_multiple,
+    window_partition,
+    window_reverse,
+)
 
 INITS = ("live", "published")
 NORM_PLACEMENTS = ("stream", "branch")
@@ -179,9 +184,9 @@ class SemanticLayer(nn.Module):
         windows = window_partition(padded, self.window_size)
         windows, prior = self.through_blocks(windows, return_prior)
         size = padded.shape[1:3]
-        x = window_reverse(windows, self.window_size, *size)[:, :height, :width]
+        x = crop(window_reverse(windows, self.window_size, *size), height, width)
         if prior is not None:
-            prior = window_reverse(prior, self.window_size, *size)[:, :height, :width]
+            prior = crop(window_reverse(prior, self.window_size, *size), height, width)
         return x, prior
 
     def through_blocks(self, groups: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from semask.modeling.backbone.encoder import HierarchicalEncoder
 from semask.modeling.backbone.windows import WindowAttention, pad_to_multiple
+from semask.modeling.layers.resize import up_to_multiple
 
 
 class DropPath(nn.Module):
@@ -117,7 +118,8 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, ceil(H / patch), ceil(W / patch), C)."""
         height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        rows, columns = (up_to_multiple(side, self.patch_size) for side in (height, width))
+        image = F.pad(image, (0, columns - width, 0, rows - height))
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 

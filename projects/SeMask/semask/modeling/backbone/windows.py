@@ -4,11 +4,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semask.modeling.layers.resize import is_open, up_to_multiple
+
 
 def pad_to_multiple(x: Tensor, size: int) -> Tensor:
     """Zero-pad a map (B, H, W, C) right and bottom, so that ``size`` divides H and W."""
     height, width = x.shape[1:3]
-    return F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+    rows, columns = (up_to_multiple(side, size) for side in (height, width))
+    return F.pad(x, (0, 0, 0, columns - width, 0, rows - height))
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo :func:`pad_to_multiple`: the first rows and columns of a map (B, H, W, C)."""
+    rows, columns = x.shape[1:3]
+    if not is_open(rows, columns):
+        return x[:, :height, :width]
+    # Has strides of its own, where those of a slice depend on whether anything is cut off.
+    return F.pad(x, (0, 0, 0, width - columns, 0, height - rows))
 
 
 def window_partition(x: Tensor, size: int) -> Tensor:
@@ -103,11 +115,11 @@ class WindowAttention(nn.Module):
         bias = self.bias()
         if self.shift:
             mask = self.mask(padded_height, padded_width).to(bias)
-            bias = bias + mask.repeat(len(windows) // len(mask), 1, 1)
+            bias = bias + mask.repeat(len(x), 1, 1)
         windows = self.proj(self.attend(self.qkv(windows), bias))
         x = window_reverse(windows, self.window_size, padded_height, padded_width)
         x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))
-        return self.dropout(x[:, :height, :width])
+        return self.dropout(crop(x, height, width))
 
     def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """Attention in windows that are independent of each other.

@@ -83,7 +83,9 @@ class MultiScaleDeformableAttention(nn.Module):
         batch, queries, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         offsets = self.sampling_offsets(query).view(batch, queries, heads, levels, points, 2)
-        extents = offsets.new_tensor([(width, height) for height, width in sizes])
+        extents = torch.stack(
+            [offsets.new_full((1,), side) for height, width in sizes for side in (width, height)]
+        ).view(levels, 2)
         locations = reference_points[:, None, None, None, :] + offsets / extents[:, None, :]
         weights = self.attention_weights(query).view(batch, queries, heads, levels * points)
         weights = weights.softmax(dim=-1).view(batch, queries, heads, levels, points)

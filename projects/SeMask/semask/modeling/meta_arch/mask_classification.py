@@ -16,7 +16,7 @@ from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, semantic_scores
 from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.layers.precision import at_least_float32
-from semask.modeling.layers.resize import resize
+from semask.modeling.layers.resize import resize, up_to_multiple
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
     QueryMasks,
@@ -316,8 +316,8 @@ class SeMaskMaskFormer(SeMaskSegmentor):
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width, rounded up to multiples of ``size_divisibility``."""
-        height, width = (-(-side // self.size_divisibility) for side in size)
-        return height * self.size_divisibility, width * self.size_divisibility
+        height, width = (up_to_multiple(side, self.size_divisibility) for side in size)
+        return height, width
 
 
 def class_masks(sem_seg: Tensor, ignore_value: int) -> Instances:

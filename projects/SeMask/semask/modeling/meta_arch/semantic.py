@@ -12,7 +12,7 @@ from semask.errors import ConfigError
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
 from semask.modeling.heads.prior import PriorSupervision
-from semask.modeling.layers.resize import resize
+from semask.modeling.layers.resize import resize, up_to_multiple
 from semask.modeling.meta_arch.protocol import TestProtocol, WholeImage, build_test_protocol
 
 
@@ -179,7 +179,7 @@ class SeMaskSegmentor(SemanticSegmentor):
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of an image of ``size`` after padding."""
         multiple = max(1, self.backbone.size_divisibility)
-        height, width = (-(-side // multiple) * multiple for side in size)
+        height, width = (up_to_multiple(side, multiple) for side in size)
         return height, width
 
 

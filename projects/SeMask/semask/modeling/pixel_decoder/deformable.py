@@ -100,7 +100,7 @@ class DeformableTransformer(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """L maps (B, C, H_l, W_l) to the same shapes."""
-        sizes = [(int(each.shape[-2]), int(each.shape[-1])) for each in maps]
+        sizes = [(each.shape[-2], each.shape[-1]) for each in maps]
         tokens = torch.cat([each.flatten(2).transpose(1, 2) for each in maps], dim=1)
         return self.encode(tokens, sizes)
 
