@@ -63,6 +63,19 @@ def test_activation_checkpointing_and_frozen_stages(name: str) -> None:
     assert all(p.requires_grad for p in backbone.encoder.stages[1].parameters())
 
 
+@pytest.mark.parametrize("name", [*NETWORKS, "pvt_v2_b0"])
+def test_images_smaller_than_what_the_first_stage_shrinks(name: str) -> None:
+    backbone = build(name).eval()
+    for height, width in ((28, 20), (64, 5), (1, 1)):
+        with torch.no_grad():
+            outputs = backbone(torch.randn(1, 3, height, width), return_priors=True)
+        for level in range(2, 6):
+            size = (-(-height // 2**level), -(-width // 2**level))
+            for kind in ("res", "prior"):
+                assert outputs[f"{kind}{level}"].shape[2:] == size
+                assert outputs[f"{kind}{level}"].isfinite().all()
+
+
 def test_drop_path() -> None:
     def dropped(rate: float) -> bool:
         backbone = build("test_convnext", drop_path_rate=rate, semantic_attention=["none"] * 4)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semask.errors import CheckpointError, ConfigError
 from semask.modeling.backbone.encoder import HierarchicalEncoder, Layout
+from semask.modeling.layers.resize import up_to_multiple
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,9 @@ class TimmEncoder(HierarchicalEncoder):
 
     timm itself (``features_only``) defines which module belongs to which stage. On images whose
     sides are multiples of 32 the stages give exactly timm's features; others are zero-padded in
-    front of each stage that halves the map. Networks that shrink the keys of their first
-    stage to an eighth (Mix Transformers, PVTv2) need sides of more than 28 pixels.
+    front of each stage that halves the map. Mix Transformers and PVTv2 shrink the keys of their
+    first stage to an eighth, by a convolution that needs 8 x 8 tokens: smaller maps are zero-padded
+    to them, and the output is cropped.
 
     Args:
         name: timm's name of the network, with or without the tag of its weights, such as
@@ -103,15 +105,21 @@ class TimmEncoder(HierarchicalEncoder):
         def modules(start: int, end: int) -> list[nn.Module]:
             return [self.network.get_submodule(timm_name) for timm_name in walk[start:end]]
 
+        least_sides, stem_layout = _try_out(name, features, starts, ends, self.layout, in_channels)
         # Views of `network`: registered as well, each parameter would have two names.
         stem = PaddedSequence(modules(0, starts[0]), STRIDES[0], "NCHW")
         stages = nn.ModuleList(
-            PaddedSequence(modules(start, end), 2 if stage else 1, self.layout)
-            for stage, (start, end) in enumerate(zip(starts, ends, strict=True))
+            PaddedSequence(
+                modules(start, end),
+                2 if stage else 1,
+                self.layout if stage else stem_layout,
+                least,
+                self.layout,
+            )
+            for stage, (start, end, least) in enumerate(zip(starts, ends, least_sides, strict=True))
             if stage < num_stages
         )
         self.__dict__.update(stem=stem, stages=stages)
-        _try_out(name, features, starts, ends, self.layout, in_channels)
 
 
 class PaddedSequence(nn.Module):
@@ -121,29 +129,51 @@ class PaddedSequence(nn.Module):
         modules: in order.
         multiple: of the height and width.
         layout: of the map.
+        least: the smallest height and width that the modules can take.
+        output_layout: of the map that they give; None = ``layout``.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], multiple: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        multiple: int,
+        layout: Layout,
+        least: int = 1,
+        output_layout: Layout | None = None,
+    ) -> None:
         super().__init__()
         self.parts = nn.ModuleList(modules)
         self.multiple = multiple
         self.layout = layout
+        self.least = least
+        self.output_layout = output_layout or layout
 
     def forward(self, x: Tensor) -> Tensor:
         """A map in ``layout``, (B, H, W, C) or (B, C, H, W), to the output of the last module."""
-        x = _padded(x, self.multiple, self.layout)
+        height, width = _size(x, self.layout)
+        x = _padded(x, self.multiple, self.layout, self.least)
         for part in self.parts:
             x = part(x)
-        return x
+        if height >= self.least and width >= self.least:
+            return x
+        rows, columns = (-(-side // self.multiple) for side in (height, width))
+        is_nhwc = self.output_layout == "NHWC"
+        return x[:, :rows, :columns] if is_nhwc else x[..., :rows, :columns]
 
 
-def _padded(x: Tensor, multiple: int, layout: Layout) -> Tensor:
-    height, width = x.shape[1:3] if layout == "NHWC" else x.shape[2:]
-    bottom, right = -height % multiple, -width % multiple
-    if not (bottom or right):
+def _size(x: Tensor, layout: Layout) -> tuple[int, int]:
+    return (x.shape[1], x.shape[2]) if layout == "NHWC" else (x.shape[2], x.shape[3])
+
+
+def _padded(x: Tensor, multiple: int, layout: Layout, least: int = 1) -> Tensor:
+    if multiple == least == 1:
         return x
+    height, width = _size(x, layout)
+    rows, columns = (
+        least if side < least else up_to_multiple(side, multiple) for side in (height, width)
+    )
     channels = (0, 0) if layout == "NHWC" else ()
-    return F.pad(x, (*channels, 0, right, 0, bottom))
+    return F.pad(x, (*channels, 0, columns - width, 0, rows - height))
 
 
 def _log_licence(name: str, network: nn.Module) -> None:
@@ -298,28 +328,82 @@ def _try_out(
     ends: Sequence[int],
     layout: Layout,
     in_channels: int,
-) -> None:
+) -> tuple[list[int], Layout]:
     """Check, by shapes alone, that a network takes images of any size.
+
+    Returns:
+        The smallest side of a map that each stage can take, and the layout of the stem's map.
 
     Raises:
         ConfigError: it does not.
     """
     modules: list[Callable[[Tensor], Tensor]] = list(features.eval().values())
     height, width = _TRIED_SIZE
-    sizes = []
+    sizes, least_sides = [], []
     try:
         x = torch.empty(1, in_channels, height, width, device="meta")
         x = _padded(x, STRIDES[0], "NCHW")
         for module in modules[: starts[0]]:
             x = module(x)
+        sides = [-(-side // STRIDES[0]) for side in _TRIED_SIZE]
+        stem_layout: Layout = "NHWC" if list(x.shape[1:3]) == sides else "NCHW"
         for stage, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            x = _padded(x, 2 if stage else 1, layout)
+            multiple, own = (2, layout) if stage else (1, stem_layout)
+            x = _padded(x, multiple, own)
+            least_sides.append(_least_side(modules[start:end], x, multiple, own))
             for module in modules[start:end]:
                 x = module(x)
-            sizes.append(tuple(x.shape[1:3] if layout == "NHWC" else x.shape[2:]))
+            sizes.append(_size(x, layout))
     except (AttributeError, TypeError) as error:  # more than one map goes on
         raise _refusal(name, "its modules hand on more than one map") from error
     except (RuntimeError, AssertionError, ValueError) as error:
         raise _refusal(name, "it does not take images of any size") from error
     if sizes != [(-(-height // stride), -(-width // stride)) for stride in STRIDES]:
         raise _refusal(name, "its maps are not as large as the image divided by their strides")
+    return least_sides, stem_layout
+
+
+def _least_side(
+    modules: Sequence[Callable[[Tensor], Tensor]], like: Tensor, multiple: int, layout: Layout
+) -> int:
+    """The smallest side of a map, up to that of ``like``, that a stage can take."""
+    convolutions = [
+        part
+        for module in modules
+        if isinstance(module, nn.Module)
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d)
+    ]
+    hooks = [part.register_forward_pre_hook(_refuse_small) for part in convolutions]
+    side = multiple
+    while side < min(_size(like, layout)):
+        size = (side, side)
+        shape = (*size, like.shape[3]) if layout == "NHWC" else (like.shape[1], *size)
+        x = like.new_empty(1, *shape)
+        try:
+            for module in modules:
+                x = module(x)
+            break
+        except RuntimeError:
+            side *= 2
+    else:
+        side = multiple
+    for hook in hooks:
+        hook.remove()
+    return side
+
+
+def _refuse_small(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Raise where a kernel is larger than its map, which on the meta device is no error."""
+    assert isinstance(convolution, nn.Conv2d)
+    if isinstance(convolution.padding, str):
+        return
+    extents = zip(
+        inputs[0].shape[2:],
+        convolution.padding,
+        convolution.dilation,
+        convolution.kernel_size,
+        strict=True,
+    )
+    if any(side + 2 * padding <= step * (kernel - 1) for side, padding, step, kernel in extents):
+        raise RuntimeError("the map is smaller than the kernel")
