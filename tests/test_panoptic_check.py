@@ -117,3 +117,18 @@ def test_images_without_an_entry_are_named(folder: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "semask"):
         assert [record["image_id"] for record in DatasetCatalog.get("own")] == [1]
     assert "'0.png'" in caplog.text
+
+
+def test_maps_that_cannot_hold_ids(folder: Path) -> None:
+    """A JPEG changes colours; of 16 bits the upper eight would be read."""
+    (path, *_) = [record["pan_seg_file_name"] for record in DatasetCatalog.get("own")]
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    picture.save(path, format="JPEG")
+    (problem,) = check_instance_dataset("own").problems
+    assert (problem.kind, "JPEG" in str(problem)) == ("unusable panoptic map", True)
+    Image.fromarray(np.full((picture.height, picture.width), 7, np.uint16)).save(path, format="PNG")
+    (problem,) = check_instance_dataset("own").problems
+    assert (problem.kind, "I;16" in str(problem)) == ("unusable panoptic map", True)
+    picture.convert("RGBA").save(path, format="PNG")
+    assert check_instance_dataset("own").problems == []

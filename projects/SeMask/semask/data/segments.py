@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from semask.data.reading import read_image
+from semask.data.image_files import opened_image
+from semask.data.reading import rgb_pixels
 from semask.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,16 @@ def read_segment_ids(path: str | os.PathLike[str]) -> np.ndarray:
     """The map of a file, (H, W) int32.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: the file is missing or damaged, or cannot hold ids: a JPEG, or one with 16 bits.
     """
-    return segment_ids(read_image(path))
+    with opened_image(path, "panoptic map") as picture:
+        kind = picture.format if picture.format == "JPEG" else picture.mode
+        if kind == "JPEG" or kind.startswith(("I", "F")):
+            raise DataError(
+                f"The panoptic map '{path}' is of the kind {kind}, which cannot hold ids of "
+                "segments: save it as an RGB PNG, with the id R + 256 G + 65536 B."
+            )
+        return segment_ids(rgb_pixels(picture, path))
 
 
 def segment_ids(picture: np.ndarray) -> np.ndarray:
