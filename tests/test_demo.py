@@ -26,6 +26,7 @@ from semask import load_config
 from semask.cli import main
 from semask.demo.answer import Demo, Limits
 from semask.demo.page import serving
+from semask.errors import ConfigError
 from semask.inference.prediction import ImagePrediction, InstancePrediction, Prediction
 from semask.inference.predictor import ImagePredictor, Predictor
 from semask.inference.video import VideoReader, writing_video
@@ -294,6 +295,10 @@ def test_arguments_that_are_refused(
         ("--max-size", "huge"),
         ("--max-frames", "0"),
         ("--max-megapixels", "-1"),
+        ("--max-megapixels", "nan"),
+        ("--max-megapixels", "inf"),
+        ("--port", "99999"),
+        ("--port", "0"),
     ):
         assert main.run("demo", [*model, option, value]) == 2
         assert option in capsys.readouterr().err
@@ -301,6 +306,19 @@ def test_arguments_that_are_refused(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main.run("demo", model) == 2
     assert "semask[demo]" in capsys.readouterr().err
+
+
+def test_addresses_that_cannot_be_used() -> None:
+    pytest.importorskip("gradio", reason="needs the package gradio")
+    demo = Demo(Plugin(lambda: pytest.fail("nothing is predicted")))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=str(port)), serving(demo, port=port):
+            pass
+    with pytest.raises(ConfigError, match="nowhere"), serving(demo, host="nowhere.invalid"):
+        pass
 
 
 # ---- in a browser

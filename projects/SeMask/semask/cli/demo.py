@@ -1,6 +1,7 @@
 """``semask demo``: a page to try a model."""
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -21,8 +22,10 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns 0."""
     if not 0 <= args.min_score <= 1:
         raise ConfigError(f"--min-score is {args.min_score}; it has to lie in 0..1.")
-    if args.max_megapixels <= 0 or args.max_frames < 1:
-        raise ConfigError("--max-megapixels and --max-frames have to be more than 0.")
+    if not 0 < args.max_megapixels < math.inf or args.max_frames < 1:
+        raise ConfigError("--max-megapixels and --max-frames have to be numbers greater than 0.")
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise ConfigError(f"--port is {args.port}; it has to be in 1..65535.")
     size = parse_size(args.max_size, "--max-size")
     check_gradio()
     predictor = load_predictor(args)

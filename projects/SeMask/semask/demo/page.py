@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -69,10 +70,10 @@ def serving(
         The address of the page.
 
     Raises:
-        ConfigError: gradio is not installed.
-        OSError: the port is not free.
+        ConfigError: gradio is not installed, or the address cannot be used, as by a taken port.
     """
     check_gradio()
+    _check_address(host, port)
     with (
         tempfile.TemporaryDirectory(prefix="semask_demo_") as folder,
         _environment({"GRADIO_TEMP_DIR": folder}),
@@ -84,6 +85,26 @@ def serving(
             yield url
         finally:
             blocks.close(verbose=False)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """
+    Raises:
+        ConfigError: nothing can listen there.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[
+            0
+        ]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        place = host if port is None else f"{host}, port {port}"
+        raise ConfigError(
+            f"The page cannot be served at {place}: {error.strerror}. Give another --host or "
+            "--port."
+        ) from error
 
 
 @contextlib.contextmanager
