@@ -446,6 +446,18 @@ def test_colours_with_noise_or_soft_edges(tmp_path: Path, suffix: str) -> None:
         convert_labels(root, tmp_path / "unnamed")
 
 
+@pytest.mark.parametrize("folder", ["masks", "out_pngs"])
+def test_the_folder_of_images_is_named(tmp_path: Path, folder: str) -> None:
+    """What is below PATH is label maps then, whatever the folder is called."""
+    root = write_pairs(tmp_path / "in", {"a": halves(RED, GREEN), "b": halves(GREEN, RED)})
+    maps = (root / "masks").rename(root / folder)
+    palette = tmp_path / "palette.txt"
+    palette.write_text("200 30 30 road\n30 200 30 tree\n")
+    options = Options(images=root / "images", palette=palette)
+    result = convert_labels(maps, tmp_path / "out", options)
+    np.testing.assert_array_equal(label_maps(result)["a"], halves(0, 1))
+
+
 def test_a_colour_without_a_name_is_refused(tmp_path: Path) -> None:
     root = write_pairs(tmp_path / "in", {"a": halves(RED, GREEN), "b": halves(RED, BLUE)})
     (root / "labelmap.txt").write_text(

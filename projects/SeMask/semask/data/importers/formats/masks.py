@@ -238,17 +238,20 @@ def _paired(
     """Pairs of image and map by what their paths share, and both kinds of single files."""
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
-    for relative, path in _relative_paths(source):
-        if any(part.lower() in _PASSED_OVER for part in Path(relative).parts):
-            continue
-        is_mask = _has_word(Path(relative), _MASK_WORDS)
-        if is_mask and path.suffix.lower() == ".npy":  # LabelMe's converter has them beside PNGs.
-            continue
-        if is_mask and not (source.images and source.images in path.parents):
-            key = _key(Path(relative), _MASK_WORDS)
-            _enter(masks, key, path)
-        else:
-            _enter(images, _key(Path(relative), _IMAGE_WORDS), path)
+    files = [
+        (Path(relative), path)
+        for relative, path in _relative_paths(source)
+        if not any(part.lower() in _PASSED_OVER for part in Path(relative).parts)
+    ]
+    outside = {path for _, path in files if not (source.images and source.images in path.parents)}
+    maps = {path for relative, path in files if _has_word(relative, _MASK_WORDS)} & outside
+    if source.images and not maps:  # the folder of images is named, and no name says "map"
+        maps = outside
+    for relative, path in files:
+        if path not in maps:
+            _enter(images, _key(relative, _IMAGE_WORDS), path)
+        elif path.suffix.lower() != ".npy":  # LabelMe's converter has them beside PNGs.
+            _enter(masks, _key(relative, _MASK_WORDS), path)
     shared = images.keys() & masks.keys()
     if not shared and images and masks:  # parts and folders differ: by the names alone
         images, masks = ({Path(key).name: path for key, path in d.items()} for d in (images, masks))
