@@ -48,7 +48,7 @@ def test_report_of_a_sound_dataset(folder: Path, threads: int) -> None:
     assert report.ignored_pixels == 8 * IMAGES
     assert report.absent == ["snow"]
     text = report.text()
-    assert "Sizes: 1 different, widths 8 to 8, heights 6 to 6; most often 8x6 (5 images)" in text
+    assert "Size: 8x6 (5 images)" in text
     assert "|       2 | tree      |        3.333 |        1 |" in text
     assert "1 of 4 classes are in no image: snow." in text
     assert text.endswith("No problems.")
@@ -150,7 +150,7 @@ def test_one_of_something(tmp_path: Path) -> None:
     register_folder("one", tmp_path, tmp_path, CLASSES, image_ext=".jpg", label_ext=".png")
     text = check_dataset("one").text()
     assert "Dataset 'one': 1 image with label maps" in text
-    assert "most often 2x1 (1 image)" in text
+    assert "Size: 2x1 (1 image)" in text
     assert "1 problem:" in text
     assert "no class: 9 (1 pixel)." in text
     with pytest.raises(DataError, match="1 of the 1 image looked at"):

@@ -340,7 +340,11 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model on its device, in its fast form; its size is logged."""
         model = apply_selected_fast_paths(cfg, synchronize_batch_norm(build_model(cfg)))
-        parts = ", ".join(f"{name} {_size(part)}" for name, part in model.named_children())
+        parts = ", ".join(
+            f"{name} {_size(part)}"
+            for name, part in model.named_children()
+            if next(part.parameters(), None) is not None
+        )
         logger.info(
             "%s: %s parameters (%s) on %s",
             *(cfg.MODEL.META_ARCHITECTURE, _size(model), parts, cfg.MODEL.DEVICE),

@@ -171,7 +171,7 @@ def _draw(
                 color=COLORS[index % len(COLORS)],
                 linestyle=LINES[position % len(LINES)],
                 linewidth=1.4 if position == 0 else 1.0,
-                marker=marker,
+                marker=marker or ("o" if len(steps) == 1 else ""),  # one point makes no line
                 markersize=4,
                 label=_label(run, key, several_runs=len(runs) > 1, several_keys=len(keys) > 1),
             )

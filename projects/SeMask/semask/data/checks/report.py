@@ -280,6 +280,8 @@ def image_lines(modes: Counter[str], sizes: Counter[tuple[int, int]]) -> list[st
     widths, heights = zip(*sizes, strict=True)
     (width, height), number = sizes.most_common(1)[0]
     most = f"{width}x{height} ({pluralize(number, 'image')})"
+    if len(sizes) == 1:
+        return [f"Modes: {shown}", f"Size: {most}"]
     return [
         f"Modes: {shown}",
         f"Sizes: {len(sizes)} different, widths {min(widths)} to {max(widths)}, heights "

@@ -215,7 +215,8 @@ def loading_processes(wanted: int) -> int:
         log_first_n(
             logging.INFO,
             f"Images are loaded by {number} process(es) in place of {wanted} "
-            f"(DATALOADER.NUM_WORKERS): {processes} of this run share {cores} core(s)",
+            "(DATALOADER.NUM_WORKERS): "
+            f"{cores} core(s), shared by {processes} process(es) that train",
             name=__name__,
             key="message",
         )
