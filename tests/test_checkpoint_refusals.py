@@ -144,6 +144,15 @@ def test_what_a_file_may_hold_is_the_same_after_a_reading(tmp_path: Path) -> Non
     assert Counter(torch.serialization.get_safe_globals()) == before
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_any_few_bytes_are_no_checkpoint(tmp_path: Path, suffix: str) -> None:
+    """Whatever the first byte tells a decoder to do."""
+    path = tmp_path / f"junk{suffix}"
+    for first in range(256):
+        path.write_bytes(bytes([first]) + b"unk")
+        assert path.name in refusal(Toy(), path)
+
+
 @pytest.mark.parametrize("content", ["picture", "page", "zeros"])
 def test_files_of_another_kind(tmp_path: Path, content: str) -> None:
     path = tmp_path / "cat.png"
