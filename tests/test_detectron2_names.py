@@ -22,7 +22,13 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
         "transforms",
     },
     "detectron2.data.datasets": {"builtin", "register_coco_panoptic_separated"},
-    "detectron2.data.datasets.builtin": {"register_all_ade20k", "register_all_cityscapes"},
+    "detectron2.data.catalog": {"Metadata"},
+    "detectron2.data.datasets.builtin": {
+        "register_all_ade20k",
+        "register_all_cityscapes",
+        "register_all_cityscapes_panoptic",
+        "register_all_coco",
+    },
     "detectron2.data.datasets.builtin_meta": {
         "ADE20K_SEM_SEG_CATEGORIES",
         "CITYSCAPES_CATEGORIES",
@@ -57,6 +63,7 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
     },
     "detectron2.engine.hooks": {"EvalHook"},
     "detectron2.evaluation": {
+        "CityscapesInstanceEvaluator",
         "COCOEvaluator",
         "COCOPanopticEvaluator",
         "DatasetEvaluator",
