@@ -34,7 +34,14 @@ Build = Callable[[Path], nn.Module]
 
 
 def _masks(decoder: str) -> Build:
-    return lambda folder: tiny_masks.build(decoder)
+    return lambda folder: tiny_masks.build(decoder, SWIN__DEPTHS=[2, 1, 1, 1])
+
+
+def _swin(folder: Path) -> nn.Module:
+    """With a block of shifted windows."""
+    cfg = config(folder)
+    cfg.MODEL.SWIN.DEPTHS = [2, 1]
+    return build_tiny_model(cfg)
 
 
 def _encoder(network: str) -> Build:
@@ -43,7 +50,7 @@ def _encoder(network: str) -> Build:
 
 
 MODELS: dict[str, Build] = {
-    "swin fpn": lambda folder: build_tiny_model(config(folder)),
+    "swin fpn": _swin,
     **{f"swin {decoder}": _masks(decoder) for decoder in ("maskformer", "mask2former")},
     **{f"{name} fpn": _encoder(name) for name in ("mit_b0", "test_mambaout")},
 }

@@ -115,7 +115,7 @@ class WindowAttention(nn.Module):
         bias = self.bias()
         if self.shift:
             mask = self.mask(padded_height, padded_width).to(bias)
-            bias = bias + mask.repeat(len(x), 1, 1)
+            bias = bias + mask.repeat(x.shape[0], 1, 1)
         windows = self.proj(self.attend(self.qkv(windows), bias))
         x = window_reverse(windows, self.window_size, padded_height, padded_width)
         x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))
