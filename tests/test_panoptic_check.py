@@ -132,3 +132,16 @@ def test_maps_that_cannot_hold_ids(folder: Path) -> None:
     assert (problem.kind, "I;16" in str(problem)) == ("unusable panoptic map", True)
     picture.convert("RGBA").save(path, format="PNG")
     assert check_instance_dataset("own").problems == []
+
+
+def test_segments_of_a_dataset_registered_in_python(folder: Path) -> None:
+    """Its dicts are the user's: what they lack is named, as what a file has wrongly."""
+    records = DatasetCatalog.get("own")
+    first, second, *_ = records[0]["segments_info"]
+    second["category_id"] = "road"
+    first.pop("id")
+    DatasetCatalog.pop("own")
+    DatasetCatalog.register("own", lambda: records)
+    messages = [problem.message for problem in check_instance_dataset("own").problems]
+    assert any("id None" in message for message in messages)
+    assert any("'road'" in message for message in messages)

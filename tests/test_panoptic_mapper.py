@@ -185,6 +185,10 @@ def test_what_map_or_json_file_lacks_is_named_and_left_out(
     [
         ({"segments_info": [{"id": 5, "category_id": K}]}, r"map\.png.*NUM_CLASSES"),
         ({"segments_info": [{"id": 5, "category_id": -1}]}, r"map\.png.*NUM_CLASSES"),
+        ({"segments_info": [{"id": 5, "category_id": "road"}]}, r"map\.png.*NUM_CLASSES"),
+        ({"segments_info": [{"id": 5}]}, r"map\.png.*NUM_CLASSES"),
+        ({"segments_info": [{"category_id": 1}]}, r"map\.png.*id"),
+        ({"segments_info": [{"id": 0, "category_id": 1}]}, r"map\.png.*id"),
         ({"pan_seg_file_name": None}, r"image\.png.*pan_seg_file_name"),
         ({"width": 99}, r"image\.png.*99"),
     ],

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def compare(found: Collection[int], segments: Sequence[Mapping[str, Any]]) -> Di
         found: the ids in the map.
         segments: with the "id" of each.
     """
-    listed = {segment["id"] for segment in segments}
+    listed = {segment["id"] for segment in segments if has_id(segment)}
     return Disagreement(
         lacking=tuple(sorted(listed.difference(found))),
         unknown=tuple(sorted(set(found) - listed - {0})),
@@ -151,7 +152,7 @@ def compare(found: Collection[int], segments: Sequence[Mapping[str, Any]]) -> Di
 def check_categories(
     segments: Sequence[Mapping[str, Any]], num_classes: int, path: str | os.PathLike[str]
 ) -> None:
-    """Refuse segments of a category that the model does not have.
+    """Refuse segments of a category that the model does not have, and those without an id.
 
     Args:
         segments: with the "id" and "category_id" of each.
@@ -162,11 +163,29 @@ def check_categories(
         DataError: there is one.
     """
     for segment in segments:
-        if not 0 <= segment["category_id"] < num_classes:
+        if not has_id(segment):
             raise DataError(
-                f"'{path}' has the segment {segment['id']} of category {segment['category_id']}, "
-                f"but the model knows 0..{num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
+                f"'{path}' has a segment with the id {segment.get('id')!r} in its JSON file; ids "
+                "are whole numbers from 1."
             )
+        if not has_category(segment, num_classes):
+            raise DataError(
+                f"'{path}' has the segment {segment['id']} of category "
+                f"{segment.get('category_id')!r}, but the model knows 0..{num_classes - 1} "
+                "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
+            )
+
+
+def has_id(segment: Mapping[str, Any]) -> bool:
+    """Whether a segment's "id" can be in a map."""
+    number = segment.get("id")
+    return isinstance(number, Integral) and int(number) > 0
+
+
+def has_category(segment: Mapping[str, Any], num_classes: int) -> bool:
+    """Whether a segment's "category_id" is one of 0..num_classes - 1."""
+    category = segment.get("category_id")
+    return isinstance(category, Integral) and 0 <= int(category) < num_classes
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from semask.data.bands import RGB, ImageReader
 from semask.data.checks.report import UNKNOWN_CATEGORY, InstancesOfImage, Problem
 from semask.data.checks.semantic import BAD_IMAGE, BAD_SIZE, Record, image_mode, noted
 from semask.data.reading import check_same_size, is_nearly_black
-from semask.data.segments import compare, read_segment_ids
+from semask.data.segments import compare, has_category, has_id, read_segment_ids
 from semask.errors import DataError
 
 BAD_MAP = "unusable panoptic map"
@@ -58,8 +58,11 @@ def examine_segments(
     found = set() if ids is None else set(np.unique(ids).tolist())
     report.instances = Counter()
     for segment in segments:
-        number, category = segment["id"], segment["category_id"]
-        if not 0 <= category < num_categories:
+        number, category = segment.get("id"), segment.get("category_id")
+        if not has_id(segment):
+            message = f"A segment of '{path}' has the id {number!r}; ids are whole numbers from 1"
+            report.problems.append(Problem(BAD_MAP, message))
+        elif not has_category(segment, num_categories):
             message = (
                 f"Segment {number} of '{path}' has the category {category!r}; there are "
                 f"0..{num_categories - 1}"
