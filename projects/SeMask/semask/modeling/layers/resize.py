@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import SymInt, Tensor
 
 
 def resize(maps: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
@@ -30,7 +30,7 @@ def up_to_multiple(side: int, multiple: int) -> int:
 
 def is_open(*sides: int) -> bool:
     """Whether one of these is a symbol: of a graph that is exported for any size."""
-    return not all(isinstance(side, int) for side in sides)
+    return any(isinstance(side, SymInt) for side in sides)
 
 
 def _surely_equal(size: Sequence[int], other: Sequence[int]) -> bool:
