@@ -7,20 +7,21 @@ panoptic segmentation (:mod:`semask.data.preparation.ade20k`).
 """
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
-from semask.data.datasets.catalog import (
-    datasets_root,
-    layout_hint,
-    register_prepared,
-    register_sem_seg,
-)
-from semask.data.datasets.coco_folder import load_coco_folder
+from semask.data.datasets.catalog import datasets_root, layout_hint, register_sem_seg
 from semask.data.datasets.pairs import load_sem_seg_pairs
-from semask.data.datasets.panoptic_folder import load_panoptic_folder
+from semask.data.datasets.prepared import (
+    instance_file,
+    load_instances,
+    load_segments,
+    panoptic_files,
+    register_prepared,
+)
 from semask.data.reading import register_label_map
 
 LABEL_MAP = "ade20k"
@@ -56,11 +57,14 @@ _LAYOUT = (
 
 def ade20k_roots(split: str) -> tuple[str, str]:
     """The folders of a split's photographs and label maps."""
-    root = os.path.join(datasets_root(), "ADEChallengeData2016")
     return (
-        os.path.join(root, "images", FOLDERS[split]),
-        os.path.join(root, "annotations", FOLDERS[split]),
+        os.path.join(_root(), "images", FOLDERS[split]),
+        os.path.join(_root(), "annotations", FOLDERS[split]),
     )
+
+
+def _root() -> str:
+    return os.path.join(datasets_root(), "ADEChallengeData2016")
 
 
 def load_ade20k(split: str) -> list[dict[str, Any]]:
@@ -73,38 +77,25 @@ def load_ade20k(split: str) -> list[dict[str, Any]]:
     return load_sem_seg_pairs(*ade20k_roots(split), label_map=LABEL_MAP, hint=hint)
 
 
-def prepared_paths(split: str) -> dict[str, str]:
-    """What `semask prepare ade20k` writes: files of instances, of segments, and their maps."""
-    root = os.path.join(datasets_root(), "ADEChallengeData2016")
-    return {
-        "json_file": os.path.join(root, f"ade20k_instance_{split}.json"),
-        "panoptic_json": os.path.join(root, f"ade20k_panoptic_{split}.json"),
-        "panoptic_root": os.path.join(root, f"ade20k_panoptic_{split}"),
-    }
-
-
 def _instance_paths(split: str) -> dict[str, str]:
     image_root, _ = ade20k_roots(split)
-    return {"image_root": image_root, "json_file": prepared_paths(split)["json_file"]}
+    return {"image_root": image_root, **instance_file(_root(), "ade20k", split)}
 
 
 def _panoptic_paths(split: str) -> dict[str, str]:
     image_root, label_root = ade20k_roots(split)
-    paths = {key: path for key, path in prepared_paths(split).items() if key != "json_file"}
-    return {"image_root": image_root, "sem_seg_root": label_root, **paths}
+    files = panoptic_files(_root(), "ade20k", split)
+    return {"image_root": image_root, "sem_seg_root": label_root, **files}
 
 
-def _load_instances(split: str, name: str, hint: str) -> list[dict[str, Any]]:
-    paths = _instance_paths(split)
-    return load_coco_folder(paths["json_file"], paths["image_root"], name, hint)
+def prepared_paths(split: str) -> dict[str, str]:
+    """What `semask prepare ade20k` writes: files of instances, of segments, and their maps."""
+    return instance_file(_root(), "ade20k", split) | panoptic_files(_root(), "ade20k", split)
 
 
-def _load_panoptic(split: str, name: str, hint: str) -> list[dict[str, Any]]:
+def _load_panoptic(paths: Mapping[str, str], name: str, hint: str) -> list[dict[str, Any]]:
     """Records that also name the label map, against which the mIoU is measured."""
-    paths = _panoptic_paths(split)
-    records = load_panoptic_folder(
-        paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], name, hint
-    )
+    records = load_segments(paths, name, hint)
     for record in records:
         stem = os.path.splitext(os.path.basename(record["pan_seg_file_name"]))[0]
         record["sem_seg_file_name"] = os.path.join(paths["sem_seg_root"], f"{stem}.png")
@@ -125,7 +116,7 @@ def register_ade20k() -> None:
         )
         register_prepared(
             f"ade20k_instance_{split}",
-            partial(_load_instances, split),
+            load_instances,
             partial(_instance_paths, split),
             evaluator_type="coco",
             thing_classes=[CLASSES[index] for index in THINGS],
@@ -134,7 +125,7 @@ def register_ade20k() -> None:
         )
         register_prepared(
             f"ade20k_panoptic_{split}",
-            partial(_load_panoptic, split),
+            _load_panoptic,
             partial(_panoptic_paths, split),
             evaluator_type="ade20k_panoptic_seg",
             ignore_label=255,

@@ -86,34 +86,6 @@ def register_sem_seg(
     _note_roots(name, roots)
 
 
-def register_prepared(
-    name: str,
-    loader: Callable[[str, str], list[dict[str, Any]]],
-    paths: Callable[[], Mapping[str, str]],
-    **metadata: Any,
-) -> None:
-    """Register a built-in dataset of instances or segments, whose files `semask prepare` writes.
-
-    Args:
-        name: what configs call it.
-        loader: from this name and what to say of missing files to the dataset's dicts.
-        paths: the folders and files in the metadata, by their entries. It is asked again at every
-            loading, as they may depend on the environment.
-        **metadata: further entries of the dataset's metadata.
-    """
-    if name in DatasetCatalog:
-        return
-    hint = f"It is made from the downloaded files by `semask prepare {name.partition('_')[0]}`."
-
-    def load() -> list[dict[str, Any]]:
-        # Metadata.set refuses to change what is there already.
-        vars(MetadataCatalog.get(name)).update(paths())
-        return loader(name, hint)
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(**paths(), **metadata)
-
-
 def is_registered(name: str, entries: Mapping[str, Any], *, replace: bool) -> bool:
     """Whether a dataset with this name and these metadata is registered.
 

@@ -10,20 +10,21 @@ the dataset's own scripts, so that Detectron2's ``cityscapes_fine_panoptic_*`` f
 """
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
-from semask.data.datasets.catalog import (
-    datasets_root,
-    layout_hint,
-    register_prepared,
-    register_sem_seg,
-)
-from semask.data.datasets.coco_folder import load_coco_folder
+from semask.data.datasets.catalog import datasets_root, layout_hint, register_sem_seg
 from semask.data.datasets.pairs import find_files, pair_files
-from semask.data.datasets.panoptic_folder import load_panoptic_folder
+from semask.data.datasets.prepared import (
+    instance_file,
+    load_instances,
+    load_segments,
+    panoptic_files,
+    register_prepared,
+)
 from semask.data.reading import register_label_map
 
 LABEL_MAP = "cityscapes_label_ids"
@@ -66,16 +67,6 @@ def load_cityscapes(split: str) -> list[dict[str, Any]]:
     return records
 
 
-def prepared_paths(split: str) -> dict[str, str]:
-    """What `semask prepare cityscapes` writes: files of instances, of segments, and their maps."""
-    root = os.path.join(datasets_root(), "cityscapes", "gtFine")
-    return {
-        "json_file": os.path.join(root, f"cityscapes_instance_{split}.json"),
-        "panoptic_json": os.path.join(root, f"cityscapes_panoptic_{split}.json"),
-        "panoptic_root": os.path.join(root, f"cityscapes_panoptic_{split}"),
-    }
-
-
 def image_name(stem: str) -> str:
     """The file of the image "CITY_SEQUENCE_FRAME", relative to the folder of its split."""
     return f"{stem.partition('_')[0]}/{stem}{_IMAGE}"
@@ -83,27 +74,29 @@ def image_name(stem: str) -> str:
 
 def _instance_paths(split: str) -> dict[str, str]:
     image_root, label_root = cityscapes_roots(split)
-    json_file = prepared_paths(split)["json_file"]
-    return {"image_root": image_root, "json_file": json_file, "gt_dir": label_root}
+    file = instance_file(_prepared_root(), "cityscapes", split)
+    return {"image_root": image_root, "gt_dir": label_root, **file}
 
 
 def _panoptic_paths(split: str) -> dict[str, str]:
     image_root, label_root = cityscapes_roots(split)
-    paths = {key: path for key, path in prepared_paths(split).items() if key != "json_file"}
-    return {"image_root": image_root, "gt_dir": label_root, **paths}
+    files = panoptic_files(_prepared_root(), "cityscapes", split)
+    return {"image_root": image_root, "gt_dir": label_root, **files}
 
 
-def _load_instances(split: str, name: str, hint: str) -> list[dict[str, Any]]:
-    paths = _instance_paths(split)
-    return load_coco_folder(paths["json_file"], paths["image_root"], name, hint)
+def prepared_paths(split: str) -> dict[str, str]:
+    """What `semask prepare cityscapes` writes: files of instances, of segments, and their maps."""
+    root = _prepared_root()
+    return instance_file(root, "cityscapes", split) | panoptic_files(root, "cityscapes", split)
 
 
-def _load_panoptic(split: str, name: str, hint: str) -> list[dict[str, Any]]:
+def _prepared_root() -> str:
+    return os.path.join(datasets_root(), "cityscapes", "gtFine")
+
+
+def _load_panoptic(paths: Mapping[str, str], name: str, hint: str) -> list[dict[str, Any]]:
     """The dataset's own scripts write file names of images that do not exist; the ids are right."""
-    paths = _panoptic_paths(split)
-    records = load_panoptic_folder(
-        paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], name, hint
-    )
+    records = load_segments(paths, name, hint)
     for record in records:
         record["file_name"] = os.path.join(paths["image_root"], image_name(record["image_id"]))
     return records
@@ -127,7 +120,7 @@ def register_cityscapes() -> None:
     for split in PREPARED_SPLITS:
         register_prepared(
             f"cityscapes_instance_{split}",
-            partial(_load_instances, split),
+            load_instances,
             partial(_instance_paths, split),
             evaluator_type="cityscapes_instance",
             thing_classes=[entry["name"] for entry in _THINGS],
@@ -136,7 +129,7 @@ def register_cityscapes() -> None:
         )
         register_prepared(
             f"cityscapes_panoptic_{split}",
-            partial(_load_panoptic, split),
+            _load_panoptic,
             partial(_panoptic_paths, split),
             evaluator_type="cityscapes_panoptic_seg",
             ignore_label=255,

@@ -20,9 +20,8 @@ from semask.data.preparation.coco_files import (
     Progress,
     Segment,
     describe_segments,
-    each_image,
+    prepare_split,
     save_ids,
-    write_json,
 )
 from semask.data.reading import check_same_size, read_image, read_label
 from semask.errors import DataError
@@ -66,19 +65,17 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
     pair_files(images, instances, image_root, instance_root, hint=hint)
     paths = prepared_paths(split)
     task = partial(_convert, label_root, instance_root, paths["panoptic_root"])
-    annotated = list(each_image(task, sorted(images), workers, progress))
     categories = [
         {"id": index, "name": name, "isthing": int(index in THINGS)}
         for index, name in enumerate(CLASSES)
     ]
-    write_json(
-        *(annotated, categories),
-        instance_file=paths["json_file"],
-        panoptic_file=paths["panoptic_json"],
+    return prepare_split(
+        *(split, task, sorted(images), categories, paths),
         image_name="{}.jpg".format,
         map_name="{}.png".format,
+        workers=workers,
+        progress=progress,
     )
-    return Prepared(split, len(annotated), list(paths.values()))
 
 
 def _convert(label_root: str, instance_root: str, target: str, stem: str) -> Annotated:

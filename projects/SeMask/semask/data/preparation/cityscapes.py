@@ -27,9 +27,8 @@ from semask.data.preparation.coco_files import (
     Progress,
     Segment,
     describe_segments,
-    each_image,
+    prepare_split,
     save_ids,
-    write_json,
 )
 from semask.errors import DataError
 from semask.utils.files import replacing
@@ -69,19 +68,17 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
     pair_files(images, labels, image_root, label_root, hint=hint)
     paths = prepared_paths(split)
     task = partial(_convert, label_root, paths["panoptic_root"])
-    annotated = list(each_image(task, sorted(images), workers, progress))
     categories = [
         {key: entry[key] for key in ("id", "name", "isthing", "color")}
         for entry in CITYSCAPES_CATEGORIES
     ]
-    write_json(
-        *(annotated, categories),
-        instance_file=paths["json_file"],
-        panoptic_file=paths["panoptic_json"],
+    return prepare_split(
+        *(split, task, sorted(images), categories, paths),
         image_name=image_name,
         map_name="{}_gtFine_panoptic.png".format,
+        workers=workers,
+        progress=progress,
     )
-    return Prepared(split, len(annotated), list(paths.values()))
 
 
 def _convert(label_root: str, target: str, name: str) -> Annotated:

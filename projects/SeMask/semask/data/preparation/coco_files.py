@@ -1,7 +1,7 @@
 """What the preparations share: the segments of an image, and COCO's files of them."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +100,37 @@ def save_ids(path: str, ids: np.ndarray) -> None:
         Image.fromarray(panoptic_picture(ids)).save(file, format="PNG")
 
 
-def each_image(
+def prepare_split(
+    split: str,
+    task: Callable[[str], Annotated],
+    images: Sequence[str],
+    categories: Sequence[dict[str, Any]],
+    paths: Mapping[str, str],
+    *,
+    image_name: Callable[[str], str],
+    map_name: Callable[[str], str],
+    workers: int,
+    progress: Progress | None,
+) -> Prepared:
+    """Convert the images of a split and write COCO's two files.
+
+    Args:
+        split: its name.
+        task: converts an image and writes its panoptic map.
+        images: what ``task`` takes of each.
+        categories: "id", "name" and "isthing"; the file of instances gets the things.
+        paths: "json_file" of the instances, "panoptic_json" and "panoptic_root".
+        image_name: from an image's stem to its file, relative to the folder of images.
+        map_name: the same of its panoptic map.
+        workers: processes that convert images; 0 = this one alone.
+        progress: wraps the iteration over the images.
+    """
+    annotated = list(_each_image(task, images, workers, progress))
+    _write_json(annotated, categories, paths, image_name, map_name)
+    return Prepared(split, len(annotated), list(paths.values()))
+
+
+def _each_image(
     task: Callable[[str], Annotated],
     stems: Sequence[str],
     workers: int,
@@ -118,24 +148,13 @@ def each_image(
         yield from shown(pool.map(task, stems, chunksize=8))
 
 
-def write_json(
+def _write_json(
     annotated: Sequence[Annotated],
     categories: Sequence[dict[str, Any]],
-    *,
-    instance_file: str,
-    panoptic_file: str,
+    paths: Mapping[str, str],
     image_name: Callable[[str], str],
     map_name: Callable[[str], str],
 ) -> None:
-    """Write COCO's two files.
-
-    Args:
-        annotated: all images.
-        categories: "id", "name" and "isthing"; the file of instances gets the things.
-        instance_file, panoptic_file: the paths.
-        image_name: from an image's stem to its file, relative to the folder of images.
-        map_name: the same of its panoptic map.
-    """
     images = [
         {
             "id": each.stem,
@@ -167,6 +186,6 @@ def write_json(
             for each in annotated
         ],
     }
-    for path, content in ((instance_file, instances), (panoptic_file, panoptic)):
-        with replacing(path) as file:
+    for key, content in (("json_file", instances), ("panoptic_json", panoptic)):
+        with replacing(paths[key]) as file:
             file.write(json.dumps(content).encode())
