@@ -13,6 +13,7 @@ from semask.demo.answer import Demo, Limits
 from semask.demo.page import check_gradio, serving
 from semask.errors import ConfigError
 from semask.inference.predictor import ImagePredictor
+from semask.utils.signals import handled
 from semask.utils.text import parse_size
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -35,26 +36,24 @@ def run(args: argparse.Namespace) -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with serving(
+    with (
+        handled(stop, (signal.SIGINT, signal.SIGTERM)),
+        serving(
             demo,
             facts=_facts(predictor, args.weights),
             host=args.host,
             port=args.port,
             max_size=size,
             min_score=args.min_score,
-        ) as url:
-            if args.host not in LOCAL:
-                print(
-                    f"Note: whoever can reach {args.host} can use the page; it has no password.",
-                    file=sys.stderr,
-                )
-            print(f"{url} (Ctrl-C ends it)", flush=True)
-            stopped.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        ) as url,
+    ):
+        if args.host not in LOCAL:
+            print(
+                f"Note: whoever can reach {args.host} can use the page; it has no password.",
+                file=sys.stderr,
+            )
+        print(f"{url} (Ctrl-C ends it)", flush=True)
+        stopped.wait()
     return 0
 
 

@@ -14,6 +14,8 @@ from typing import NoReturn
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from semask.utils.signals import handled
+
 logger = logging.getLogger(__name__)
 
 # What a shell gives for a process that SIGTERM has ended.
@@ -56,14 +58,11 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python gives signals to the main thread alone
             return
-        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._receive)}
+        numbers = {signal.SIGTERM}
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as behind nohup
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, self._receive)
-        try:
+            numbers.add(signal.SIGINT)
+        with handled(self._receive, numbers):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -126,13 +125,8 @@ def passed_on(*, enabled: bool = True) -> Iterator[None]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
+    with handled(pass_on, (signal.SIGTERM, signal.SIGINT)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class StopHook(HookBase):

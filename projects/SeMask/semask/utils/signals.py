@@ -1,0 +1,25 @@
+"""Handlers of signals that are there for a while."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Collection, Iterator
+from types import FrameType
+from typing import Any
+
+
+@contextlib.contextmanager
+def handled(
+    handler: Callable[[int, FrameType | None], Any], numbers: Collection[int]
+) -> Iterator[None]:
+    """A context in which some signals are given to a handler; for the main thread.
+
+    Args:
+        handler: see ``signal.signal``. The earlier ones are there again afterwards.
+        numbers: of the signals.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
