@@ -18,6 +18,7 @@ import numpy as np
 from semask.data.image_files import opened_image
 from semask.data.reading import rgb_pixels
 from semask.errors import DataError
+from semask.utils.text import is_worth_logging
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class DisagreementLog:
         if not disagreement:
             return
         self.maps += 1
-        if self.maps <= 3 or self.maps in (10, 100, 1000, 10000):
+        if is_worth_logging(self.maps):
             words = "; ".join(sentence for _, sentence in disagreement.sentences(path))
             logger.warning("Left out: %s (such maps so far in this process: %d)", words, self.maps)
 

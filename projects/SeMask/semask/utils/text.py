@@ -17,6 +17,11 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def is_worth_logging(count: int) -> bool:
+    """Whether to log the ``count``-th of many similar events: not each of them floods the log."""
+    return count <= 3 or count in (10, 100, 1000, 10000)
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

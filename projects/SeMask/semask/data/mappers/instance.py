@@ -37,6 +37,7 @@ from semask.modeling.meta_arch.detectors import (
     prior_classes,
     prior_is_supervised,
 )
+from semask.utils.text import is_worth_logging
 
 logger = logging.getLogger(__name__)
 
@@ -380,7 +381,7 @@ class InstanceMapper:
         self, annotation: Annotation, record: dict[str, Any], problems: Sequence[str]
     ) -> None:
         self.skipped += 1
-        if self.skipped <= 3 or self.skipped in (10, 100, 1000, 10000):
+        if is_worth_logging(self.skipped):
             logger.warning(
                 "Skipped %s: %s (annotations skipped so far by this process: %d)",
                 *(describe(annotation, record), ", ".join(problems) or NO_MASK, self.skipped),
