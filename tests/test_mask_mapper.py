@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
+from plain_pipeline import plain_square
 from semask.config import load_config
 from semask.data.mappers.mask_semantic import (
     MaskFormerSemanticMapper,
@@ -67,23 +68,8 @@ def test_equals_a_plain_computation(tmp_path: Path, rule: str, seed: int) -> Non
         np.asarray(Image.open(sample["sem_seg_file_name"])),
     )
     height, width = label.shape
-    short = int(np.random.choice([20, 30, 44]))
-    factor = min(short / min(height, width), 60 / max(height, width))
-    new_h, new_w = int(height * factor + 0.5), int(width * factor + 0.5)
-    pixels = np.asarray(image.resize((new_w, new_h), Image.Resampling.BILINEAR))
     offset = 0.5 if rule == "nearest-exact" else 0.0
-    rows = [int((i + offset) * height / new_h) for i in range(new_h)]
-    cols = [int((j + offset) * width / new_w) for j in range(new_w)]
-    label = label[rows][:, cols]
-    crop_h, crop_w = min(32, new_h), min(32, new_w)
-    y, x = np.random.randint(new_h - crop_h + 1), np.random.randint(new_w - crop_w + 1)
-    pixels, label = pixels[y : y + crop_h, x : x + crop_w], label[y : y + crop_h, x : x + crop_w]
-    if np.random.uniform(0, 1.0) < 0.5:
-        pixels, label = pixels[:, ::-1], label[:, ::-1]
-    expected = np.full((32, 32, 3), 128, np.uint8)
-    expected[:crop_h, :crop_w] = pixels
-    expected_label = np.full((32, 32), 255)
-    expected_label[:crop_h, :crop_w] = label
+    expected, expected_label = plain_square(image, label, offset=offset, outside=255)
 
     assert output["image"].dtype == torch.uint8
     assert np.array_equal(output["image"].permute(1, 2, 0).numpy(), expected)

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
+from plain_pipeline import plain_square
 from semask.config import load_config
 from semask.data.mappers.panoptic import PanopticMapper
 from semask.data.segments import panoptic_picture, segment_ids, translated
@@ -61,22 +62,7 @@ def test_equals_a_plain_computation(tmp_path: Path, seed: int, keep_empty: bool)
 
     np.random.seed(seed)
     image = Image.open(record["file_name"])
-    short = int(np.random.choice([20, 30, 44]))
-    factor = min(short / HEIGHT, 60 / WIDTH)
-    new_h, new_w = int(HEIGHT * factor + 0.5), int(WIDTH * factor + 0.5)
-    pixels = np.asarray(image.resize((new_w, new_h), Image.Resampling.BILINEAR))
-    rows = [int((i + 0.5) * HEIGHT / new_h) for i in range(new_h)]
-    cols = [int((j + 0.5) * WIDTH / new_w) for j in range(new_w)]
-    ids = ids[rows][:, cols]
-    crop_h, crop_w = min(32, new_h), min(32, new_w)
-    y, x = np.random.randint(new_h - crop_h + 1), np.random.randint(new_w - crop_w + 1)
-    pixels, ids = pixels[y : y + crop_h, x : x + crop_w], ids[y : y + crop_h, x : x + crop_w]
-    if np.random.uniform(0, 1.0) < 0.5:
-        pixels, ids = pixels[:, ::-1], ids[:, ::-1]
-    expected = np.full((32, 32, 3), 128, np.uint8)
-    expected[:crop_h, :crop_w] = pixels
-    padded = np.zeros((32, 32), int)
-    padded[:crop_h, :crop_w] = ids
+    expected, padded = plain_square(image, ids, offset=0.5, outside=0)
     wanted = [s for s in record["segments_info"] if not s["iscrowd"]]
     wanted = [s for s in wanted if keep_empty or (padded == s["id"]).any()]
 

@@ -118,3 +118,35 @@ class PlainPipeline:
         padded[:height, :width] = image
         label = np.pad(label, ((0, bottom), (0, right)), constant_values=self.ignore_value)
         return padded, label
+
+
+def plain_square(
+    image: Image.Image, label: np.ndarray, *, offset: float, outside: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mappers of masks, after ``np.random.seed``: resized, cropped, flipped, padded to 32.
+
+    Args:
+        image: RGB.
+        label: (H, W), of the image's size.
+        offset: of the place in a pixel that its label is taken from, 0 or 0.5.
+        outside: the label of the padding.
+
+    Returns:
+        (32, 32, 3) pixels and (32, 32) labels.
+    """
+    height, width = label.shape
+    short = int(np.random.choice([20, 30, 44]))
+    factor = min(short / min(height, width), 60 / max(height, width))
+    new_h, new_w = int(height * factor + 0.5), int(width * factor + 0.5)
+    pixels = np.asarray(image.resize((new_w, new_h), Image.Resampling.BILINEAR))
+    rows = [int((i + offset) * height / new_h) for i in range(new_h)]
+    cols = [int((j + offset) * width / new_w) for j in range(new_w)]
+    label = label[rows][:, cols]
+    crop_h, crop_w = min(32, new_h), min(32, new_w)
+    y, x = np.random.randint(new_h - crop_h + 1), np.random.randint(new_w - crop_w + 1)
+    pixels, label = pixels[y : y + crop_h, x : x + crop_w], label[y : y + crop_h, x : x + crop_w]
+    if np.random.uniform(0, 1.0) < 0.5:
+        pixels, label = pixels[:, ::-1], label[:, ::-1]
+    square, labels = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32), outside)
+    square[:crop_h, :crop_w], labels[:crop_h, :crop_w] = pixels, label
+    return square, labels
