@@ -168,7 +168,13 @@ def is_lost_loader(error: BaseException) -> bool:
 
 def _is_gone(processes: Sequence[BaseProcess]) -> bool:
     """Whether any of them has ended, or does so within a second."""
-    return bool(wait([process.sentinel for process in processes], timeout=1))
+    ended = wait([process.sentinel for process in processes], timeout=1)
+    for process in processes:
+        if process.sentinel in ended:
+            # A process closes its pipes before its parent gets SIGCHLD. PyTorch's handler of it
+            # raises an error, which would come out of whatever runs next, as the writing of a log.
+            process.join(timeout=1)
+    return bool(ended)
 
 
 def _set(flag: Any) -> None:
