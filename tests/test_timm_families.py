@@ -1,5 +1,6 @@
 """Every family of timm that docs/encoders.md calls working: features, gradients, identity."""
 
+import re
 import warnings
 
 import pytest
@@ -22,8 +23,8 @@ def quiet() -> None:
 
 def test_the_table_is_up_to_date() -> None:
     found = encoder_table.DOCUMENT.read_text()
-    version = f"of timm\n{timm.__version__};"
-    if version not in found:
+    (version,) = re.findall(r"of timm\s+([\w.]+);", found)
+    if version != timm.__version__:
         pytest.skip("the table is of another release of timm")
     # Those that work are built below.
     assert found == encoder_table.document(known=encoder_table.working())
