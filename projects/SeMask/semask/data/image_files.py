@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from semask.errors import ConfigError, DataError, UnreadableError
+from semask.utils.text import one_line
 
 # "JPEG" includes the files of several pictures that phones write, whose first is the photograph.
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "TGA", "AVIF")
@@ -103,7 +104,7 @@ def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
             "pixels; or cut the image into tiles.",
         ) from error
     except Exception as error:  # Decoders raise nearly anything at damaged files.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UnreadableError(f"Cannot read {what} '{path}': {reason}.", _DAMAGED) from error
 
 

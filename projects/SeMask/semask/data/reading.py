@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from semask.data.image_files import JPEG_LABELS, explained, is_jpeg, opened_image, unused_channels
 from semask.errors import DataError
-from semask.utils.text import pluralize
+from semask.utils.text import one_line, pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +332,7 @@ def read_matlab_label(file: BinaryIO) -> np.ndarray:
         names = [] if found is not None else [name for name, *_ in scipy_io.whosmat(content)]
     except Exception as error:
         # SciPy raises nearly any error for a damaged file.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ValueError(f"no sound MATLAB file ({reason})") from error
     if found is None:
         raise ValueError(

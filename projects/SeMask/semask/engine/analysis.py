@@ -25,6 +25,7 @@ from semask.modeling.backbone import SemanticLayer
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.tasks import Task, build_task
+from semask.utils.text import one_line
 
 WHOLE = "(whole model)"
 # Forms that reach the same result with other products: the definition's are counted.
@@ -363,7 +364,7 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
         with torch.device(device):
             return apply_fast_paths(build_model(cfg), select_fast_paths(cfg) - OTHER_PRODUCTS)
     except (RuntimeError, AssertionError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
+        reason = one_line(error).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built on '{device}': {reason}.") from error
 
 

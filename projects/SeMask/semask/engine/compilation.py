@@ -12,6 +12,7 @@ from torch import nn
 
 from semask.tasks import build_task
 from semask.utils.precision import Precision
+from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def compile_parts(
                 losses = model(batch)
             torch.stack(list(losses.values())).sum().backward()
     except Exception as error:  # a compiler has many ways to fail, and none of them matters here
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         logger.warning(
             "SOLVER.COMPILE: torch.compile does not work here, so the model is trained without it "
             "(%s).",

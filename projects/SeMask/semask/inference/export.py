@@ -24,6 +24,7 @@ from semask.modeling import SeMaskSegmentor
 from semask.modeling.heads.base import semantic_scores
 from semask.ops.apply import plain_forms
 from semask.utils.files import replacing
+from semask.utils.text import one_line
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -180,7 +181,7 @@ def _open_sizes(network: str) -> Iterator[None]:
             with patch, mkldnn, nnpack:
                 yield
     except (TracedSizeError, GuardOnDataDependentSymNode) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise SizeDependentError(
             f"This model ({network}) cannot be exported for any size, as it asks for the image's "
             f"size while it runs ({reason}). Export a fixed size, without --dynamic."

@@ -32,6 +32,7 @@ from semask.ops.lazy_scores import LazyScores
 from semask.utils.device import resolve_device
 from semask.utils.palette import class_colors
 from semask.utils.precision import amp_dtype, evaluation_autocast
+from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -320,7 +321,7 @@ def _build_model(cfg: CfgNode) -> torch.nn.Module:
     try:
         model = build_model(cfg)
     except (ValueError, KeyError, AssertionError) as error:
-        reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
+        reason = one_line(error).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
     check_protocol(cfg, model)
     return apply_selected_fast_paths(cfg, model).eval()

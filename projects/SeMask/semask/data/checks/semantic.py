@@ -27,7 +27,7 @@ from semask.data.reading import (
     read_label,
 )
 from semask.errors import ConfigError, DataError, UnreadableError
-from semask.utils.text import pluralize
+from semask.utils.text import one_line, pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def list_dataset(name: str) -> list[Record]:
         records = DatasetCatalog.get(name)
     except (OSError, AssertionError) as error:  # from loaders of Detectron2 itself
         root = os.path.abspath(datasets_root())
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(
             f"Dataset '{name}' cannot be listed: {reason}. Datasets are looked for in '{root}' "
             "(environment variable DETECTRON2_DATASETS)."

@@ -5,6 +5,7 @@ from typing import Any
 
 from semask.errors import DataError
 from semask.utils.files import read_json
+from semask.utils.text import one_line
 
 Content = dict[str, list[dict[str, Any]]]
 
@@ -41,7 +42,7 @@ def read_annotation_file(json_file: str, hint: str = "") -> Any:
         missing = f"There is no annotation file '{json_file}'."
         raise DataError(f"{missing} {hint}" if hint else missing) from error
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
 
 

@@ -37,7 +37,7 @@ from semask.modeling.meta_arch.detectors import (
     prior_classes,
     prior_is_supervised,
 )
-from semask.utils.text import is_worth_logging
+from semask.utils.text import is_worth_logging, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def build_instance_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augment
     except ConfigError:
         raise
     except (AssertionError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"INPUT (MIN_SIZE_TRAIN, RANDOM_FLIP, CROP, ...): {reason}.") from error
     return [*augmentations, *(build_distortion(cfg) if is_train else ())]
 

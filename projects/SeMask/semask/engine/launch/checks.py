@@ -21,6 +21,7 @@ from semask.modeling import check_protocol
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task
 from semask.utils.precision import check_precision
+from semask.utils.text import one_line
 
 
 def check_run(
@@ -144,7 +145,7 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
         *(ValueError, KeyError, TypeError, IndexError, AttributeError),
         *(RuntimeError, AssertionError, ArithmeticError),
     ) as error:
-        reason = " ".join(str(error).split()).strip("'\"").rstrip(".")
+        reason = one_line(error).strip("'\"").rstrip(".")
         if isinstance(error, KeyError) and " " not in reason:
             reason = (
                 f"nothing in it is called '{reason}'; perhaps the features of MODEL.BACKBONE.NAME "

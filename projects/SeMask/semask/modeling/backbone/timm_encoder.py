@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from semask.errors import CheckpointError, ConfigError
 from semask.modeling.backbone.encoder import HierarchicalEncoder, Layout
 from semask.modeling.layers.resize import up_to_multiple
+from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ def _create(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # timm, the Hub and the network each have exceptions of their own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         if options.get("pretrained"):
             raise CheckpointError(
                 f"The weights of MODEL.TIMM.NAME '{name}' cannot be fetched or loaded ({reason}). "
