@@ -13,7 +13,13 @@ from semask.modeling import SeMaskTimm
 from semask.modeling.backbone.encoder import to_nhwc
 
 SIDE = 64
-NETWORKS = [*encoder_table.working(), "caformer_s18", "convnext_atto", "mambaout_femto"]
+NETWORKS = [
+    *encoder_table.working(),
+    "caformer_s18",
+    "convnext_atto",
+    "mambaout_femto",
+    "tf_efficientnet_lite0",
+]
 
 
 @pytest.fixture(autouse=True)

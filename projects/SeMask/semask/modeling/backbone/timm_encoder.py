@@ -20,6 +20,9 @@ STRIDES = (4, 8, 16, 32)
 # Licences of weights, by timm's names, that do not restrict the use of a model.
 _FREE_LICENCES = ("apache-2.0", "bsd-3-clause", "mit")
 
+# Forms of networks that timm also builds as a list of modules, where `feature_cfg` asks for it.
+_LISTED_ON_DEMAND = ("EfficientNetFeatures", "MobileNetV3Features")
+_AS_LIST = {"feature_cfg": {"flatten_sequential": True, "out_indices": (0, 1, 2, 3, 4)}}
 # Forms of networks whose features are not those of one module after another.
 _NOT_WALKED = {
     "FeatureGetterNet": "computes its features in one piece",
@@ -228,6 +231,8 @@ def _features_net(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
         )
     with torch.device("meta"):
         features = _create(timm, name, {**options, "features_only": True})
+        if type(features).__name__ in _LISTED_ON_DEMAND:
+            features = _create(timm, name, {**options, "features_only": True, **_AS_LIST})
     form = type(features).__name__
     if form != "FeatureListNet":
         why = _NOT_WALKED.get(form, "is not a sequence of modules")
