@@ -293,7 +293,9 @@ def test_mistakes_in_a_config(tmp_path: Path, entries: Any, message: str) -> Non
         load_config(config(tmp_path, FOLDERS=entries))
 
 
-@pytest.mark.parametrize("name", ["semask_example", "semask_small_example"])
+@pytest.mark.parametrize(
+    "name", ["semask_example", "semask_small_example", "semask_pretrained_example"]
+)
 def test_example_config_trains_on_any_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -305,12 +307,16 @@ def test_example_config_trains_on_any_folder(
                 (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
                 (tmp_path / split / kind).rename(tmp_path / "data" / kind / split)
         small = tiny.tiny_config()["MODEL"]
-        overrides: dict[str, Any] = {
-            "DATASETS.FOLDER_ROOT": tmp_path / "data",
-            "DATASETS.FOLDER_CLASSES": CLASSES,
+        two_stages = {
             **{f"MODEL.SWIN.{key}": value for key, value in small["SWIN"].items()},
             **{f"MODEL.SEMASK.{key}": value for key, value in small["SEMASK"].items()},
             "MODEL.SEM_SEG_HEAD.IN_FEATURES": small["SEM_SEG_HEAD"]["IN_FEATURES"],
+        }
+        overrides: dict[str, Any] = {
+            "DATASETS.FOLDER_ROOT": tmp_path / "data",
+            "DATASETS.FOLDER_CLASSES": CLASSES,
+            **({} if name == "semask_pretrained_example" else two_stages),
+            "MODEL.TIMM.PRETRAINED": False,
             "MODEL.DEVICE": "cpu",
             "INPUT.SCALE": [64, 48],
             "INPUT.CROP.SIZE": [32, 32],
