@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes, masks and masks near their contours (Boundary AP)."""
+"""COCO's average precision of boxes and masks, and Boundary AP."""
 
 import contextlib
 import copy
@@ -44,23 +44,23 @@ def average_precision(
         truth: the annotations.
         detections: in COCO's result format, with "bbox", and with "segmentation" for masks.
         kind: "bbox", "segm", or "boundary" for Boundary AP (arXiv 2103.16562).
-        categories: names of the categories by their ids, in the order of the ids.
-        limit: number of detections of an image that count, those with the highest scores.
+        categories: category names by id, in the order of the ids.
+        limit: maximum number of detections per image; those with the highest scores count.
         library: "pycocotools", or "hotcoco" for the same numbers in less time.
 
     Returns:
-        "AP", "AP50", "AP75", "APs", "APm", "APl", and of several categories "AP-<name>"; NaN where
-        nothing is defined, and everywhere without any detection.
+        "AP", "AP50", "AP75", "APs", "APm", "APl", and with several categories "AP-<name>"; NaN
+        where undefined, and everywhere if there are no detections.
 
     Raises:
         ConfigError: the library is unknown, or has no Boundary AP.
     """
     if library not in LIBRARIES:
-        raise ConfigError(f"TEST.AP_LIBRARY is '{library}'; there are {' and '.join(LIBRARIES)}.")
+        raise ConfigError(f"TEST.AP_LIBRARY is '{library}'; set it to {' or '.join(LIBRARIES)}.")
     if not detections:
         return dict.fromkeys(METRICS, float("nan"))
     if kind != "bbox":
-        # With a box in it, pycocotools takes the box's area for the instance's.
+        # If there is a box, pycocotools uses its area as the instance's.
         detections = [{k: v for k, v in entry.items() if k != "bbox"} for entry in detections]
     # Boundary AP is a subclass of pycocotools' evaluation.
     evaluate = LIBRARIES["pycocotools" if kind == "boundary" else library]
@@ -77,8 +77,8 @@ def average_precision(
     return results
 
 
-# Precisions (thresholds, recalls, categories, areas) at the limit of detections, -1 where there are
-# none; the thresholds; the categories' ids.
+# Precisions (thresholds, recalls, categories, areas) at the limit of detections, -1 where
+# undefined; the thresholds; the category ids.
 Precisions = tuple[np.ndarray, np.ndarray, list[int]]
 
 
@@ -97,7 +97,7 @@ def _by_pycocotools(truth: COCO, detections: Detections, kind: str, limit: int) 
 
 
 def _by_hotcoco(truth: COCO, detections: Detections, kind: str, limit: int) -> Precisions:
-    # It knows numbers alone as ids.
+    # hotcoco accepts only integer ids.
     images = {given: number for number, given in enumerate(truth.imgs, start=1)}
     ids = sorted(truth.cats)
     categories = {given: number for number, given in enumerate(ids, start=1)}
@@ -125,7 +125,7 @@ def _by_hotcoco(truth: COCO, detections: Detections, kind: str, limit: int) -> P
     evaluation.evaluate()
     evaluation.accumulate()
     outcome = evaluation.eval
-    assert outcome is not None  # it has been accumulated
+    assert outcome is not None  # set by accumulate
     precision = np.asarray(outcome["precision"])[..., -1]
     return precision, np.asarray(params.iou_thrs), [ids[number - 1] for number in params.cat_ids]
 
@@ -142,7 +142,7 @@ def _mean(precision: np.ndarray) -> float:
 
 
 class BoundaryCOCOeval(COCOeval):
-    """COCO's evaluation with the smaller of mask IoU and Boundary IoU in place of mask IoU.
+    """COCO's evaluation with the smaller of mask IoU and Boundary IoU instead of mask IoU.
 
     arXiv 2103.16562, section 5: Boundary IoU alone ignores the interior of the masks.
     """

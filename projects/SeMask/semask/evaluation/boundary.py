@@ -1,4 +1,4 @@
-"""Boundary IoU (arXiv 2103.16562): IoU of the pixels near the classes' contours."""
+"""Boundary IoU (arXiv 2103.16562): IoU of the pixels near the contours of the classes."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 
 # Width of the bands, as a share of the image's diagonal: the paper's choice.
 DILATION_RATIO = 0.02
-# Values that are no class: of ignored pixels, and of pixels outside the image.
+# Values that are not classes: ignored pixels, and pixels outside the image.
 _NO_CLASS = -1
 _OUTSIDE = -2
 
@@ -22,12 +22,12 @@ _OUTSIDE = -2
 def boundary_band(classes: Tensor, distance: int) -> Tensor:
     """Pixels within some distance of the contour of their region.
 
-    With a distance of 1, these are the pixels that touch one of another value, by a side or a
-    corner. The border of the image is a contour, as in the paper.
+    With a distance of 1, these are the pixels with a neighbour of another value among their eight.
+    The border of the image is a contour, as in the paper.
 
     Args:
         classes: (H, W) integers of at least -1, signed.
-        distance: at least 1, in pixels, along the rows or the columns, whichever is more.
+        distance: in pixels, at least 1; the larger of the distances along rows and columns.
 
     Returns:
         (H, W) bool.
@@ -35,8 +35,8 @@ def boundary_band(classes: Tensor, distance: int) -> Tensor:
     padded = F.pad(classes, (distance,) * 4, value=_OUTSIDE)
     beside = padded[:, 1:] != padded[:, :-1]
     below = (padded[1:] != padded[:-1])[:, distance:-distance]
-    # The square around a pixel has one value if and only if it is constant along each of its rows
-    # and along its middle column: one test for all classes.
+    # The square around a pixel has a single value if and only if each of its rows and its middle
+    # column are constant, so one test covers all classes.
     in_rows = _any_of(_any_of(beside, 2 * distance, dim=1), 2 * distance + 1, dim=0)
     return in_rows | _any_of(below, 2 * distance, dim=0)
 
@@ -53,18 +53,18 @@ def _any_of(flags: Tensor, number: int, dim: int) -> Tensor:
 
 
 def band_width(height: int, width: int, ratio: float = DILATION_RATIO) -> int:
-    """Distance in pixels for an image of that size, at least 1."""
+    """The band's width in pixels for an image of this size, at least 1."""
     return max(1, round(ratio * math.hypot(height, width)))
 
 
 class BoundaryIoU(Metric):
-    """Boundary IoU of each class, summed up over the whole set, and their mean.
+    """Boundary IoU of each class over the whole dataset, and the mean.
 
     For a class, it is the intersection over union of the ground truth's pixels near its contour and
     the prediction's pixels near its contour, in pixels over all images.
 
-    Ignored pixels belong to no class. They are ignored in the prediction, too, before its contours
-    are computed, so both have the same contours along them.
+    Ignored pixels belong to no class. They are also masked in the prediction before its contours
+    are computed, so that both have the same contours around them.
     """
 
     def __init__(self, class_names: Sequence[str], ratio: float = DILATION_RATIO) -> None:

@@ -1,4 +1,4 @@
-"""Whether a model's confidence equals its accuracy (arXiv 1706.04599)."""
+"""Calibration: how far a model's confidence is from its accuracy (arXiv 1706.04599)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _STEPS = 2**20
 
 @dataclass(frozen=True)
 class CalibrationCurve:
-    """Pixels by confidence, in bins of equal width; bin b of B holds (b / B, (b + 1) / B].
+    """Pixels by confidence, in bins of equal width; bin b of B covers (b / B, (b + 1) / B].
 
     Attributes:
-        pixels: (B,) numbers of pixels, ignored ones left out.
+        pixels: (B,) number of pixels, without ignored ones.
         correct: (B,) how many of them were predicted correctly.
         confidence: (B,) sum of their confidences.
     """
@@ -41,14 +41,14 @@ class CalibrationCurve:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean of |accuracy - confidence| of the bins weighted with their pixels; NaN without."""
+        """Mean |accuracy - confidence| of the bins, weighted by pixels; NaN without pixels."""
         total = self.pixels.sum()
         gap = np.abs(self.correct - self.confidence).sum()
         return float(gap / total) if total else float("nan")
 
     @property
     def overconfidence(self) -> float:
-        """Mean confidence minus accuracy over all pixels; NaN without any."""
+        """Mean confidence minus accuracy over all pixels; NaN without pixels."""
         total = self.pixels.sum()
         gap = self.confidence.sum() - self.correct.sum()
         return float(gap / total) if total else float("nan")
@@ -69,14 +69,14 @@ class CalibrationCurve:
 
 
 class Calibration(Metric):
-    """The calibration curve over all labelled pixels of a set, in constant memory."""
+    """The calibration curve over all labelled pixels of a dataset, in constant memory."""
 
     needs_confidence = True
 
     def __init__(self, num_bins: int = NUM_BINS) -> None:
         """
         Args:
-            num_bins: of equal width, between the confidences 0 and 1.
+            num_bins: number of bins of equal width between 0 and 1.
         """
         self._num_bins = num_bins
         self.reset()
@@ -97,7 +97,7 @@ class Calibration(Metric):
             self._counts[row].scatter_add_(0, bins, values)
 
     def share(self) -> np.ndarray:
-        """(3, bins) int64: pixels, correct ones, and the confidences in steps."""
+        """(3, bins) int64: pixels, correct ones, sum of confidences in steps of 1 / ``_STEPS``."""
         return self._counts.cpu().numpy()
 
     def evaluate(self, shares: Sequence[Any]) -> MetricResult:

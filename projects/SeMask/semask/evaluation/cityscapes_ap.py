@@ -1,4 +1,4 @@
-"""Cityscapes' own AP of instances, beside COCO's, where the dataset's scripts are installed."""
+"""Cityscapes' own instance AP, in addition to COCO's, if cityscapesscripts is installed."""
 
 import contextlib
 import importlib.util
@@ -14,17 +14,17 @@ PACKAGE = "cityscapesscripts"
 
 
 class CityscapesAP(CityscapesInstanceEvaluator):
-    """Detectron2's evaluator, with its results under a name of their own."""
+    """Detectron2's evaluator with its results under a separate key."""
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """{"cityscapes": {"AP": ..., "AP50": ...}} in percent; None but in the main process."""
+        """{"cityscapes": {"AP": ..., "AP50": ...}} in percent; None except in the main process."""
         with _in1d():
             results = super().evaluate()
         return None if results is None else {"cityscapes": dict(results["segm"])}
 
 
 def official_evaluator(dataset_name: str) -> CityscapesAP | None:
-    """The evaluator of a dataset of the type "cityscapes_instance"; None without the package."""
+    """The evaluator for a "cityscapes_instance" dataset; None without the package."""
     if importlib.util.find_spec(PACKAGE):
         return CityscapesAP(dataset_name)
     logger.info(
@@ -37,7 +37,7 @@ def official_evaluator(dataset_name: str) -> CityscapesAP | None:
 
 @contextlib.contextmanager
 def _in1d() -> Iterator[None]:
-    """Give NumPy back ``in1d``, which NumPy 2.4 lacks and cityscapesscripts 2.3 calls."""
+    """Restore ``np.in1d``, which NumPy 2.4 removed and cityscapesscripts 2.3 calls."""
     missing = "in1d" not in vars(np)
     if missing:
         vars(np)["in1d"] = lambda first, second: np.isin(np.ravel(first), second)

@@ -1,8 +1,8 @@
-"""Confusion matrices of semantic segmentation, their metrics, and a table of these.
+"""Confusion matrices of semantic segmentation, and the metrics and table derived from them.
 
 A confusion matrix here has K rows and K + 1 columns of int64 counts: ``matrix[p, g]`` is the
-number of pixels of ground-truth class ``g`` that were predicted as class ``p``, and the last
-column counts the ignored pixels. It adds up exactly over images and processes, in any order.
+number of pixels of ground-truth class ``g`` that were predicted as class ``p``, and the last column
+counts the ignored pixels. Sums over images and processes are exact, in any order.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def confusion_matrix(
     """
     if prediction.shape != label.shape:
         raise ValueError(
-            f"Prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape."
+            f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape"
         )
     columns = num_classes + 1
     truth = label.reshape(-1).long()
@@ -46,7 +46,7 @@ def confusion_matrix(
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Pixels of each class, ignored pixels left out; every array is (K,) float64.
+    """Pixels of each class, without ignored pixels; every array is (K,) float64.
 
     Attributes:
         correct: predicted as the class and of the class (true positives).
@@ -86,7 +86,7 @@ def metrics_from_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> di
     """The metrics of Detectron2's ``SemSegEvaluator``, under the same names, in percent.
 
     With c, t, p and u the correct, labelled, predicted and union pixels of a class (see
-    ``ClassCounts``; ignored pixels count nowhere):
+    ``ClassCounts``; ignored pixels are excluded):
 
     - ``IoU-<class>`` = c / u and ``ACC-<class>`` = c / t, both NaN without ground truth (t = 0);
     - ``mIoU``: mean of c / u over the classes with u > 0;
@@ -105,8 +105,8 @@ def metrics_from_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> di
         class_names: the K names.
 
     Returns:
-        "mIoU", "fwIoU", "IoU-<class>"..., "mACC", "pACC", "ACC-<class>"...; NaN where nothing is
-        defined (no class present at all, for the means).
+        "mIoU", "fwIoU", "IoU-<class>"..., "mACC", "pACC", "ACC-<class>"...; NaN where undefined
+        (for the means, if no class is present).
 
     Raises:
         ValueError: matrix and class names do not fit together.
@@ -145,11 +145,11 @@ def mean_iou_of_labelled_classes(matrix: np.ndarray) -> float:
 
 
 def class_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:
-    """One line per class (pixels, IoU, accuracy), then the means and notes on left-out classes.
+    """One line per class (pixels, IoU, accuracy), then the means and notes on excluded classes.
 
     "absent" marks undefined values: the accuracy of a class without ground truth, and the IoU of
     a class that is neither in the ground truth nor predicted. A class that is only predicted has
-    an IoU of 0. The mean of the IoU column as shown is mIoU.
+    an IoU of 0. The mean of the IoU column is mIoU.
 
     Args:
         matrix: (K, K + 1) confusion matrix.
@@ -180,7 +180,7 @@ def class_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def check_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> None:
-    """Refuse a matrix that is not (K, K + 1) for K class names.
+    """Check that a matrix is (K, K + 1) for K class names.
 
     Raises:
         ValueError: it is not.
@@ -218,7 +218,7 @@ def _footer(matrix: np.ndarray, class_names: Sequence[str], counts: ClassCounts)
     if absent:
         lines.append(
             f"{absent} of {len(class_names)} classes are absent from ground truth and prediction "
-            "and left out of the means."
+            "and excluded from the means."
         )
     only_predicted = int(((counts.labelled == 0) & (counts.predicted > 0)).sum())
     if only_predicted:

@@ -1,4 +1,4 @@
-"""Scores of each single image of a set."""
+"""Scores of each image of a dataset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 
 
 class ImageScores(Metric):
-    """Pixel accuracy and mean IoU of every image: a few numbers for each, no pixels.
+    """Pixel accuracy and mean IoU of every image; keeps no pixels.
 
-    The mean is over the classes in the image's ground truth, so a few stray pixels of another class
-    have little influence. An image without any labelled pixel has no scores (null).
+    The mean is over the classes in the image's ground truth, so a few pixels of another class have
+    little effect. An image without any labelled pixel has no scores (null).
     """
 
     def __init__(self) -> None:
@@ -51,12 +51,12 @@ class ImageScores(Metric):
 
 
 def ranked(images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The images that have scores, worst first; equal ones by pixel accuracy, then by name."""
+    """The images with scores, lowest mIoU first; ties by pixel accuracy, then by name."""
     scored = [image for image in images if image["mIoU"] is not None]
     return sorted(scored, key=lambda image: (image["mIoU"], image["pACC"], image["file_name"]))
 
 
 def spread(images: Sequence[dict[str, Any]], num_bins: int = 20) -> np.ndarray:
-    """Number of images in each of ``num_bins`` equal ranges of mIoU, 0 to 100 percent."""
+    """Number of images in each of ``num_bins`` equal ranges of mIoU from 0 to 100 percent."""
     values = [image["mIoU"] for image in ranked(images)]
     return np.histogram(values, bins=num_bins, range=(0, 100))[0]

@@ -1,4 +1,4 @@
-"""Evaluators of instances and panoptic maps, for COCO's kinds of annotation."""
+"""Evaluators of instances and panoptic maps, for COCO's annotation formats."""
 
 import contextlib
 import io
@@ -47,9 +47,8 @@ class InstanceEvaluator(DatasetEvaluator):
 
     The main process also writes ``RESULT_FILE``, with the results and a score of each image.
 
-    Masks are run-length encoded one by one, unless they are encoded already, so that at most one
-    full mask is in memory. Classes need not be 0, 1, ...: a panoptic model's things can be any of
-    its classes.
+    Masks are run-length encoded one by one, unless they already are, so at most one full mask is in
+    memory. Classes need not be contiguous: a panoptic model's things can be any of its classes.
     """
 
     def __init__(
@@ -64,14 +63,13 @@ class InstanceEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a registered dataset with "json_file" in its metadata; or, where there is
-                no such file, with "panoptic_json" and "panoptic_root", whose things are then the
-                instances. Of others the annotations of the dataset's own dicts count, as with
-                ``COCOEvaluator``.
-            folder: where the files go.
-            masks: evaluate masks, too, not only boxes.
-            detections_per_image: number of detections of an image that count, those with the
-                highest scores.
+            dataset_name: a registered dataset with "json_file" in its metadata; or else with
+                "panoptic_json" and "panoptic_root", whose things are then the instances. Without
+                either, the annotations in the dataset's dicts are used, as in ``COCOEvaluator``.
+            folder: the output folder.
+            masks: also evaluate masks, not only boxes.
+            detections_per_image: maximum number of detections per image; those with the highest
+                scores count.
             library: see :func:`average_precision`.
             boundary: also evaluate Boundary AP.
         """
@@ -102,15 +100,15 @@ class InstanceEvaluator(DatasetEvaluator):
 
     @property
     def category_names(self) -> dict[int, str]:
-        """Names of the categories by the dataset's own ids, in the order of the ids."""
+        """Category names by the dataset's own ids, in the order of the ids."""
         return {given: self.truth.cats[given]["name"] for given in sorted(self.truth.cats)}
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
+        """Discard all results."""
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the "instances" of some images, encoded."""
+        """Store the "instances" of a batch, encoded."""
         for entry, output in zip(inputs, outputs, strict=True):
             found = coco_results(output["instances"], entry["image_id"])
             self._predictions.append({"image_id": entry["image_id"], "instances": found})
@@ -128,7 +126,7 @@ class InstanceEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """In percent {"bbox": {"AP": ..., ...}, "segm": ..., "boundary": ...}, as configured.
 
-        None in other processes than the main one.
+        None except in the main process.
         """
         comm.synchronize()
         gathered = comm.gather(self._predictions)
@@ -188,7 +186,7 @@ class InstanceEvaluator(DatasetEvaluator):
 
 
 def coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
-    """The predicted instances of an image in COCO's result format, categories as predicted."""
+    """An image's predicted instances in COCO's result format, with the model's class indices."""
     instances = instances.to(torch.device("cpu"))
     boxes = BoxMode.convert(
         instances.pred_boxes.tensor.float().numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
@@ -220,13 +218,13 @@ def build_instance_evaluator(
     library: str = "pycocotools",
     boundary: bool = False,
 ) -> DatasetEvaluator:
-    """AP of boxes and masks; on demand also PQ, and mIoU of Panoptic FPN's semantic map.
+    """The evaluator of AP of boxes and masks, and optionally of PQ and stuff mIoU (Panoptic FPN).
 
-    On Cityscapes also its own AP, see :mod:`semask.evaluation.cityscapes_ap`.
+    On Cityscapes it adds the dataset's own AP, see :mod:`semask.evaluation.cityscapes_ap`.
 
     Args:
         dataset_name: a registered dataset.
-        folder: for the evaluators' files.
+        folder: the output folder.
         panoptic: also evaluate the dataset's panoptic and semantic maps.
         masks, detections_per_image, library, boundary: see :class:`InstanceEvaluator`.
     """
@@ -265,7 +263,7 @@ class StuffEvaluator(SemSegEvaluator):
 
 
 def check_evaluator_type(dataset_name: str) -> bool:
-    """Whether a dataset has panoptic maps, beside the instances.
+    """Whether a dataset has panoptic maps in addition to instances.
 
     Raises:
         ConfigError: there is no evaluator for the dataset.
@@ -273,24 +271,24 @@ def check_evaluator_type(dataset_name: str) -> bool:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", INSTANCES[0])
     if kind not in (*INSTANCES, *PANOPTIC):
         raise ConfigError(
-            f"Dataset '{dataset_name}' has the evaluator_type '{kind}'; instances are evaluated "
-            f"on datasets of the types {', '.join((*INSTANCES, *PANOPTIC))}."
+            f"Dataset '{dataset_name}' has evaluator_type '{kind}'; to evaluate instances, set it "
+            f"to one of {', '.join((*INSTANCES, *PANOPTIC))}."
         )
     return kind in PANOPTIC
 
 
 def instances_of_records(dataset_name: str) -> COCO:
-    """The annotations of a registered dataset's dicts, with category ids from 0 as in them.
+    """The annotations of a registered dataset's dicts, with their contiguous category ids.
 
     Raises:
-        ConfigError: the dataset has no names of categories.
+        ConfigError: the dataset has no category names.
     """
     names = MetadataCatalog.get(dataset_name).get("thing_classes")
     records = DatasetCatalog.get(dataset_name)
     if not names:
         raise ConfigError(
             f"Dataset '{dataset_name}' has no annotations to evaluate instances with: its metadata "
-            "need thing_classes, beside json_file, panoptic_json or dicts with annotations."
+            "need thing_classes and json_file or panoptic_json, or its dicts need annotations."
         )
     annotations: list[dict[str, Any]] = []
     for record in records:
@@ -325,7 +323,7 @@ def instances_of_records(dataset_name: str) -> COCO:
 
 
 def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
-    """Add entries that pycocotools requires to annotations that lack them.
+    """Add the entries that pycocotools requires to annotations that lack them.
 
     Annotations that training skips become crowds: detections there are ignored.
 
@@ -337,7 +335,7 @@ def fix_ground_truth(truth: COCO, *, masks: bool) -> None:
     annotations = truth.dataset.get("annotations", ())
     if not all(isinstance(entry["id"], int) and entry["id"] > 0 for entry in annotations):
         for number, entry in enumerate(annotations, start=1):
-            entry["id"] = number  # pycocotools keeps ids as numbers, and 0 stands for "no match"
+            entry["id"] = number  # pycocotools stores ids as numbers, with 0 for "no match"
     for annotation in annotations:
         image = truth.imgs[annotation["image_id"]]
         found = inspect(annotation, image["height"], image["width"])

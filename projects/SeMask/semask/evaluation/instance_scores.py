@@ -8,9 +8,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
-# A prediction is right with at least this IoU, as for AP50,
+# A prediction is correct from this IoU on, as for AP50.
 IOU = 0.5
-# and counts from this score on.
+# Predictions with a lower score are not counted.
 SCORE = 0.5
 
 FALSE, IN_CROWD = -1, -2
@@ -21,8 +21,8 @@ class Matching:
     """The matching of an image's predicted and annotated instances.
 
     Attributes:
-        found: for each prediction, in the order given, the index of its instance; or ``FALSE``, or
-            ``IN_CROWD``, where it is ignored.
+        found: for each prediction, in order, the index of its instance, or ``FALSE``, or
+            ``IN_CROWD`` if it lies in a crowd and is ignored.
         missed: indices of the instances without a correct prediction.
     """
 
@@ -31,8 +31,8 @@ class Matching:
 
     @property
     def f1(self) -> float | None:
-        """2 R / (R + F + R + M) of R right, F false predictions and M missed instances, in
-        percent; None where there is nothing.
+        """F1 in percent: 2 R / (2 R + F + M) for R correct predictions, F false predictions and M
+        missed instances; None if all are 0.
         """
         right = sum(index >= 0 for index in self.found)
         counted = 2 * right + self.found.count(FALSE) + len(self.missed)
@@ -46,10 +46,10 @@ def match_instances(
     truth_classes: Sequence[int],
     crowds: Sequence[bool],
 ) -> Matching:
-    """Match each prediction with the best fitting instance that is still free.
+    """Match each prediction with the unmatched instance of highest IoU.
 
     Args:
-        predicted: RLEs, or boxes (x, y, width, height), the most certain first.
+        predicted: RLEs, or boxes (x, y, width, height), highest score first.
         predicted_classes: their categories.
         truth: the instances, in the same form.
         truth_classes: their categories.
@@ -81,12 +81,11 @@ def image_scores(
     Args:
         truth: the annotations, as evaluated.
         detections: in COCO's result format, by image id.
-        masks: masks are compared, else boxes.
+        masks: compare masks instead of boxes.
 
     Returns:
         A dict per image: "image_id", "file_name", "instances", "right", "false", "missed" (at an
-        IoU and a score of 0.5) and "F1" in percent, None where there is nothing to find and
-        nothing was found.
+        IoU and a score of 0.5) and "F1" in percent, None if there is no instance and no prediction.
     """
     scores = []
     for image_id, image in truth.imgs.items():
@@ -116,10 +115,10 @@ def image_scores(
 def _boxes_or_masks(
     results: Sequence[Mapping[str, Any]], masks: bool
 ) -> tuple[list[Any], list[int]]:
-    """Regions and categories of results in COCO's format, the most certain first.
+    """Regions and categories of results in COCO's format, highest score first.
 
     Args:
-        results: of one image; those below ``SCORE`` are left out.
+        results: of one image; those below ``SCORE`` are excluded.
         masks: the regions are the masks, else the boxes.
     """
     chosen = [result for result in results if result["score"] >= SCORE]

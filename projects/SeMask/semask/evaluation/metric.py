@@ -1,6 +1,6 @@
-"""The contract of further metrics of an evaluation, beside the confusion matrix.
+"""The interface of additional metrics of an evaluation, besides the confusion matrix.
 
-``SemSegConfusionEvaluator`` reads each label map and takes each argmax once, for all its metrics.
+``SemSegConfusionEvaluator`` reads each label map and computes each argmax once for all metrics.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ class EvaluatedImage:
 
     Attributes:
         record: the dataset dict with its "file_name".
-        scores: of all classes, in stripes or in full; computed again at every use.
+        scores: of all classes, in stripes or in full; recomputed at every use.
         prediction: (H, W) int64, the class with the highest score.
         label: (H, W) uint8, a class or ``ignore_label``.
         ignore_label: label value of ignored pixels.
@@ -41,8 +41,8 @@ class MetricResult:
     """The results of a metric.
 
     Attributes:
-        metrics: in percent, into the "sem_seg" results; names no other metric uses.
-        document: plain types without NaN, into the result file.
+        metrics: in percent, added to the "sem_seg" results; the names must be unique.
+        document: plain types without NaN, added to the result file.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class MetricResult:
 
 
 class Metric(ABC):
-    """Receives every image once; its memory must not grow with the number of pixels.
+    """Processes every image once; its memory must not grow with the number of pixels.
 
     Attributes:
         needs_confidence: whether it reads ``EvaluatedImage.confidence``.
@@ -60,7 +60,7 @@ class Metric(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Start anew."""
+        """Discard all results."""
 
     @abstractmethod
     def process(self, image: EvaluatedImage) -> None:

@@ -1,4 +1,4 @@
-"""Panoptic quality by hotcoco, with counts of every image and class."""
+"""Panoptic quality computed by hotcoco, with counts for every image and class."""
 
 import contextlib
 import itertools
@@ -31,19 +31,19 @@ PANOPTIC_FILE = "panoptic_evaluation.json"
 
 
 class PanopticEvaluator(COCOPanopticEvaluator):
-    """PQ, SQ and RQ in percent, also of things and stuff alone and of each class.
+    """PQ, SQ and RQ in percent, over all classes, things, stuff, and for each class.
 
-    Detectron2's evaluator computes them with the package panopticapi, which no package index has;
-    hotcoco follows the same protocol. Arguments and results are those of Detectron2's, beside
-    which there are "PQ-<class>", "SQ-<class>" and "RQ-<class>". The main process also writes
-    ``PANOPTIC_FILE``, with these and a score of each image.
+    Detectron2's evaluator needs panopticapi, which is not on PyPI; hotcoco implements the same
+    protocol. Arguments and results are those of Detectron2's, plus "PQ-<class>", "SQ-<class>" and
+    "RQ-<class>". The main process also writes ``PANOPTIC_FILE``, with these results and a score for
+    each image.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
         """
         Args:
             dataset_name: a registered dataset with "panoptic_json" and "panoptic_root".
-            output_dir: where the files go; None = nowhere.
+            output_dir: the output folder; None = write nothing.
         """
         super().__init__(dataset_name, output_dir)
         self._dataset_name = dataset_name
@@ -52,13 +52,13 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
+        """Discard all results."""
         super().reset()
         self._images: list[dict[str, Any]] = []
         self._disagreements: dict[Any, Disagreement] = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Compare the "panoptic_seg" of some images, and keep it, compressed.
+        """Score the "panoptic_seg" of a batch and store it, compressed.
 
         Raises:
             DataError: the ground truth lacks an image, or a map is damaged or of another size.
@@ -75,7 +75,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 raise DataError(
                     f"The panoptic map '{name}' is {truth_ids.shape[1]}x{truth_ids.shape[0]} "
                     f"pixels (width x height), the prediction {found_ids.shape[1]}x"
-                    f"{found_ids.shape[0]}: image and map have to be of the same size."
+                    f"{found_ids.shape[0]}: image and map must have the same size."
                 )
             found = found_segments(descriptions, metadata)
             matching = match_segments(truth_ids, truth, found_ids.cpu().numpy(), found)
@@ -88,7 +88,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                     "areas": _areas(truth_ids),
                 }
             )
-            # Images in different folders may have one name; their maps lie in one.
+            # Images in different folders may share a name, but all maps go into one folder.
             unique = name.replace("/", "_")
             with _hotcoco_as_panopticapi({}):
                 super().process(
@@ -97,7 +97,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """{"panoptic_seg": {"PQ": ..., ...}}; None where this is not the main process."""
+        """{"panoptic_seg": {"PQ": ..., ...}}; None except in the main process."""
         images = list(itertools.chain(*comm.gather(self._images)))
         areas = {image["image_id"]: image["areas"] for image in images}
         disagreements = {k: v for each in comm.gather(self._disagreements) for k, v in each.items()}
@@ -128,7 +128,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         return {"panoptic_seg": values}
 
     def _corrected(self, disagreements: Mapping[Any, Disagreement], folder: str) -> tuple[str, str]:
-        """JSON file and folder of the ground truth without what only one of its halves has."""
+        """JSON file and folder of the ground truth, without segments that only PNG or JSON has."""
         for image_id in list(disagreements)[:3]:
             words = disagreements[image_id].sentences(self._truth.file_name(image_id))
             logger.warning(
@@ -142,7 +142,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     def _classes(
         self, qualities: Mapping[int, Mapping[str, float]], images: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Of each category its qualities in percent, NaN without any segment, and its numbers."""
+        """For each category its qualities in percent, NaN without segments, and its counts."""
         entries = []
         for category, description in self._truth.categories.items():
             totals = np.zeros(3, np.int64)
@@ -168,7 +168,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 def _counts(
     matching: Any, truth: Mapping[int, Segment], found: Mapping[int, Segment]
 ) -> dict[int, tuple[int, int, int]]:
-    """Right, missed and false segments of each category that has any."""
+    """Correct, missed and false segments of each category that has any."""
     counts: dict[int, list[int]] = {}
     for place, categories in enumerate(
         (
@@ -200,12 +200,13 @@ def _areas(ids: np.ndarray) -> dict[int, int]:
 def _pq_compute(
     areas: Mapping[Any, Mapping[int, int]], gt_json: str, pred_json: str, *folders: str
 ) -> dict[str, Any]:
-    """panopticapi's function by hotcoco, which takes the areas of the truth from its JSON file.
+    """panopticapi's ``pq_compute``, computed by hotcoco.
 
-    It also wants whole numbers as ids of images, which Cityscapes does not have.
+    hotcoco reads the true areas from the JSON file, and needs integer image ids, which Cityscapes
+    does not have.
 
     Args:
-        areas: of the segments of each image, as counted in its map.
+        areas: of the segments of each image, counted in its map.
         gt_json, pred_json: the files.
         folders: of the maps of both.
     """
@@ -232,11 +233,11 @@ def _hotcoco_as_panopticapi(
     truth: tuple[str, str] | None = None,
     areas: Mapping[Any, Mapping[int, int]] | None = None,
 ) -> Iterator[None]:
-    """A context in which Detectron2's imports from panopticapi find these functions.
+    """Provide hotcoco's functions to Detectron2's imports from panopticapi.
 
     Args:
-        computed: what the second of them computes is put into it.
-        truth: JSON file and folder of the ground truth, in place of the dataset's.
+        computed: filled with the results of ``pq_compute``.
+        truth: JSON file and folder of the ground truth, which replace the dataset's.
         areas: see :func:`_pq_compute`.
     """
 
@@ -244,7 +245,7 @@ def _hotcoco_as_panopticapi(
         gt_json, gt_folder = truth or (gt_json, gt_folder)
         computed.update(_pq_compute(areas or {}, gt_json, pred_json, gt_folder, pred_folder))
         for group in ("All", "Things", "Stuff"):
-            # Of no category with segments hotcoco says -1.
+            # hotcoco returns -1 if no category has segments.
             values = computed[group]
             computed[group] = {k: math.nan if v < 0 else v for k, v in values.items()}
         return computed

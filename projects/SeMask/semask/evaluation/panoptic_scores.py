@@ -16,9 +16,9 @@ class SegmentMatching:
     Attributes:
         right: pairs of a segment of the ground truth and a predicted one, with their IoU, which is
             above 0.5.
-        missed: ids of the other segments of the ground truth, crowds left out.
-        false: ids of the other predicted segments, except those mostly in crowds or in pixels that
-            the ground truth leaves out.
+        missed: ids of the other segments of the ground truth, except crowds.
+        false: ids of the other predicted segments, except those mostly in crowds or in unlabelled
+            pixels.
     """
 
     right: Mapping[tuple[int, int], float]
@@ -27,7 +27,7 @@ class SegmentMatching:
 
     @property
     def quality(self) -> float | None:
-        """Panoptic quality of the image over all its segments, in percent; None without any."""
+        """Panoptic quality of the image over all segments, in percent; None without segments."""
         counted = len(self.right) + (len(self.missed) + len(self.false)) / 2
         return 100 * sum(self.right.values()) / counted if counted else None
 
@@ -38,10 +38,10 @@ def match_segments(
     found_ids: np.ndarray,
     found: Mapping[int, Segment],
 ) -> SegmentMatching:
-    """Match two panoptic maps; with an IoU above 0.5 the partner is unique.
+    """Match two panoptic maps; with an IoU above 0.5 the match is unique.
 
     Args:
-        truth_ids: (H, W) segment ids of the ground truth, 0 = left out.
+        truth_ids: (H, W) segment ids of the ground truth, 0 = unlabelled.
         truth: its segments.
         found_ids: (H, W) predicted ids, 0 = no segment.
         found: the predicted segments.
@@ -73,7 +73,7 @@ def match_segments(
 
 
 def _overlaps(first: np.ndarray, second: np.ndarray) -> dict[tuple[int, int], int]:
-    """Number of pixels of each pair of ids that meet."""
+    """Number of pixels of each pair of overlapping ids."""
     shift = int(second.max(initial=0)) + 1
     pairs, counts = np.unique(first.astype(np.int64) * shift + second, return_counts=True)
     return {
@@ -88,13 +88,13 @@ def _ignored(
     truth: Mapping[int, Segment],
     shared: Mapping[tuple[int, int], int],
 ) -> int:
-    """Pixels of a predicted segment that are left out or in a crowd of its category."""
+    """Pixels of a predicted segment that are unlabelled or in a crowd of its category."""
     crowds = [g for g, each in truth.items() if each.crowd and each.category == category]
     return sum(shared.get((g, found), 0) for g in (0, *crowds))
 
 
 def image_scores(matching: SegmentMatching) -> dict[str, Any]:
-    """Plain numbers of an image: "segments", "right", "missed", "false", and "PQ" in percent."""
+    """An image's "segments", "right", "missed" and "false" counts, and "PQ" in percent."""
     return {
         "segments": len(matching.right) + len(matching.missed),
         "right": len(matching.right),

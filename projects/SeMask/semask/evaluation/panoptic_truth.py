@@ -1,4 +1,4 @@
-"""The ground truth of a panoptic dataset, as COCO stores it: a JSON file, a PNG per image."""
+"""The ground truth of a panoptic dataset in COCO's format: a JSON file and a PNG per image."""
 
 import contextlib
 import functools
@@ -29,8 +29,8 @@ class Segment(NamedTuple):
     """A segment of the ground truth or of a prediction.
 
     Attributes:
-        category: the dataset's own id of its category.
-        crowd: what is found there counts neither way.
+        category: the dataset's own category id.
+        crowd: predictions inside are ignored.
     """
 
     category: int
@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 class PanopticTruth:
-    """What a dataset's metadata "panoptic_json" and "panoptic_root" name, read when asked for."""
+    """The files in a dataset's metadata "panoptic_json" and "panoptic_root", read on demand."""
 
     def __init__(self, dataset_name: str) -> None:
         """
@@ -72,7 +72,7 @@ class PanopticTruth:
         return {entry["id"]: entry for entry in self.content["categories"]}
 
     def file_name(self, image_id: Any) -> str:
-        """Of the PNG, below the folder.
+        """The PNG's path relative to the folder.
 
         Raises:
             DataError: the file has no such image.
@@ -83,11 +83,11 @@ class PanopticTruth:
         return name
 
     def of_image(self, image_id: Any) -> tuple[np.ndarray, dict[int, Segment], Disagreement]:
-        """What PNG and JSON file both have of an image, and what only one of them has.
+        """The segments of an image that both PNG and JSON have, and their disagreements.
 
         Returns:
             (H, W) int32, the segment of each pixel, 0 = none; the segments by their ids; and what
-            has been left out of either.
+            was dropped from either.
 
         Raises:
             DataError: the PNG is missing or damaged.
@@ -104,11 +104,11 @@ class PanopticTruth:
         return known.astype(np.int32), segments, compare(found, entries)
 
     def write_without(self, disagreements: Mapping[Any, Disagreement], folder: str) -> str:
-        """Write the ground truth anew, without what only PNG or JSON file has.
+        """Write a copy of the ground truth without segments that only PNG or JSON has.
 
         Args:
-            disagreements: of the images that have any.
-            folder: where the JSON file and all PNGs, or links to them, go.
+            disagreements: by image, of the images that have any.
+            folder: the output folder for the JSON file and all PNGs, or links to them.
 
         Returns:
             The path of the JSON file.
@@ -130,9 +130,9 @@ class PanopticTruth:
         return json_file
 
     def instances(self) -> COCO:
-        """The segments that are things as annotations of instances, for AP.
+        """The things as instance annotations, for AP.
 
-        Segments without a pixel are none.
+        Segments without pixels are dropped.
 
         Raises:
             DataError: a PNG is missing or damaged.
@@ -184,7 +184,7 @@ def found_segments(descriptions: Any, metadata: Any) -> dict[int, Segment]:
 
 
 def contiguous_to_dataset(metadata: Any) -> tuple[Mapping[int, int], Mapping[int, int]]:
-    """From a model's classes to the ids in the dataset's own file, of things and of stuff."""
+    """From contiguous ids to the dataset's own ids, of things and stuff."""
     things, stuff = (
         {index: given for given, index in metadata.get(key, {}).items()}
         for key in ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")

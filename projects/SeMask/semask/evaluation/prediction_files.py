@@ -1,4 +1,4 @@
-"""Predictions as label maps on disk, each written as soon as it is there."""
+"""Predictions written to disk as label maps, one at a time."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,19 @@ from semask.utils.files import replacing, without_suffixes
 
 
 class PredictionFiles(Metric):
-    """One PNG per image with the class of each pixel; nothing stays in memory.
+    """Writes one PNG per image with the class of each pixel; keeps nothing in memory.
 
-    The files lie in a folder as the images do in theirs, with the suffix ".png" in place of the
-    image's, or after it where two would have the same name. Up to 256
-    classes they have a palette, so that they look like the classes' colours and read as the
-    classes' indices; beyond, they have 16 bits. The indices are those that the model was trained
-    on, also where the dataset's own label maps are raw.
+    The files have the images' relative paths, with the suffix ".png" instead of the image's, or
+    after it if two names would collide. Up to 256 classes they are palette PNGs, shown in the
+    classes' colours and read as class indices; beyond, they have 16 bits. The indices are those
+    that the model was trained on, even if the dataset's own label maps use raw values.
     """
 
     def __init__(self, dataset_name: str, folder: str, colors: np.ndarray) -> None:
         """
         Args:
-            dataset_name: a registered dataset; its images' common folder is where names start.
-            folder: where to write; older files of the same names are replaced.
+            dataset_name: a registered dataset; paths are relative to its images' common folder.
+            folder: the output folder; existing files are replaced.
             colors: (K, 3) uint8, RGB of each class.
         """
         self._dataset_name = dataset_name
@@ -52,10 +51,10 @@ class PredictionFiles(Metric):
             picture.save(file, format="PNG")
 
     def file_name(self, record: Mapping[str, Any]) -> str:
-        """The path below the folder, for a dataset dict.
+        """The path relative to the folder, for a dataset dict.
 
         Raises:
-            DataError: the image does not lie where the dataset's images lie.
+            DataError: the image is outside the common folder of the dataset's images.
         """
         if self._root is None:
             images = [
@@ -68,13 +67,13 @@ class PredictionFiles(Metric):
         name = Path(os.path.relpath(os.path.abspath(record["file_name"]), self._root))
         if name not in self._names:
             raise DataError(
-                f"'{record['file_name']}' is no image of the dataset '{self._dataset_name}', whose "
-                f"images lie in '{self._root}': its prediction has no place to be saved."
+                f"'{record['file_name']}' is not an image of dataset '{self._dataset_name}', whose "
+                f"images are in '{self._root}', so its prediction cannot be saved."
             )
         return f"{self._names[name]}.png"
 
     def share(self) -> None:
-        """Nothing: all is on disk."""
+        """Nothing: the results are on disk."""
 
     def evaluate(self, shares: Sequence[Any]) -> MetricResult:
         """Nothing to add."""

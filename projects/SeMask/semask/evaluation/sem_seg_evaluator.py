@@ -1,4 +1,4 @@
-"""Detectron2's semantic segmentation evaluation from a confusion matrix alone."""
+"""Detectron2's semantic segmentation evaluation from a confusion matrix."""
 
 import json
 import logging
@@ -37,15 +37,15 @@ DEFAULT_IGNORE_LABEL = 255
 class SemSegConfusionEvaluator(DatasetEvaluator):
     """mIoU, fwIoU, mACC and pACC of semantic segmentation, as Detectron2 reports them.
 
-    Takes the place of ``detectron2.evaluation.SemSegEvaluator``: the same protocol, the same
-    result format. It keeps no predictions but one confusion matrix of integers, on the device of
-    the predictions, so its memory does not grow with the dataset and its result is the same on
-    any number of processes.
+    Replaces ``detectron2.evaluation.SemSegEvaluator``, with the same protocol and result format. It
+    stores one integer confusion matrix on the device of the predictions instead of the predictions,
+    so its memory does not grow with the dataset and its result does not depend on the number of
+    processes.
 
     Label maps are read with ``semask.data.reading.read_label``, as in training. Their paths
-    ("sem_seg_file_name", with an optional "label_map") are taken from the model's inputs, or, if
-    the data mapper has removed them, from the registered dataset by "file_name". Without them the
-    classes are those of the segments of a panoptic map ("pan_seg_file_name", "segments_info").
+    ("sem_seg_file_name", with an optional "label_map") come from the model's inputs, or, if the
+    data mapper has removed them, from the registered dataset by "file_name". Without label maps,
+    the classes come from the segments of a panoptic map ("pan_seg_file_name", "segments_info").
     """
 
     def __init__(
@@ -63,14 +63,13 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             dataset_name: a registered dataset whose metadata have ``stuff_classes``.
             distributed: add up the matrices of all processes; otherwise each process evaluates
                 what it has seen.
-            output_dir: folder for ``sem_seg_evaluation.json`` (results in percent, class names,
-                the confusion matrix, and what the metrics add), written by the main process. None
-                writes nothing.
-            num_classes: K that the model has, to be checked against the metadata; None = not
-                checked here.
-            ignore_label: label value of ignored pixels; None = the metadata's
-                ``ignore_label``, or 255 where they have none.
-            metrics: what else to measure or keep; see ``semask.evaluation.metric``.
+            output_dir: folder for ``sem_seg_evaluation.json`` (results in percent, class names, the
+                confusion matrix, and what the metrics add), written by the main process; None = not
+                written.
+            num_classes: the model's K, checked against the metadata; None = not checked here.
+            ignore_label: label value of ignored pixels; None = the metadata's ``ignore_label``, or
+                255 if they have none.
+            metrics: additional metrics; see ``semask.evaluation.metric``.
 
         Raises:
             ConfigError: the metadata have no class names, or not K of them.
@@ -96,7 +95,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
+        """Discard all results."""
         classes = len(self._class_names)
         self._matrix = torch.zeros((classes, classes + 1), dtype=torch.int64)
         for metric in self._metrics:
@@ -105,10 +104,10 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Count the pixels of some images.
+        """Count the pixels of a batch.
 
         Args:
-            inputs: dataset dicts as the model got them.
+            inputs: dataset dicts, as passed to the model.
             outputs: for each, {"scores": LazyScores} or {"sem_seg": (K, H, W) logits}, of the
                 label's size.
 
@@ -158,7 +157,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         return OrderedDict(sem_seg=percentages)
 
     def _scores(self, output: Mapping[str, Any]) -> LazyScores:
-        """A model's answer, of as many classes as the dataset has."""
+        """The scores of a model's output, checked for the dataset's number of classes."""
         classes = len(self._class_names)
         if "scores" in output:
             scores: LazyScores = output["scores"]
@@ -166,8 +165,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             scores = lazy(output["sem_seg"], "logits")
         else:
             raise ConfigError(
-                "A semantic segmentation model returns (K, H, W) class scores as 'sem_seg'; this "
-                f"one returns {tuple(output['sem_seg'].shape)}."
+                "A semantic segmentation model must return (K, H, W) class scores as 'sem_seg'; "
+                f"this one returns {tuple(output['sem_seg'].shape)}."
             )
         if scores.num_classes != classes:
             raise ConfigError(_class_count_message(self._dataset_name, classes, scores.num_classes))
@@ -187,8 +186,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
             raise DataError(
                 f"Label map '{path}' is {label.shape[1]}x{label.shape[0]} pixels (width x height) "
                 f"but the prediction for '{dataset_dict.get('file_name')}' is "
-                f"{scores.size[1]}x{scores.size[0]}: image and label map have to be of the same "
-                "size."
+                f"{scores.size[1]}x{scores.size[0]}: image and label map must have the same size."
             )
         check_label_values(label, classes, self._ignore_label, path)
         truth = torch.from_numpy(label).to(scores.device)
@@ -208,7 +206,7 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         )
 
     def _record(self, dataset_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What names the label map: the input, or the dataset's own dict of the same image."""
+        """The dict that names the label map: the input, or the dataset's own for the same image."""
         if _has_label(dataset_dict):
             return dataset_dict
         if self._records is None:
@@ -219,8 +217,8 @@ class SemSegConfusionEvaluator(DatasetEvaluator):
         if record is None or not _has_label(record):
             raise DataError(
                 f"Image '{dataset_dict.get('file_name')}' has no label map in the dataset "
-                f"'{self._dataset_name}': it cannot be evaluated. Give its dict a "
-                "'sem_seg_file_name', or 'pan_seg_file_name' and 'segments_info'."
+                f"'{self._dataset_name}' and cannot be evaluated. Add 'sem_seg_file_name', or "
+                "'pan_seg_file_name' and 'segments_info', to its dict."
             )
         return record
 
@@ -257,5 +255,5 @@ def _class_count_message(dataset_name: str, in_dataset: int, in_model: int) -> s
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN: what is undefined becomes null."""
+    """JSON has no NaN: undefined values become null."""
     return None if math.isnan(value) else value

@@ -1,1 +1,1 @@
-"""A trained model at work: predictors, video, export, cost."""
+"""Inference with a trained model: predictors, video, export, the Hugging Face Hub."""

@@ -1,6 +1,6 @@
-"""The inference path as a graph of its own: `torch.export` and ONNX.
+"""Export of the inference path: `torch.export` and ONNX.
 
-The graph takes a batch of images and gives logits of their size: of one fixed size, or of any.
+The graph maps a batch of images to logits of the same height and width, for one fixed size or any.
 Reading, resizing to ``INPUT.SCALE`` and back to the original size, and the argmax stay outside.
 """
 
@@ -29,11 +29,11 @@ from semask.utils.text import one_line
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
 ONNX_PACKAGES = ("onnx", "onnxscript")
-# Of the axes that a dynamic export leaves open, by their place in (B, C, H, W).
+# The axes of (B, C, H, W) that are dynamic in a dynamic export.
 OPEN_AXES = {0: "batch", 2: "height", 3: "width"}
-# The smallest sides that a dynamic graph can be for; the first that fits is taken. A graph is laid
-# out for maps of more than one row, column and window: below 33 pixels the map of stride 32 has one
-# token, and a window of 7 tokens there is 224 pixels wide.
+# Lower bounds of height and width for a dynamic graph, tried in this order. A graph assumes maps of
+# more than one row, column and window: below 33 pixels the map of stride 32 has one token, and a
+# window of 7 tokens there is 224 pixels wide.
 LEAST_OPEN_SIDES = (33, 65, 129, 257, 513)
 
 
@@ -42,11 +42,11 @@ class ExportError(UserError):
 
 
 class SizeDependentError(ExportError):
-    """What the model computes depends on the size that it is traced with."""
+    """The traced operations depend on the size of the example input."""
 
 
 class ImageToLogits(nn.Module):
-    """What is exported: normalisation, backbone, head, resizing to the image's size."""
+    """The exported module: normalisation, backbone, head, resizing to the image's size."""
 
     def __init__(self, model: nn.Module) -> None:
         """
@@ -70,33 +70,33 @@ class ImageToLogits(nn.Module):
             image: (B, C, H, W) float32, 0..255, in the channel order of ``INPUT.FORMAT``.
 
         Returns:
-            Logits, (B, K, H, W) float32; of mask classification its class scores.
+            (B, K, H, W) float32 logits; for mask classification, the class scores.
         """
         model = self.model
         features = model.backbone(model.padded((image - model.pixel_mean) / model.pixel_std))
         size = (image.shape[-2], image.shape[-1])
         scores = semantic_scores(model.head_prediction(features), model.padded_size(size))
         rows, columns = scores.shape[-2:]
-        return F.pad(scores, (0, size[1] - columns, 0, size[0] - rows))  # cuts the padding off
+        return F.pad(scores, (0, size[1] - columns, 0, size[0] - rows))  # negative padding crops
 
 
 def export_program(
     model: nn.Module, size: tuple[int, int], *, dynamic: bool = False
 ) -> torch.export.ExportedProgram:
-    """The inference path as `torch.export` has it.
+    """Export the inference path with `torch.export`.
 
     Args:
         model: a SeMaskSegmentor; its mode is the same afterwards.
         size: height and width of the image, in pixels.
-        dynamic: leave batch, height and width open, sides of at least :func:`least_side` pixels.
-            The graph then has nothing of ``size``.
+        dynamic: export with dynamic batch, height and width, of at least :func:`least_side` pixels.
+            ``size`` is then not used.
 
     Returns:
         ``program.module()(image)``; see :class:`ImageToLogits` for input and output.
 
     Raises:
         ConfigError: the model or the size is not as described.
-        ExportError: the graph cannot be made for any size.
+        ExportError: a dynamic graph is not possible for this model or this PyTorch.
     """
     if min(size) < 1:
         raise ConfigError(f"The image's size has to be positive, not {size[0]}x{size[1]}.")
@@ -109,7 +109,7 @@ def export_program(
 
 
 def least_side(program: torch.export.ExportedProgram) -> int:
-    """The smallest height and width that a dynamic graph is for; 1 for a graph of one size."""
+    """The smallest height and width that a dynamic graph accepts; 1 for a graph of a fixed size."""
     bounds = [int(bound.lower) for bound in program.range_constraints.values()]
     return max(bounds, default=1)
 
@@ -122,7 +122,8 @@ def _open_program(network: ImageToLogits) -> torch.export.ExportedProgram:
     """A graph for any batch, height and width."""
     kind = type(network.model.backbone).__name__
     for least in LEAST_OPEN_SIDES:
-        # The sides differ, and so do those of the maps of all strides.
+        # Height and width must differ at every stride, or torch.export treats them as one
+        # dimension.
         sides = (3 * least + 5, 4 * least + 4)
         image = torch.zeros(2, _channels(network), *sides, device=network.model.device)
         axes = {
@@ -130,7 +131,7 @@ def _open_program(network: ImageToLogits) -> torch.export.ExportedProgram:
             for axis, name in OPEN_AXES.items()
         }
         try:
-            # Faster forms choose their way by the size; the plain ones do not.
+            # Faster forms branch on the size; the plain ones do not.
             with plain_forms(network), _open_sizes(kind):
                 program = torch.export.export(
                     network, (image,), dynamic_shapes={"image": axes}, strict=False
@@ -147,8 +148,8 @@ def _open_program(network: ImageToLogits) -> torch.export.ExportedProgram:
 def _allow_one_image(program: torch.export.ExportedProgram) -> None:
     """Remove the condition that a batch has more than one image.
 
-    It comes from the layout that a convolution of the traced batch would choose for its output. The
-    graph leaves that to the convolution that runs, and its values do not depend on it.
+    It comes from the memory layout that a convolution would choose for the traced batch. At run
+    time the convolution chooses its own layout, and the values do not depend on it.
     """
     conditions: list[str] = getattr(program, "_guards_code", None) or []
     program._guards_code = [each for each in conditions if not each.endswith(".size()[0] > 1")]
@@ -156,24 +157,24 @@ def _allow_one_image(program: torch.export.ExportedProgram) -> None:
 
 @contextlib.contextmanager
 def _open_sizes(network: str) -> Iterator[None]:
-    """Let a graph be traced without looking at the sizes that it is traced with.
+    """Trace a graph without specialising it to the size of the example input.
 
     Raises:
         ExportError: PyTorch is too old.
-        SizeDependentError: the model asks for a size while it runs.
+        SizeDependentError: the model branches on a size.
     """
     from torch.fx.experimental import _config
 
     if not hasattr(_config, "backed_size_oblivious"):
         raise ExportError(
-            f"A dynamic export needs a newer PyTorch than {torch.__version__}: it would keep parts "
-            "of the size that it is traced with. Export a fixed size, without --dynamic."
+            f"A dynamic export needs a newer PyTorch than {torch.__version__}, which would fix "
+            "parts of the size in the graph. Export a fixed size, without --dynamic."
         )
     from torch._dynamo.exc import UserError as TracedSizeError
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     patch = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    # To choose a kernel, these libraries ask for the batch; the graph has the operation alone.
+    # These libraries choose a kernel by the batch size; the exported operation is the same.
     mkldnn, nnpack = (part.flags(enabled=False) for part in (backends.mkldnn, backends.nnpack))
     try:
         with warnings.catch_warnings():
@@ -183,8 +184,8 @@ def _open_sizes(network: str) -> Iterator[None]:
     except (TracedSizeError, GuardOnDataDependentSymNode) as error:
         reason = one_line(error)[:300]
         raise SizeDependentError(
-            f"This model ({network}) cannot be exported for any size, as it asks for the image's "
-            f"size while it runs ({reason}). Export a fixed size, without --dynamic."
+            f"This model ({network}) cannot be exported with dynamic sizes, because it branches on "
+            f"the image's size ({reason}). Export a fixed size, without --dynamic."
         ) from error
 
 
@@ -195,7 +196,7 @@ def save_program(
     *,
     dynamic: bool = False,
 ) -> int:
-    """Write `export_program` to a ``.pt2`` file for `torch.export.load`, complete or not at all.
+    """Write `export_program` to a ``.pt2`` file for `torch.export.load`, atomically.
 
     Returns:
         See :func:`least_side`.
@@ -215,14 +216,14 @@ def save_onnx(
     *,
     dynamic: bool = False,
 ) -> int:
-    """Write the inference path to one ``.onnx`` file, weights included; complete or not at all.
+    """Write the inference path to one ``.onnx`` file, weights included, atomically.
 
-    The input is called "image" and the output "logits"; open axes are "batch", "height", "width".
+    The input is named "image" and the output "logits"; dynamic axes are "batch", "height", "width".
 
     Args:
         model: a SeMaskSegmentor; its mode is the same afterwards.
         size: height and width of the image, in pixels.
-        path: the file; missing folders are made.
+        path: the file; missing folders are created.
         dynamic: see :func:`export_program`.
 
     Returns:
@@ -230,8 +231,8 @@ def save_onnx(
 
     Raises:
         ConfigError: the model or the size is not as described.
-        ExportError: a package is missing, PyTorch is older than 2.5, ONNX has no such operation,
-            or see :func:`export_program`.
+        ExportError: a package is missing, PyTorch is older than 2.5, ONNX lacks an operation, or as
+            for :func:`export_program`.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -240,8 +241,8 @@ def save_onnx(
         raise ExportError(f"ONNX needs PyTorch 2.5 or newer; this is {torch.__version__}.")
     program = export_program(model, size, dynamic=dynamic)
     least = least_side(program)
-    # Attention as plain products: what the fused kernels leave in memory has another layout than
-    # the ONNX exporter takes for granted.
+    # Attention as plain matrix products: the outputs of fused kernels have another memory layout
+    # than the ONNX exporter assumes.
     with sdpa_kernel(SDPBackend.MATH):
         program = program.run_decompositions()
     exported: Any = torch.onnx.export(

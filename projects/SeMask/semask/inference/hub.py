@@ -1,8 +1,8 @@
-"""A trained model as a folder that stands alone, and on the Hugging Face Hub.
+"""A trained model as a self-contained folder, and on the Hugging Face Hub.
 
 The folder has ``model.safetensors``, ``config.yaml``, ``classes.json`` (names and colours, so that
-no dataset has to be there) and ``README.md``, a model card. The Hub's own mixin is for modules that
-are built from JSON; a config of this project is YAML, so its files are written here, and
+no dataset is needed) and ``README.md``, a model card. The Hub's own mixin is for modules that are
+built from JSON; a config of this project is YAML, so its files are written here, and
 huggingface_hub moves them.
 """
 
@@ -26,10 +26,10 @@ from semask.utils.files import replacing
 from semask.utils.text import one_line
 
 WEIGHTS, CONFIG, CLASSES, CARD = "model.safetensors", "config.yaml", "classes.json", "README.md"
-# What a dataset says of its classes; the keys of the last two are ids, which JSON makes strings.
+# Metadata on classes; the keys of the last two are integer ids, which JSON turns into strings.
 _METADATA = ("stuff_classes", "stuff_colors", "thing_classes", "thing_colors", "ignore_label")
 _IDS = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
-# Keys of a config that name files of the machine of its training.
+# Config keys with paths of the machine on which the model was trained.
 _OF_THE_MACHINE = (
     *(f"DATASETS.{key}" for key in ("FOLDERS", "COCO_FOLDERS", "PANOPTIC_FOLDERS", "FOLDER_ROOT")),
     *("MODEL.WEIGHTS", "OUTPUT_DIR"),
@@ -44,15 +44,15 @@ def save_pretrained(
     repo_id: str | None = None,
     private: bool = False,
 ) -> Path:
-    """Write a trained model into a folder, and to the Hub where ``repo_id`` is given.
+    """Write a trained model into a folder, and upload it to the Hub if ``repo_id`` is given.
 
     Args:
         predictor: of the model.
-        folder: made where it is not there; files of these names in it are replaced.
+        folder: created if missing; files with these names are replaced.
         results: measured values by name, such as ``{"mIoU": 71.55}``, for the model card.
-        repo_id: also upload the folder there, "user/name"; a token has to be set up as
-            huggingface_hub wants it.
-        private: whether a repository that has to be made is private.
+        repo_id: also upload the folder there, "user/name"; it needs a token, for instance from ``hf
+            auth login``.
+        private: whether a newly created repository is private.
 
     Returns:
         The folder.
@@ -83,8 +83,10 @@ def save_pretrained(
         try:
             hub.create_repo(repo_id, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repo_id, folder_path=str(folder))
-        except (OSError, ValueError) as error:  # what its errors are derived from
-            raise ConfigError(f"'{repo_id}' could not be uploaded: {one_line(error)}.") from error
+        except (OSError, ValueError) as error:  # base classes of its errors
+            raise ConfigError(
+                f"Could not upload '{repo_id}' to the Hugging Face Hub: {one_line(error)}."
+            ) from error
     return folder
 
 
@@ -95,16 +97,16 @@ def from_pretrained(
     device: str | torch.device | None = None,
     overrides: Sequence[str] = (),
 ) -> ImagePredictor:
-    """The predictor of a model that ``save_pretrained`` has written; every tensor has to fit.
+    """Load a model that ``save_pretrained`` wrote, strictly, as a predictor.
 
     Args:
-        source: a folder, or a repository of the Hub, "user/name", which is fetched once.
+        source: a folder, or a repository on the Hub, "user/name", which is downloaded and cached.
         revision: of the repository: a branch, tag or commit.
         device, overrides: see :class:`ImagePredictor`.
 
     Raises:
         ConfigError: there is no such folder and huggingface_hub is missing, the repository cannot
-            be fetched, or it has no such model.
+            be downloaded, or it has no such model.
         CheckpointError: the weights are damaged or of another model.
     """
     folder = Path(source)
@@ -113,13 +115,13 @@ def from_pretrained(
             folder = Path(_hub().snapshot_download(os.fspath(source), revision=revision))
         except (OSError, ValueError) as error:  # ConfigError, too, is a ValueError
             raise ConfigError(
-                f"There is no folder '{source}', and no repository of the Hub could be fetched: "
-                f"{one_line(error)}."
+                f"There is no folder '{source}', and no repository of that name could be "
+                f"downloaded: {one_line(error)}."
             ) from error
     missing = [name for name in (WEIGHTS, CONFIG, CLASSES) if not (folder / name).is_file()]
     if missing:
         raise ConfigError(
-            f"'{source}' has no model of semask.save_pretrained: {', '.join(missing)} is missing."
+            f"'{source}' was not written by semask.save_pretrained: it lacks {', '.join(missing)}."
         )
     try:
         classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
@@ -140,7 +142,7 @@ def _hub() -> Any:
 
 
 def _classes(predictor: ImagePredictor) -> dict[str, Any]:
-    """What the dataset of the predictor's names says of its classes, for JSON."""
+    """The class metadata of the dataset that the predictor takes its names from, for JSON."""
     names = list(getattr(predictor, "class_names", ()))
     for dataset in (*predictor.cfg.DATASETS.TEST, *predictor.cfg.DATASETS.TRAIN):
         if dataset not in MetadataCatalog.list():
@@ -157,21 +159,21 @@ def _classes(predictor: ImagePredictor) -> dict[str, Any]:
 
 
 def _name_of(classes: Mapping[str, Any]) -> str:
-    """One name for the same classes, wherever they are."""
+    """A dataset name derived from the classes, so that equal classes share one."""
     text = json.dumps(classes, sort_keys=True)
     return f"pretrained_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _register(classes: Mapping[str, Any]) -> None:
-    """Make the classes known by a dataset that has names and no images."""
+    """Register a dataset without images that has the metadata of these classes."""
     name = _name_of(classes)
     if name in DatasetCatalog:
         return
 
     def no_images() -> list[dict[str, Any]]:
         raise DataError(
-            f"'{name}' has the classes of a pretrained model and no images: name a dataset of "
-            "yours in DATASETS.TRAIN and DATASETS.TEST."
+            f"Dataset '{name}' holds the classes of a pretrained model and no images: set "
+            "DATASETS.TRAIN and DATASETS.TEST to your own datasets."
         )
 
     DatasetCatalog.register(name, no_images)

@@ -25,7 +25,7 @@ from semask.utils.precision import evaluation_autocast
 
 
 class InstancePredictor(ImagePredictor):
-    """Finds instances and segments exactly as the evaluation does: same resizing and numbers.
+    """Predicts instances and segments exactly as the evaluation does: same resizing, same numbers.
 
     Example::
 
@@ -37,8 +37,8 @@ class InstancePredictor(ImagePredictor):
         cfg: the config, frozen.
         model: in evaluation mode.
         class_names: of the first dataset of ``DATASETS.TEST`` (or else of ``DATASETS.TRAIN``)
-            that is registered with so many categories; otherwise "category 0", ... Those of
-            panoptic mask classification are things and stuff.
+            that is registered with that number of categories; otherwise "category 0", ... For
+            panoptic mask classification they are things and stuff.
         category_ids: their ids in that dataset's annotation file; otherwise 1, 2, ...
     """
 
@@ -50,11 +50,11 @@ class InstancePredictor(ImagePredictor):
 
     @property
     def has_priors(self) -> bool:
-        """Whether the model has semantic layers, and so prior maps to show."""
+        """Whether the model has semantic layers, and therefore prior maps."""
         return gives_priors(self.model)
 
     def __call__(self, image: AnyImage, *, priors: bool = False) -> InstancePrediction:
-        """Find the instances of one image.
+        """Predict the instances of one image.
 
         Args:
             image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array.
@@ -113,7 +113,7 @@ class InstancePredictor(ImagePredictor):
 
 
 def _categories(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[int, ...], str]:
-    """Names and ids of the categories, and the dataset that they are of ("" = of none)."""
+    """Names and ids of the categories, and their dataset ("" = none)."""
     number = detector_classes(cfg)
     joint = cfg.TASK == "panoptic" and is_mask_classification(cfg)
     key = "stuff_classes" if joint else "thing_classes"
@@ -123,7 +123,7 @@ def _categories(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[int, ...], str]:
         metadata = MetadataCatalog.get(name)
         if not metadata.get(key):
             try:
-                DatasetCatalog.get(name)  # which reads the names of the categories
+                DatasetCatalog.get(name)  # loading it sets the metadata
             except DataError:
                 continue
         names = metadata.get(key, ())

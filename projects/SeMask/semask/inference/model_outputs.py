@@ -1,4 +1,4 @@
-"""A model's answers for single images: for evaluators, predictors and pictures.
+"""A model's outputs for single images, for evaluators, predictors and pictures.
 
 Scores are computed on demand; detectors also return their prior maps, if they have any.
 """
@@ -26,23 +26,23 @@ from semask.ops.mask_postprocess import EncodedMasks
 from semask.ops.stripes import MapRows, resized
 from semask.utils.palette import class_colors
 
-# From a dataset dict, which it may change, to a model's input.
+# From a dataset dict, which it may modify, to a model's input.
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def gives_scores(model: nn.Module) -> bool:
-    """Whether a model predicts single images and says what its scores are, as ``SeMaskSegmentor``.
+def predicts_scores(model: nn.Module) -> bool:
+    """Whether a model has ``predict`` and ``score_kind``, as ``SeMaskSegmentor`` has.
 
-    Its ``predict(inputs, return_priors)`` returns "sem_seg", of the model's ``score_kind``, and
-    perhaps "prior", logits, each as a tensor (K, H, W) or as :class:`LazyScores`, and "priors",
-    tensors {"prior2": (K, h, w), ...}.
+    Its ``predict(inputs, return_priors)`` returns for one image "sem_seg", of the model's
+    ``score_kind``, and optionally "prior", logits, each as a (K, H, W) tensor or as
+    :class:`LazyScores`, and "priors", tensors {"prior2": (K, h, w), ...}.
     """
     return callable(getattr(model, "predict", None)) and hasattr(model, "score_kind")
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode without gradients; afterwards every module is in its own mode again.
+    """Evaluation mode without gradients; on exit each module's own mode is restored.
 
     Args:
         model: possibly wrapped in ``DistributedDataParallel``.
@@ -52,10 +52,10 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    modes = [(module, module.training) for module in model.modules()]  # frozen parts differ
+    modes = [(module, module.training) for module in model.modules()]  # frozen modules may differ
     model.eval()
     try:
-        # Not inference_mode: tensors that a model caches have to stay fit for training.
+        # Not inference_mode: tensors that a model caches must remain usable in training.
         with torch.no_grad():
             yield model
     finally:
@@ -64,27 +64,27 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> dict[str, Any]:
-    """A model's answer for one image, with its semantic-prior maps if it offers them.
+    """A model's output for one image, with its semantic-prior maps if it has any.
 
     Args:
-        model: called as ``model.predict(inputs, return_priors=...)`` if it ``gives_scores``; else
-            as ``model.inference([inputs], return_priors=True)`` where that exists, and as a stock
-            Detectron2 model, ``model([inputs])``, where it does not.
+        model: called as ``model.predict(inputs, return_priors=...)`` if it ``predicts_scores``;
+            else as ``model.inference([inputs], return_priors=True)`` if that exists; else, as a
+            stock Detectron2 model, as ``model([inputs])``.
         inputs: what the mapper made of a dataset dict.
         priors: also return the prior maps.
 
     Returns:
-        "sem_seg", :class:`LazyScores`, and perhaps "prior", :class:`LazyScores`, and "priors",
+        "sem_seg", :class:`LazyScores`, and optionally "prior", :class:`LazyScores`, and "priors",
         tensors {"prior2": (K, h, w), ...}.
     """
-    answer: Any = model
+    predictor: Any = model
     kind: ScoreKind = "logits"  # of Detectron2's SemanticSegmentor and PanopticFPN
-    if gives_scores(model):
-        output = answer.predict(inputs, return_priors=priors)
-        kind = answer.score_kind
+    if predicts_scores(model):
+        output = predictor.predict(inputs, return_priors=priors)
+        kind = predictor.score_kind
     else:
         inference = getattr(model, "inference", None)
-        # Stock models may have an ``inference`` of other arguments.
+        # Stock models may have an ``inference`` with other arguments.
         if callable(inference) and "return_priors" in inspect.signature(inference).parameters:
             output = inference([inputs], return_priors=priors)[0]
         else:
@@ -94,61 +94,61 @@ def predict(model: nn.Module, inputs: dict[str, Any], priors: bool = True) -> di
 
 
 def score_kind_of(model: nn.Module) -> ScoreKind:
-    """What "sem_seg" of a model is; of one that does not say, logits."""
-    kind: ScoreKind = getattr(model, "score_kind", "logits") if gives_scores(model) else "logits"
+    """The kind of scores in "sem_seg"; logits if the model has no ``score_kind``."""
+    kind: ScoreKind = getattr(model, "score_kind", "logits") if predicts_scores(model) else "logits"
     return kind
 
 
 def predict_queries(model: nn.Module, inputs: dict[str, Any], top: int) -> QueryMasks | None:
-    """What a model's strongest queries say about one image.
+    """The class and mask of a model's highest-scoring queries for one image.
 
     Args:
-        model: asked as ``model.predict_queries(inputs, top)`` where it has this method.
+        model: called as ``model.predict_queries(inputs, top)`` if it has this method.
         inputs: what the mapper made of a dataset dict.
-        top: how many queries, at most.
+        top: the maximum number of queries.
 
     Returns:
-        None of models without queries.
+        None for models without queries.
     """
-    answer = getattr(model, "predict_queries", None)
-    return answer(inputs, top) if callable(answer) else None
+    method = getattr(model, "predict_queries", None)
+    return method(inputs, top) if callable(method) else None
 
 
 def class_map(scores: LazyScores | torch.Tensor) -> np.ndarray:
-    """Scores of K classes, as such or as (K, H, W), to (H, W) classes."""
+    """The class of highest score: from lazy or (K, H, W) scores to (H, W) classes."""
     labels = scores.labels() if isinstance(scores, LazyScores) else scores.argmax(dim=0)
     return labels.cpu().numpy()
 
 
-class ForEvaluators(nn.Module):
-    """A model whose answers are computed as far as an evaluator asks for them.
+class LazyOutputModel(nn.Module):
+    """A model whose scores are computed when an evaluator reads them.
 
-    In place of "sem_seg" they have "scores", :class:`LazyScores`, for evaluators that can use them;
-    "sem_seg", all scores in one tensor, is only made when it is read.
+    Its outputs have "scores", :class:`LazyScores`, for evaluators that support them; "sem_seg", all
+    scores in one tensor, is computed when it is read.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """
         Args:
-            model: one that ``gives_scores``.
+            model: one that ``predicts_scores``.
         """
         super().__init__()
         self.model: Any = model
         self.training = model.training
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_Answer"]:
-        """An answer for each image."""
-        return [self._answer(inputs) for inputs in batched_inputs]
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list["_LazyOutput"]:
+        """An output for each image."""
+        return [self._output(inputs) for inputs in batched_inputs]
 
-    def _answer(self, inputs: dict[str, Any]) -> "_Answer":
+    def _output(self, inputs: dict[str, Any]) -> "_LazyOutput":
         output = predict(self.model, inputs, priors=False)
         if "sem_seg" in output:
             output["scores"] = output.pop("sem_seg")
-        return _Answer(output)
+        return _LazyOutput(output)
 
 
-class _Answer(dict[str, Any]):
-    """What a model predicts, with "scores", :class:`LazyScores`, and "sem_seg" on demand."""
+class _LazyOutput(dict[str, Any]):
+    """A model's output, with "scores", :class:`LazyScores`, and "sem_seg" on demand."""
 
     def __missing__(self, key: str) -> torch.Tensor:
         if key != "sem_seg" or "scores" not in self:
@@ -157,16 +157,16 @@ class _Answer(dict[str, Any]):
 
 
 def for_evaluators(model: nn.Module) -> nn.Module:
-    """The form of a model that ``inference_on_dataset`` takes, without scores that nobody reads.
+    """Wrap a model for ``inference_on_dataset``, so that only scores that are read are computed.
 
     Args:
         model: of any kind, possibly wrapped in ``DistributedDataParallel``.
 
     Returns:
-        The model itself where it gives no scores.
+        The wrapped model, or the model itself if not ``predicts_scores``.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    return ForEvaluators(inner) if gives_scores(inner) else model
+    return LazyOutputModel(inner) if predicts_scores(inner) else model
 
 
 BACKGROUND_COLOR = (225, 225, 225)
@@ -175,21 +175,21 @@ BACKGROUND_COLOR = (225, 225, 225)
 def predict_instances(
     model: nn.Module, inputs: dict[str, Any], *, priors: bool = False
 ) -> dict[str, Any]:
-    """The answer for one image of a model of instances or segments.
+    """The output of an instance or panoptic model for one image.
 
     Args:
         model: in evaluation mode, not wrapped.
         inputs: what the mapper made of an image.
-        priors: with the semantic priors, where the model has them.
+        priors: also return the semantic priors, if the model has any.
 
     Returns:
-        Detectron2's output: "instances", and of a panoptic model "sem_seg" and "panoptic_seg"; of
-        mask classification those that its config selects, with masks that may be encoded. With
-        ``priors`` also "priors", {"prior2": (K, h, w), ...}, without the batch's padding, and, of
-        a model whose prior is supervised, "prior", the decoded logits as :class:`LazyScores` of
-        the original image's size.
+        Detectron2's output: "instances", and for a panoptic model "sem_seg" and "panoptic_seg"; for
+        mask classification, those that its config selects, with masks that may be encoded. With
+        ``priors`` also "priors", {"prior2": (K, h, w), ...}, without the batch's padding, and, if
+        the model's prior is supervised, "prior", the decoded logits as :class:`LazyScores` of the
+        original image's size.
     """
-    if gives_scores(model):
+    if predicts_scores(model):
         return predict(model, inputs, priors)
     backbone = getattr(model, "backbone", None)
     if not (priors and gives_priors(model) and isinstance(backbone, SemSegBackbone)):
@@ -216,12 +216,12 @@ def prior_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np
 
     Returns:
         K names, and (K, 3) uint8 RGB: those of the dataset's categories and the background, or of
-        its semantic classes, if there are as many; else "class 0", ...
+        its semantic classes, if their number is K; else "class 0", ...
     """
     metadata = _metadata(dataset_name)
     things = list(metadata.get("thing_classes", ()))
     stuff = list(metadata.get("stuff_classes", ()))
-    # Where the things are among the classes of the semantic maps, these supervise the priors.
+    # If the semantic maps include the things, their classes supervise the priors.
     joint = len(stuff) == num_classes and set(things) <= set(stuff)
     if len(things) + 1 == num_classes and not joint:
         colors = category_colors(metadata, len(things))
@@ -239,7 +239,7 @@ def stuff_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np
         num_classes: K of the model.
 
     Returns:
-        K names, and (K, 3) uint8 RGB: the dataset's, if it has as many; else "class 0", ...
+        K names, and (K, 3) uint8 RGB: the dataset's, if it has K; else "class 0", ...
     """
     metadata = _metadata(dataset_name)
     names = list(metadata.get("stuff_classes", ()))
@@ -253,19 +253,19 @@ def _metadata(dataset_name: str) -> Any:
 
 
 def category_colors(metadata: Any, number: int) -> np.ndarray:
-    """(N, 3) uint8, RGB: the dataset's thing_colors, or a fixed series where it has none."""
+    """(N, 3) uint8, RGB: the dataset's thing_colors, or a fixed palette if it has none."""
     colors = metadata.get("thing_colors")
     return class_colors(number, colors if colors and len(colors) == number else None)
 
 
 class FoundInstances(NamedTuple):
-    """Predicted instances of an image of height H and width W, the most certain first.
+    """Predicted instances of an image of height H and width W, highest score first.
 
     Attributes:
         boxes: (N, 4) float32, x0, y0, x1, y1 in pixels.
         scores: (N,) float32.
         classes: (N,) int64.
-        masks: (N, H, W) bool, or None where there are none.
+        masks: (N, H, W) bool; None for a detector of boxes alone.
     """
 
     boxes: np.ndarray
@@ -275,7 +275,7 @@ class FoundInstances(NamedTuple):
 
     @classmethod
     def of(cls, instances: Instances, min_score: float = -np.inf) -> "FoundInstances":
-        """Detectron2's predictions as arrays, those with at least a score."""
+        """Detectron2's predictions with at least ``min_score``, as arrays."""
         instances = instances.to(torch.device("cpu"))
         instances = instances[instances.scores >= min_score]
         instances = instances[instances.scores.argsort(descending=True, stable=True)]
@@ -291,6 +291,6 @@ class FoundInstances(NamedTuple):
 
     @classmethod
     def none(cls, height: int, width: int) -> "FoundInstances":
-        """Those of a model that predicts segments alone."""
+        """No instances, for a model that predicts only segments."""
         boxes, scores = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         return cls(boxes, scores, np.zeros(0, np.int64), np.zeros((0, height, width), bool))

@@ -1,4 +1,4 @@
-"""How far an exported file is from its model: measured, and kept in a file beside it."""
+"""The difference between an exported file and its model, measured and written beside it."""
 
 import importlib.metadata
 import importlib.util
@@ -22,18 +22,18 @@ from semask.inference.export import (
 from semask.inference.model_outputs import evaluating
 from semask.utils.files import replacing
 
-# Whose versions decide what a file computes.
+# Packages whose versions are recorded: the results of an exported file depend on them.
 _PACKAGES = ("semask", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Parity:
-    """One comparison, on images of noise.
+    """One comparison, on random images.
 
     Attributes:
         batch, height, width: of the images.
-        largest_difference: between the two's logits.
-        equal_labels: share of the pixels whose class is the same, 0..1.
+        largest_difference: of the logits, absolute.
+        equal_labels: share of the pixels with the same class, 0..1.
     """
 
     batch: int
@@ -49,9 +49,10 @@ def compared_sizes(
     """Batches, heights and widths to compare an export with.
 
     Args:
-        size: that it has been exported with.
-        least: the smallest side that it is for.
-        dynamic: also others: larger and smaller, no multiples of 32, and several images.
+        size: height and width of the export.
+        least: the smallest height and width that the export accepts.
+        dynamic: add larger and smaller sizes, sizes that are not multiples of 32, and larger
+            batches.
     """
     if not dynamic:
         return [(1, *size)]
@@ -66,7 +67,7 @@ def compare_export(
     """Compare an exported file's logits with the model's.
 
     Args:
-        model: what has been exported.
+        model: the exported model.
         sizes: (batch, height, width) of each comparison.
         path: a ``.pt2`` file, or an ``.onnx`` file, which needs onnxruntime.
 
@@ -90,7 +91,7 @@ def compare_export(
 
 
 def can_compare(path: str | os.PathLike[str]) -> bool:
-    """Whether what runs such a file is installed."""
+    """Whether the package that runs such a file is installed."""
     is_onnx = os.fspath(path).endswith(".onnx")
     return not is_onnx or importlib.util.find_spec("onnxruntime") is not None
 
@@ -102,11 +103,11 @@ def save_parity(
 
     Args:
         path: of the exported file.
-        found: the comparisons; none where the file could not be run.
-        description: of input and output, kept as it is.
+        found: the comparisons; empty if the file could not be run.
+        description: of input and output, written unchanged.
 
     Returns:
-        The path of what is written.
+        The path of the written file.
     """
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -129,7 +130,7 @@ def save_parity(
 def describe(
     channels: int, classes: int, size: tuple[int, int], *, dynamic: bool
 ) -> dict[str, Any]:
-    """Names and shapes of input and output; open axes by their names."""
+    """Names and shapes of input and output; dynamic axes by name."""
     sides: list[int | str] = [*size]
     batch: int | str = 1
     if dynamic:
@@ -147,7 +148,7 @@ def _runner(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ExportError("Checking an ONNX file needs: pip install onnxruntime") from error
+        raise ExportError("Comparing an ONNX file needs: pip install onnxruntime") from error
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a predictor returns for one image, and the pictures of it."""
+"""The prediction for one image, and its pictures."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from semask.visualize.instances import (
 
 
 class ImagePrediction(ABC):
-    """What ``semask predict`` asks of a prediction; every task's predictor returns one.
+    """The interface that ``semask predict`` uses; every task's predictor returns one.
 
     Attributes:
         image: (H, W, 3) uint8, RGB, upright.
@@ -41,7 +41,7 @@ class ImagePrediction(ABC):
 
     @abstractmethod
     def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
-        """What is drawn: "overlay", and the priors where they were asked for.
+        """The drawn pictures: "overlay", and the priors if they were requested.
 
         Args:
             alpha: opacity of the overlay, 0 to 1.
@@ -52,7 +52,7 @@ class ImagePrediction(ABC):
         """
 
     def regions(self, *, min_score: float = 0.5) -> dict[str, Regions]:
-        """What each pixel of the pictures is; by default nothing is known of any.
+        """The region of each pixel of the pictures; by default none.
 
         Args:
             min_score: as for :meth:`pictures`.
@@ -64,16 +64,16 @@ class ImagePrediction(ABC):
 
     @abstractmethod
     def save(self, folder: str, name: str) -> None:
-        """Write the prediction as data, such as a label map; older files are replaced.
+        """Write the prediction as data, such as a label map; existing files are replaced.
 
         Args:
-            folder: the output folder; files go into folders in it, by their kind.
-            name: of the image, without suffix; may have folders in it.
+            folder: the output folder; each kind of file goes into its own folder in it.
+            name: of the image, without suffix; may include folders.
         """
 
     @abstractmethod
     def save_classes(self, folder: str) -> None:
-        """Write ``classes.json``, and ``legend.png`` where classes have colours."""
+        """Write ``classes.json``, and ``legend.png`` if the classes have colours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class Prediction(ImagePrediction):
         return self.colors[self.labels]
 
     def overlay(self, alpha: float = 0.5) -> np.ndarray:
-        """The image with the coloured labels laid over it.
+        """The image with the coloured labels blended over it.
 
         Args:
             alpha: opacity of the labels, 0 (the image alone) to 1 (the labels alone).
@@ -132,7 +132,7 @@ class Prediction(ImagePrediction):
         return enlarged_priors(self.priors or {}, self.colors, self.labels.shape)
 
     def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
-        """See :class:`ImagePrediction`; no pixel is left out for its score."""
+        """See :class:`ImagePrediction`; ``min_score`` has no effect."""
         return {"overlay": self.overlay(alpha), **self.prior_pictures()}
 
     def regions(self, *, min_score: float = 0.5) -> dict[str, Regions]:
@@ -160,13 +160,13 @@ def check_opacity(alpha: float) -> None:
         ValueError: ``alpha`` is outside 0..1.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"the opacity has to lie in 0..1, not {alpha}")
+        raise ValueError(f"alpha must be between 0 and 1, not {alpha}")
 
 
 def enlarged_priors(
     priors: Mapping[str, np.ndarray], colors: np.ndarray, size: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """The class that each logit map names, in its colour and in plain squares.
+    """The class of highest logit at each token, as a coloured square.
 
     Args:
         priors: {name: (K, h, w)}.
@@ -185,7 +185,7 @@ def enlarged_priors(
 
 @dataclass(frozen=True, eq=False)
 class InstancePrediction(ImagePrediction):
-    """N instances in an image of height H and width W, the most certain first.
+    """N instances in an image of height H and width W, highest score first.
 
     Attributes:
         image: (H, W, 3) uint8, RGB, upright.
@@ -195,7 +195,8 @@ class InstancePrediction(ImagePrediction):
         masks: (N, H, W) bool; None for a detector of boxes alone.
         class_names: of the categories.
         category_ids: their ids in the dataset's own annotation file.
-        panoptic: (H, W) int32 of a panoptic model: the segment of each pixel, 0 = none; else None.
+        panoptic: (H, W) int32, the segment of each pixel, 0 = none; None unless the model is
+            panoptic.
         segments: Detectron2's entries for each segment: "id", "isthing", "category_id" and others.
         stuff_names: of the classes of a panoptic model's semantic map.
         stuff_colors: their colours, (K, 3) uint8 RGB; None as for ``panoptic``.
@@ -232,10 +233,10 @@ class InstancePrediction(ImagePrediction):
         return self.panoptic is None
 
     def overlay(self, alpha: float = 0.5, min_score: float = 0.5) -> np.ndarray:
-        """The image with masks, boxes, scores and, of several categories, their names.
+        """The image with masks, boxes, scores and, if there are several categories, their names.
 
-        Of a panoptic model it is the image with its segments: stuff in the colour of its class,
-        things in colours that keep them apart.
+        For a panoptic model, the image with its segments: stuff in the colour of its class, each
+        thing in a colour of its own.
 
         Args:
             alpha: opacity of masks and segments, 0 to 1.
@@ -287,7 +288,7 @@ class InstancePrediction(ImagePrediction):
 
         Returns:
             For each instance "image_id", "category_id" (the dataset's own), "bbox" (x, y, width,
-            height), "score", and where there are masks "segmentation" (compressed RLE).
+            height), "score", and if there are masks "segmentation" (compressed RLE).
         """
         results: list[dict[str, Any]] = [
             {
@@ -321,7 +322,7 @@ class InstancePrediction(ImagePrediction):
         return {"overlay": shown, **priors}
 
     def _instance_regions(self, min_score: float) -> Regions:
-        """The most certain instance at each pixel; of boxes alone, the smallest box."""
+        """The instance of highest score at each pixel; without masks, the smallest box."""
         shown = np.flatnonzero(self.scores >= min_score)
         index = np.full(self.image.shape[:2], -1, np.int32)
         if self.masks is not None:
@@ -351,7 +352,7 @@ class InstancePrediction(ImagePrediction):
         return Regions(index, tuple(names), segment_colors(drawn), known)
 
     def save(self, folder: str, name: str) -> None:
-        """Write ``instances/NAME.json``, and ``panoptic/NAME.png`` and ``.json`` of segments."""
+        """Write ``instances/NAME.json``, and for segments ``panoptic/NAME.png`` and ``.json``."""
         _save_json(self.coco_results(name), os.path.join(folder, "instances", f"{name}.json"))
         if self.panoptic is not None:
             path = os.path.join(folder, "panoptic", name)

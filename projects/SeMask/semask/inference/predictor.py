@@ -40,10 +40,10 @@ AnyImage = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
 class ImagePredictor(ABC):
-    """A trained model in evaluation mode, called with images.
+    """A trained model in evaluation mode that is called with an image.
 
     Attributes:
-        tasks: values of ``TASK`` that it is for; a task that is registered adds its own.
+        tasks: supported values of ``TASK``; a registered task adds its own.
         cfg: the config, frozen.
         model: in evaluation mode.
     """
@@ -60,16 +60,16 @@ class ImagePredictor(ABC):
     ) -> None:
         """
         Args:
-            config: a file, the name of a shipped config, or a config (it is not changed).
-            weights: a checkpoint of that model: this project's, or a published one.
-            device: e.g. "cpu" or "cuda:1"; None = the config's, or the CPU where there is no GPU.
+            config: a file, the name of a shipped config, or a config (which is not modified).
+            weights: a checkpoint of that model, from this project or published.
+            device: e.g. "cpu" or "cuda:1"; None = the config's, or the CPU if there is no GPU.
             overrides: ``KEY, VALUE`` or ``KEY=VALUE``, as on the command line, for example
                 ``["TEST.PROTOCOL", "multi_scale"]``.
 
         Raises:
             ConfigError: the config, an override or the device cannot be used, or the config's
                 ``TASK`` has another predictor.
-            CheckpointError: the checkpoint is missing, unsafe, of another model or not complete.
+            CheckpointError: the checkpoint is missing, unsafe, incomplete or of another model.
         """
         cfg = read_config(config, overrides)
         if cfg.TASK not in self.tasks:
@@ -83,7 +83,7 @@ class ImagePredictor(ABC):
 
     @abstractmethod
     def _set_up(self) -> None:
-        """Build, from config and model, what this kind of predictor needs beside them."""
+        """Build what a subclass needs besides config and model."""
 
     @property
     @abstractmethod
@@ -105,7 +105,7 @@ class ImagePredictor(ABC):
         """
 
     def in_detail(self, image: AnyImage) -> ImagePrediction:
-        """The prediction with what else the model tells: priors, confidence of each pixel.
+        """The prediction with all optional outputs: priors, confidence of each pixel.
 
         Args, Raises: as for a call.
         """
@@ -113,7 +113,7 @@ class ImagePredictor(ABC):
 
 
 def predictors_of(task: str) -> list[type[ImagePredictor]]:
-    """The classes of predictors for a value of ``TASK``."""
+    """The predictor classes for a value of ``TASK``."""
     return [kind for kind in ImagePredictor.__subclasses__() if task in kind.tasks]
 
 
@@ -133,7 +133,8 @@ class Predictor(ImagePredictor):
         cfg: the config, frozen.
         model: in evaluation mode.
         class_names, colors: of the first dataset of ``DATASETS.TEST`` (or else of
-            ``DATASETS.TRAIN``) that is registered with so many classes; otherwise "class 0", ...
+            ``DATASETS.TRAIN``) that is registered with that number of classes; otherwise "class 0",
+            ...
     """
 
     tasks: ClassVar[set[str]] = set()
@@ -173,7 +174,7 @@ class Predictor(ImagePredictor):
         Args:
             image: a path, a Pillow image, or an (H, W, 3) uint8 RGB array; of a model with other
                 channels or values an (H, W, C) array with the values of the files.
-            probabilities: also return those of all classes, K * H * W numbers.
+            probabilities: also return the probabilities of all classes, K * H * W numbers.
             priors: also return the semantic priors.
             confidence: also return the probability of each pixel's class.
 
@@ -198,7 +199,7 @@ class Predictor(ImagePredictor):
         priors: bool,
         confidence: bool = False,
     ) -> Prediction:
-        """The prediction for an image as the mapper's reader gives it."""
+        """The prediction for an image as the mapper's reader returns it."""
         if priors and not self.has_priors:
             raise ConfigError(
                 "This model has no semantic priors to return: it is no SeMaskSegmentor, or has no "
@@ -231,11 +232,10 @@ class Predictor(ImagePredictor):
     ) -> Iterator[tuple[Path, Prediction]]:
         """Segment the images of a folder and of the folders in it, one at a time.
 
-        An image that cannot be read is reported in the log and left out; their number is
-        reported at the end.
+        Images that cannot be read are skipped with a warning, and counted at the end.
 
         Args:
-            folder: its images are those that `image_files` lists.
+            folder: the images are those that `image_files` lists.
             probabilities, priors: as for a single image.
 
         Yields:
@@ -265,7 +265,7 @@ class Predictor(ImagePredictor):
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images in a folder and in the folders below it, told by their suffix, sorted.
+    """The images in a folder and its subfolders, recognised by their suffix, sorted.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -280,7 +280,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     )
     if not files:
         raise DataError(
-            f"There is no image in '{root}': no file's name ends in {', '.join(IMAGE_EXTENSIONS)}."
+            f"There is no image in '{root}': no file name ends in {', '.join(IMAGE_EXTENSIONS)}."
         )
     return files
 
@@ -298,8 +298,8 @@ def load_model(
     resolve_device(cfg, min(1, torch.cuda.device_count()), explicit=explicit)
     cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:
-        raise CheckpointError("A predictor needs weights: give it the path of a checkpoint.")
-    amp_dtype(cfg, "TEST")  # refuses a precision that the device does not support
+        raise CheckpointError("A predictor needs weights: pass the path of a checkpoint.")
+    amp_dtype(cfg, "TEST")  # checks that the device supports the precision
     cfg.freeze()
     model = _build_model(cfg)
     pickles = cfg.MODEL.ALLOW_PICKLE
@@ -308,7 +308,7 @@ def load_model(
 
 
 def read_config(config: str | os.PathLike[str] | CfgNode, overrides: Sequence[str]) -> CfgNode:
-    """A file, a shipped config's name or a config (which is copied), with overrides."""
+    """Load a file or a shipped config by name, or copy a config, and apply overrides."""
     if not isinstance(config, CfgNode):
         return load_config(os.fspath(config), overrides)
     cfg = config.clone()
@@ -340,10 +340,10 @@ def _classes(cfg: CfgNode) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def image_pixels(image: AnyImage, reader: ImageReader = RGB) -> np.ndarray:
-    """(H, W, 3) uint8, RGB, or what else the reader gives.
+    """(H, W, 3) uint8, RGB, or what else the reader returns.
 
     Args:
-        image: a path, a Pillow image, or an array: of RGB, or with the values of the files.
+        image: a path, a Pillow image, or an array: RGB, or with the values of the files.
         reader: of the model.
 
     Raises:
@@ -356,7 +356,7 @@ def image_pixels(image: AnyImage, reader: ImageReader = RGB) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise DataError(
-                "An array has to be an RGB image, (H, W, 3) uint8; this one is "
+                "An image array must be RGB, (H, W, 3) uint8; this one is "
                 f"{image.shape} {image.dtype}."
             )
         return image

@@ -1,4 +1,4 @@
-"""Which part of a prediction each pixel belongs to: for legends, and for names under a pointer."""
+"""The region of a prediction that each pixel belongs to, for legends and tooltips."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Regions:
         index: (h, w) int32, the region of each pixel, 0..N-1; -1 = none. A semantic prior has
             fewer pixels than the image.
         names: N.
-        colors: (N, 3) uint8, RGB: what they are drawn in.
-        scores: (N,) float32, 0..1, NaN of regions without one; None = no region has one.
+        colors: (N, 3) uint8, RGB, as drawn.
+        scores: (N,) float32, 0..1, NaN for regions without one; None = no region has one.
         confidence: (h, w) float32, the probability of each pixel's region; None = not known.
     """
 
@@ -26,7 +26,7 @@ class Regions:
     confidence: np.ndarray | None = None
 
     def shares(self) -> np.ndarray:
-        """(N,) float64: the part of all pixels that is each region's."""
+        """(N,) float64: each region's share of all pixels, 0..1."""
         return self._sums(None) / self.index.size
 
     def certainties(self) -> np.ndarray:
@@ -51,7 +51,7 @@ def class_regions(
     colors: np.ndarray,
     confidence: np.ndarray | None = None,
 ) -> Regions:
-    """Those of a map of classes.
+    """The regions of a class map.
 
     Args:
         classes: (h, w) integers, 0..K-1.
@@ -65,7 +65,7 @@ def class_regions(
 def prior_regions(
     priors: Mapping[str, np.ndarray], names: Sequence[str], colors: np.ndarray
 ) -> dict[str, Regions]:
-    """Those of each stage's semantic prior, with the probability of the class that it names.
+    """The regions of each stage's semantic prior, with the probability of its predicted class.
 
     Args:
         priors: {"prior2": (K, h, w) logits, ...}.

@@ -29,7 +29,7 @@ ENCODER_OPTIONS = {
     "libopenh264": {"b": "8M"},
     "mjpeg": {"qmin": "2", "qmax": "2"},
 }
-# Of videos that do not give their frame rate.
+# For videos that do not state their frame rate.
 DEFAULT_RATE = 25.0
 BT709 = 1  # the code of these primaries, transfer function and matrix in H.264
 
@@ -43,10 +43,10 @@ class VideoReader:
 
     Attributes:
         frame_rate: frames per second.
-        num_frames: as stated by the file; 0 if it is not.
-        size: (width, height) of its pictures as they are stored.
-        missing: a sentence about frames that are stated but cannot be decoded, or "". Known after
-            the last frame.
+        num_frames: as stated by the file; 0 if not stated.
+        size: (width, height) of its frames as stored.
+        missing: a warning about stated frames that cannot be decoded, or ""; set after the last
+            frame.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -64,9 +64,9 @@ class VideoReader:
             self._container = av.open(self.path)
         except (FFmpegError, OSError) as error:
             raise DataError(
-                f"Cannot open video '{self.path}': it is damaged, cut off, or of an unknown format "
-                f"({error.strerror or error}). Copy it again, or convert it, for example with "
-                "'ffmpeg -i FILE out.mp4'."
+                f"Cannot open video '{self.path}': it is damaged, truncated, or of an unknown "
+                f"format ({error.strerror or error}). Copy it again, or convert it, for example "
+                "with 'ffmpeg -i FILE out.mp4'."
             ) from error
         if not self._container.streams.video:
             self._container.close()
@@ -89,7 +89,8 @@ class VideoReader:
         count = 0
         for frame in self._frames():
             count += 1
-            # RGB has no matrix; with one named, older versions of PyAV follow the video's own.
+            # RGB has no colour matrix, but older PyAV applies the video's own only if a target is
+            # named.
             pixels = frame.reformat(format="rgb24", dst_colorspace="ITU601").to_ndarray()
             # The file says by how many degrees to turn it counterclockwise.
             yield np.rot90(pixels, round(frame.rotation / 90))
@@ -97,13 +98,13 @@ class VideoReader:
             raise DataError(f"Video '{self.path}' has no frame that can be decoded.")
         if count < self.num_frames:
             self.missing = (
-                f"Video '{self.path}' announces {self.num_frames} frames, but only {count} can be "
-                "decoded: it is damaged or cut off."
+                f"Video '{self.path}' states {self.num_frames} frames, but only {count} can be "
+                "decoded: it is damaged or truncated."
             )
             logger.warning("%s", self.missing)
 
     def _frames(self) -> Iterator[VideoFrame]:
-        """Those that can be decoded."""
+        """The frames that can be decoded."""
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -128,7 +129,7 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Takes frames one by one; made by `writing_video`."""
+    """Writes frames one by one; created by `writing_video`."""
 
     def __init__(self, path: str, suffix: str, frame_rate: float) -> None:
         """
@@ -164,8 +165,8 @@ class VideoWriter:
         """Append a frame.
 
         Args:
-            frame: (H, W, 3) uint8, RGB, all of one size. An odd height or width, which the pixel
-                formats do not have, is made even by repeating the last row or column.
+            frame: (H, W, 3) uint8, RGB, all of one size. The pixel formats need an even height and
+                width: an odd one is extended by repeating the last row or column.
 
         Raises:
             VideoError: the size has changed.
@@ -176,8 +177,8 @@ class VideoWriter:
             self._open_stream(*frame.shape[:2])
         elif frame.shape != self._shape:
             raise VideoError(
-                f"Frame {self.num_frames} is {frame.shape[1]}x{frame.shape[0]} pixels, the ones "
-                f"before it are {self._shape[1]}x{self._shape[0]}."
+                f"Frame {self.num_frames} is {frame.shape[1]}x{frame.shape[0]} pixels, but the "
+                f"frames before it are {self._shape[1]}x{self._shape[0]}."
             )
         even = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], "edge")
         picture = VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
@@ -208,21 +209,21 @@ class VideoWriter:
         self._container.close()
 
     def abandon(self) -> None:
-        """Close the file as it is."""
+        """Close the unfinished file."""
         with contextlib.suppress(FFmpegError, OSError):
             self._container.close()
 
 
 @contextlib.contextmanager
 def writing_video(path: str | os.PathLike[str], frame_rate: float) -> Iterator[VideoWriter]:
-    """Write a video file, which is complete or not there. Missing folders are made.
+    """Write a video file atomically. Missing folders are created.
 
     Args:
         path: ends in ".mp4" (H.264) or ".avi" (Motion JPEG).
         frame_rate: frames per second.
 
     Raises:
-        VideoError: the suffix is another, the encoder is missing, or there is no frame.
+        VideoError: the suffix is not supported, the encoder is missing, or there is no frame.
         OSError: the file cannot be written.
     """
     target = os.path.abspath(path)

@@ -11,7 +11,7 @@ from semask.inference.prediction import ImagePrediction
 from semask.inference.video import VideoReader, VideoWriter, writing_video
 
 Predict = Callable[[np.ndarray], ImagePrediction]
-# From a prediction to its pictures, by name.
+# Draws a prediction's pictures, by name.
 Draw = Callable[[ImagePrediction], Mapping[str, np.ndarray]]
 
 
@@ -25,7 +25,7 @@ def predict_frames(
 ) -> Generator[ImagePrediction, None, None]:
     """Predict a video frame by frame.
 
-    The videos are complete after the last frame. If the generator is closed before, or an error
+    The videos are complete after the last frame. If the generator is closed earlier, or an error
     occurs, none is written.
 
     Args:
@@ -33,7 +33,7 @@ def predict_frames(
         frames: of the video.
         draw: draws the pictures of a frame.
         path_of: the video, ".mp4" or ".avi", that the pictures of a name go into.
-        limit: of the frames; None = all.
+        limit: maximum number of frames; None = all.
 
     Yields:
         The prediction of each frame.
