@@ -146,7 +146,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: s
     words = ""
     if mistake == "names":
         torch.save({"model": {"fc.weight": torch.zeros(1)}}, source)
-        words = "of no known kind"
+        words = "match no known kind"
     elif mistake == "ending":
         target, words = tmp_path / "target.ckpt", "has to end in .pth or .safetensors"
     elif mistake == "missing":
@@ -155,7 +155,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: s
         torch.save({"model": os.system}, source)
         words = "could run code"
     else:
-        source, words = tmp_path / "source.pkl", "can run any code"
+        source, words = tmp_path / "source.pkl", "can run arbitrary code"
         arrays = {name: value.numpy() for name, value in Small().state_dict().items()}
         source.write_bytes(pickle.dumps({"model": arrays, "made": PurePosixPath("x")}))
     assert run(source, target) == 2

@@ -155,7 +155,7 @@ def test_a_damaged_last_checkpoint_alone(tmp_path: Path, out: Path) -> None:
     for path in out.glob("model_*"):
         path.unlink()
     (out / "last_checkpoint").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(CheckpointError, match="last_checkpoint' does not hold the name"):
+    with pytest.raises(CheckpointError, match="last_checkpoint' does not contain the name"):
         resume(tmp_path)
 
 

@@ -197,7 +197,7 @@ def test_truncated_newest_checkpoint(
         foreign.unlink()
     caplog.clear()
     assert train(in_process, output).start_iter == 5
-    assert "Trying the one before" in caplog.text
+    assert "Trying the previous one" in caplog.text
     assert "model_0000004.pth" in caplog.text
     assert_same_state(in_process.checkpoint(output), undisturbed)
 

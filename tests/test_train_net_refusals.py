@@ -155,9 +155,9 @@ def test_checkpoint_of_another_class_count(
         for flags in ((), ("--eval-only",)):
             message = refusal(command(*flags, *weights, config=four), tmp_path, capsys)
             assert "blocks.0.query.weight (3, 8) -> (4, 8)" in message
-            assert "of another shape (checkpoint -> model)" in message
+            assert "with another shape (checkpoint -> model)" in message
             assert "set MODEL.SEM_SEG_HEAD.NUM_CLASSES to 3" in message
-            assert "take the config.yaml that its run has left" in message
+            assert "use the config.yaml in the OUTPUT_DIR of its run" in message
             assert "name the 3 classes in DATASETS.FOLDER_CLASSES" in message
     finally:
         tiny.unregister("tiny_four")
@@ -244,7 +244,7 @@ def test_a_pretrained_backbone_cannot_be_evaluated(
     weights = ("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", tmp_path / "imagenet.pth")
     message = refusal(command("--eval-only", *weights), tmp_path, capsys)
     assert "imagenet.pth' (ImageNet-pretrained Swin, by" in message
-    assert "is no complete model: it has no values for" in message
+    assert "is not a complete model: it lacks" in message
     assert command(*weights) == 0  # a training can start from it
 
 

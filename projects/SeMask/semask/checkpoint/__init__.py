@@ -1,4 +1,4 @@
-"""Checkpoints: names of published ones, strict loading, atomic saving."""
+"""Checkpoints: conversion of published ones, strict loading, atomic saving."""
 
 from semask.checkpoint.checkpointer import SeMaskCheckpointer
 from semask.checkpoint.convert import CheckpointKind, convert_state_dict, resize_bias_tables

@@ -1,4 +1,4 @@
-"""Checkpoints are loaded completely or not at all, run no code, and are never half-written."""
+"""A checkpointer with strict loading, without unsafe pickles, and with atomic saving."""
 
 import logging
 import os
@@ -36,11 +36,11 @@ class SeMaskCheckpointer(DetectionCheckpointer):
 
     It loads this project's checkpoints, published ones and ImageNet Swin (see
     :mod:`semask.checkpoint.convert`), from ``.pth`` files that hold tensors and plain values only,
-    ``.pkl`` files that hold NumPy arrays only, or ``.safetensors``. It saves atomically: after
-    an interrupted save, the earlier file and ``last_checkpoint`` are unchanged.
+    ``.pkl`` files that hold NumPy arrays only, or ``.safetensors``. It saves atomically: after an
+    interrupted save, the previous file and ``last_checkpoint`` are unchanged.
 
     Attributes:
-        loaded: the file of the model's weights; "" = none was loaded.
+        loaded: the file from which the weights were loaded; "" = none.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             model: the model, possibly wrapped for distributed training.
             save_dir: local folder of the checkpoints.
             save_to_disk: whether this process writes; None = only the main process does.
-            allow_pickle: also load ``.pkl`` files that hold more than NumPy arrays. Such a file can
-                run any code when it is read: only for files whose author you trust.
-            complete: also refuse weights that can only start a training, such as a pre-trained
-                backbone; for prediction.
+            allow_pickle: also load ``.pkl`` files that hold more than NumPy arrays. Reading such a
+                file can run arbitrary code: use it only for files whose author you trust.
+            complete: for prediction; also refuse weights that only initialise a training, such as a
+                pre-trained backbone.
             partial: load the weights that fit the model and initialise the rest, unless
                 ``complete`` is set. Resuming a run is always strict.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, by name.
@@ -76,39 +76,39 @@ class SeMaskCheckpointer(DetectionCheckpointer):
     def load(
         self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False
     ) -> dict[str, Any]:
-        """Load the model, and the checkpointables that the file has.
+        """Load the model and the checkpointables in the file.
 
         Args:
             path: file or URL; "" loads nothing.
             checkpointables: names to load; None = all.
-            strict: refuse a partial fit, also where the checkpointer is ``partial``.
+            strict: refuse a partial fit even if the checkpointer is ``partial``.
 
         Returns:
             The remaining entries of the checkpoint.
 
         Raises:
-            CheckpointError: the file is missing, broken, unsafe or of another model. The model
-                is then unchanged.
+            CheckpointError: the file is missing, damaged, unsafe or of another model. The model is
+                then unchanged.
         """
         if not path:
-            logger.info("No checkpoint is given: the model keeps its initial weights.")
+            logger.info("No checkpoint given: the model keeps its initial weights.")
             return {}
         logger.info("Loading checkpoint '%s'", path)
         checkpoint = self._load_file(path)
         names = list(self.checkpointables) if checkpointables is None else checkpointables
         if has_former_names(checkpoint["model"]) and any(name in checkpoint for name in names):
             raise CheckpointError(
-                f"Checkpoint '{path}' is of a run that an earlier version of this project began: "
-                "its weights can be used, but its training state (optimizer, averaged weights) "
-                "has another order. Go on with that version, or give the file as MODEL.WEIGHTS to "
-                "a run without --resume, in another OUTPUT_DIR."
+                f"Checkpoint '{path}' was written by an earlier version of this project: its "
+                "weights can be loaded, but its training state (optimizer, averaged weights) has "
+                "another order. Resume with that version, or set MODEL.WEIGHTS to the file in a "
+                "run without --resume and with another OUTPUT_DIR."
             )
         state_dict = self._fitting_state_dict(
             path, checkpoint.pop("model"), self.partial and not strict
         )
         for name in names:
             if name not in checkpoint:
-                logger.warning("Checkpoint '%s' has no state '%s', which starts anew", path, name)
+                logger.warning("Checkpoint '%s' has no state '%s': it is initialised", path, name)
                 continue
             try:
                 self.checkpointables[name].load_state_dict(checkpoint.pop(name))
@@ -116,11 +116,11 @@ class SeMaskCheckpointer(DetectionCheckpointer):
                 raise CheckpointError(
                     f"Checkpoint '{path}' does not fit this run: its '{name}' state is of "
                     f"another model or optimizer ({one_line(error)}). Start without --resume "
-                    "in another OUTPUT_DIR, or use the config it was made with."
+                    "in another OUTPUT_DIR, or use the config of the run that wrote it."
                 ) from error
         self.model.load_state_dict(state_dict, strict=False)  # checked above
         self.loaded = path
-        # For a model alone, as in a predictor, a training's states are left out without a warning.
+        # Without checkpointables, as in a predictor, training states are skipped without a warning.
         resumes = checkpointables is None and bool(self.checkpointables)
         for name, value in checkpoint.items():
             if resumes and isinstance(value, Mapping):
@@ -130,11 +130,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """With ``resume``, load everything from the last checkpoint of the folder, if it has one.
 
-        If that one is damaged or missing, the checkpoint before it is loaded.
-
         Args:
             path: file or URL whose weights are loaded otherwise.
-            resume: as above.
+            resume: whether to resume. If the last checkpoint is damaged or missing, the one
+                before it is loaded.
 
         Returns:
             As ``load``.
@@ -151,7 +150,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             damaged = error
         for name in resumable_checkpoints(self.save_dir, before=os.path.basename(newest)):
             former = os.path.join(self.save_dir, name)
-            logger.warning("%s Trying the one before, '%s'.", damaged, former)
+            logger.warning("%s Trying the previous one, '%s'.", damaged, former)
             try:
                 return self.load(former, strict=True)
             except DamagedCheckpointError as error:
@@ -159,7 +158,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         raise damaged
 
     def has_checkpoint(self) -> bool:
-        """Whether the folder has a checkpoint to go on from."""
+        """Whether the folder has a checkpoint to resume from."""
         return bool(self.save_dir) and has_checkpoint(self.save_dir)
 
     def get_checkpoint_file(self) -> str:
@@ -168,7 +167,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         If ``last_checkpoint`` is missing or damaged, the one of the highest iteration.
 
         Raises:
-            DamagedCheckpointError: there is no such file either.
+            DamagedCheckpointError: there is no such checkpoint.
         """
         try:
             name = read_last(self.save_dir)
@@ -181,9 +180,9 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         return os.path.join(self.save_dir, name)
 
     def check(self, path: str, *, strict: bool = False) -> None:
-        """Raise the errors that ``load`` would raise, and change nothing.
+        """Raise the errors that ``load`` would raise, without changing anything.
 
-        The model may be on the meta device. "" is no checkpoint and never refused.
+        The model may be on the meta device. An empty path is accepted.
         """
         if path:
             self._fitting_state_dict(
@@ -199,11 +198,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
 
         Args:
             name: file name without extension.
-            kwargs: further values to save; tensors and plain types only, or they could not be
-                loaded again.
+            kwargs: further values to save; only tensors and plain types can be loaded again.
 
         Raises:
-            CheckpointError: it cannot be written; earlier files are unchanged.
+            CheckpointError: the file cannot be written; earlier files are unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -216,10 +214,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make ``last_checkpoint`` name a file, atomically.
+        """Write a file name into ``last_checkpoint``, atomically.
 
         Raises:
-            CheckpointError: it cannot be written; it names the former file then.
+            CheckpointError: the file cannot be written and is unchanged.
         """
         with written_durably(os.path.join(self.save_dir, LAST)) as file:
             file.write(last_filename_basename.encode())
@@ -227,7 +225,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
     def _fitting_state_dict(
         self, path: str, state_dict: dict[str, Tensor], partial: bool = False
     ) -> dict[str, Tensor]:
-        """The checkpoint's parameters by the model's names, if they fit the model.
+        """The checkpoint's parameters under the model's names, checked to fit the model.
 
         With ``partial``, only those that fit.
         """
@@ -242,7 +240,7 @@ class SeMaskCheckpointer(DetectionCheckpointer):
             unknown = isinstance(error, UnknownNamesError)
             if not (unknown and wanted.keys() & state_dict.keys()):
                 raise CheckpointError(f"Checkpoint '{path}': {error}") from error
-            found, kind = state_dict, CheckpointKind.NATIVE  # of a model with another backbone
+            found, kind = state_dict, CheckpointKind.NATIVE  # for a model with another backbone
         # The others are complete models.
         backbone_alone = kind in (CheckpointKind.IMAGENET_SWIN, CheckpointKind.CONVERTED_SWIN)
         if backbone_alone or partial:
@@ -261,10 +259,10 @@ class SeMaskCheckpointer(DetectionCheckpointer):
         missing = [k for k in wanted if k not in found and not re.search(COUNTERS, k)]
         if self.complete and missing:
             raise CheckpointError(
-                f"Checkpoint '{path}' ({kind.value}) is no complete model: it has no values for "
-                f"{len(missing)} of its {len(wanted)} tensors, {missing[0]} among them. It can "
-                "start a training, but predict nothing: give MODEL.WEIGHTS a checkpoint that a "
-                "training of this model has written."
+                f"Checkpoint '{path}' ({kind.value}) is not a complete model: it lacks "
+                f"{len(missing)} of its {len(wanted)} tensors, such as {missing[0]}. It can "
+                "initialise a training but cannot predict: set MODEL.WEIGHTS to a checkpoint "
+                "written by a training of this model."
             )
         return {name: value for name, value in found.items() if name in wanted}
 

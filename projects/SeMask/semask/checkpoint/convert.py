@@ -1,8 +1,8 @@
-"""Converts checkpoints to this project's parameter names, and fits their tensors to a model.
+"""Conversion of checkpoints to this project's parameter names, and of tensor shapes to a model.
 
-Published are SeMask-FPN and Swin-FPN (names of their segmentation framework, ``backbone.*`` and
-``decode_head.*``), mask-classification models (see :mod:`.mask_models`), and ImageNet-pretrained
-Swin (names of the backbone alone).
+Supported are the published SeMask-FPN and Swin-FPN (``backbone.*`` and ``decode_head.*``, the names
+of their segmentation framework), mask-classification models (see :mod:`.mask_models`), and
+ImageNet-pretrained Swin (names of the backbone alone).
 """
 
 import logging
@@ -26,15 +26,15 @@ RGB = 3
 
 
 class UnknownNamesError(CheckpointError):
-    """Parameter names of no known kind."""
+    """The parameter names match no known kind of checkpoint."""
 
 
 class ForeignSwinError(CheckpointError):
-    """A Swin with the names of another library."""
+    """The parameter names are those of another library's Swin."""
 
 
 class CheckpointKind(Enum):
-    """Where a state dict comes from."""
+    """The origin of a state dict."""
 
     SEMASK_FPN = "published SeMask-FPN"
     SWIN_FPN = "published Swin-FPN"
@@ -47,17 +47,17 @@ class CheckpointKind(Enum):
     NATIVE = "this project's own"
 
 
-#: published models that classify masks
+#: published mask-classification models
 MASK_MODELS = (
     CheckpointKind.SEMASK_MASKS,
     CheckpointKind.SWIN_MASKS,
     CheckpointKind.TRANSFORMERS_MASKS,
 )
 
-# Buffers that a model computes by itself.
+# Buffers that a model computes.
 _COMPUTED = ("relative_position_index", "attn_mask")
 
-# (pattern, replacement) in order; every name goes through all of them.
+# (pattern, replacement), all applied to every name in this order.
 _FPN_RULES = (
     (r"^decode_head\.conv_seg\.", "sem_seg_head.semantic_fpn.predictor."),
     (r"(scale_heads\.\d+\.\d+)\.conv\.", r"\1."),
@@ -77,18 +77,18 @@ _LIBRARIES = {
 def convert_state_dict(
     state_dict: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], CheckpointKind]:
-    """Rename the parameters of a published checkpoint, or of a former one of this project.
+    """Rename the parameters of a published checkpoint, or of an earlier release of this project.
 
     Args:
-        state_dict: parameters by name; a "module." in front of all of them is taken off.
+        state_dict: parameters by name; a common prefix "module." is removed.
 
     Returns:
-        Parameters by this project's names, and the kind that was found. Parameters that
-        are not used here (ImageNet Swin's classifier ``head`` and its ``norm``) keep their names;
-        buffers that a model computes by itself are left out. Tensors are not copied.
+        Parameters by this project's names, and the detected kind. Parameters that are not used here
+        (ImageNet Swin's classifier ``head`` and its ``norm``) keep their names; buffers that a
+        model computes are dropped. Tensors are not copied.
 
     Raises:
-        CheckpointError: the names are of no known kind, or two names become the same.
+        CheckpointError: the names match no known kind, or two names map to the same one.
     """
     if state_dict and all(name.startswith("module.") for name in state_dict):
         state_dict = {name[len("module.") :]: value for name, value in state_dict.items()}
@@ -104,21 +104,21 @@ def convert_state_dict(
             continue
         own_name = _convert_name(name, kind)
         if own_name in converted:
-            raise CheckpointError(f"Two of its parameters stand for '{own_name}': '{name}' is one.")
+            raise CheckpointError(f"Two of its parameters map to '{own_name}'; one is '{name}'.")
         converted[own_name] = value
     return converted, kind
 
 
 def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
-    """Find the kind from the names; see :func:`convert_state_dict`."""
+    """Detect the kind from the names; see :func:`convert_state_dict`."""
     names = list(state_dict)
     if is_from_transformers(names):
         return CheckpointKind.TRANSFORMERS_MASKS
     library = find_library(names)
     if library is not None:
         raise ForeignSwinError(
-            f"It is a Swin by the names of {library}, which are not read. Take the file that "
-            "Swin's authors have published, whose names begin with 'layers.0.blocks.0.attn.qkv'."
+            f"Its parameter names are those of {library}'s Swin, which are not supported. Use the "
+            "file published by Swin's authors, with names such as 'layers.0.blocks.0.attn.qkv'."
         )
     if any(name.startswith("backbone.layers.") for name in names):
         semantic = any(".class_injection." in name for name in names)
@@ -134,17 +134,17 @@ def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
         return CheckpointKind.CONVERTED_SWIN if alone else CheckpointKind.NATIVE
     shown = ", ".join(names[:5]) or "nothing"
     raise UnknownNamesError(
-        "The parameter names are those of no known kind "
-        f"({', '.join(kind.value for kind in CheckpointKind)}); it holds {shown}, ..."
+        "The parameter names match no known kind of checkpoint "
+        f"({', '.join(kind.value for kind in CheckpointKind)}); they are {shown}, ..."
     )
 
 
 def find_library(names: Sequence[str]) -> str | None:
-    """The other library with such names of a Swin's parameters; None for names that are read."""
+    """The library whose Swin has these parameter names; None for supported names."""
     for library, pattern in _LIBRARIES.items():
         if any(re.search(pattern, name) for name in names):
             return library
-    # timm merges patches at the beginning of a stage, the original at the end.
+    # timm merges patches at the start of a stage, the original at the end.
     merging = {m.group(1) for n in names if (m := re.match(r"layers\.(\d+)\.downsample\.", n))}
     return "timm" if merging and "0" not in merging else None
 
@@ -165,14 +165,14 @@ def _convert_name(name: str, kind: CheckpointKind) -> str:
 def below_pyramid(
     state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Put a Swin's parameters below the feature pyramid of a model that has one.
+    """Prefix a Swin's parameters with ``bottom_up`` for a model with Detectron2's FPN.
 
     Args:
         state_dict: parameters by this project's names, those of the Swin as ``backbone.*``.
-        model_state: the model's; with Detectron2's FPN, the Swin is its ``backbone.bottom_up``.
+        model_state: the model's; with Detectron2's FPN, the Swin is ``backbone.bottom_up``.
 
     Returns:
-        ``state_dict`` with names that the model has.
+        ``state_dict`` with the model's names.
     """
     pyramid = any(name.startswith("backbone.bottom_up.") for name in model_state)
     wrong = re.compile(r"^backbone\.(?!bottom_up\.)" if pyramid else r"(?!)")
@@ -182,10 +182,10 @@ def below_pyramid(
 def resize_bias_tables(
     state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Fit Swin's learned position tables to a model with other windows or another image size.
+    """Resize Swin's learned position tables for other window sizes or another image size.
 
-    Relative position bias tables and absolute position embeddings whose shape differs are
-    resized bicubically (``align_corners=False``), as is usual for Swin.
+    Relative position bias tables and absolute position embeddings of other shapes are resized
+    bicubically (``align_corners=False``), as is usual for Swin.
 
     Args:
         state_dict: parameters by this project's names.
@@ -193,7 +193,7 @@ def resize_bias_tables(
 
     Returns:
         ``state_dict`` with those tensors replaced. Tables that cannot be resized, such as those
-        for another number of heads, stay unchanged; the loader refuses them.
+        with another number of heads, are unchanged, and the loader refuses them.
     """
     resized = dict(state_dict)
     for name, value in state_dict.items():
@@ -219,7 +219,9 @@ def _resize_bias_table(table: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _resize_embedding(embedding: Tensor, wanted: Tensor) -> Tensor:
-    """(1, C, height, width), or (1, tokens, C) as Swin classifiers store it, to the size wanted."""
+    """Resize (1, C, height, width), or (1, tokens, C) as in Swin classifiers, to the model's
+    size.
+    """
     grid = embedding
     if embedding.ndim == 3 and (side := _side(embedding.shape[1])):
         grid = embedding.transpose(1, 2).reshape(embedding.shape[0], -1, side, side)
@@ -235,7 +237,7 @@ def _side(count: int) -> int:
 
 
 def _bicubic(grid: Tensor, size: Sequence[int]) -> Tensor:
-    single = grid if grid.dtype == torch.float64 else grid.float()  # not every type has bicubic
+    single = grid if grid.dtype == torch.float64 else grid.float()  # not for every dtype
     resized = F.interpolate(single, size=tuple(size), mode="bicubic", align_corners=False)
     return resized.to(grid.dtype)
 
@@ -243,17 +245,17 @@ def _bicubic(grid: Tensor, size: Sequence[int]) -> Tensor:
 def adapt_channels(
     state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Fit the first convolution of a pre-trained backbone to images of N channels.
+    """Adapt the first convolution of a pre-trained backbone to images of N channels.
 
-    Timm's rule: for one channel, the sum over the three; else the three in turn until there are N,
-    times 3 / N. So for equal channels the features have the same scale as before.
+    timm's rule: for one channel, the sum over the three; otherwise the three repeated to N, times 3
+    / N. If all channels are equal, the features keep their scale.
 
     Args:
         state_dict: parameters by this project's names.
         model_state: the model's, for the shapes wanted.
 
     Returns:
-        ``state_dict`` with such a weight replaced.
+        ``state_dict`` with this weight replaced.
     """
     adapted = dict(state_dict)
     for name, value in state_dict.items():
@@ -272,7 +274,7 @@ def adapt_channels(
 
 
 def adapt_weight(weight: Tensor, channels: int) -> Tensor:
-    """The weight of a convolution of RGB for another number of channels.
+    """Adapt the weight of a convolution over RGB to another number of channels.
 
     Args:
         weight: (O, 3, h, w).

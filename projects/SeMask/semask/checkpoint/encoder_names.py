@@ -37,7 +37,7 @@ _TRANSFORMERS = (
 )
 # Names of this project, in a file written by ``semask convert``.
 _OWN = re.compile(r"^backbone\.(bottom_up\.)?encoder\.network\.")
-# Names of the authors of PVTv2 and SegFormer, who count stages from 1.
+# Names of the authors of PVTv2 and SegFormer, with stages counted from 1.
 _AUTHORS = (
     (r"^patch_embed1\.", "patch_embed."),
     (r"^patch_embed([234])\.", "stages.{}.downsample."),
@@ -48,16 +48,16 @@ _AUTHORS = (
 
 
 def encoder_weights(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor] | None:
-    """The parameters of a pre-trained encoder by the names of a model with a ``TimmEncoder``.
+    """Rename the parameters of a pre-trained encoder for a model with a ``TimmEncoder``.
 
     Args:
-        state_dict: as timm, or the authors of a Mix Transformer or PVTv2, or transformers publish
-            it.
+        state_dict: as published by timm, transformers, or the authors of a Mix Transformer or
+            PVTv2.
         model: with or without the encoder.
 
     Returns:
-        The parameters, without those of the classifier; None if the model has no such encoder, or
-        the state dict is not that of the encoder.
+        The parameters without the classifier's; None if the model has no such encoder, or the state
+        dict is not of that encoder.
     """
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, TimmEncoder)]
     if not found:

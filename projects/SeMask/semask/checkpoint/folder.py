@@ -9,12 +9,14 @@ from semask.errors import CheckpointError, DamagedCheckpointError
 
 LAST = "last_checkpoint"
 
-# Detectron2's names, and those of the best weights.
+# Detectron2's file names, and those of the best weights.
 _WRITTEN = re.compile(r"model_(\d+|final|best|best_ema)\.pth")
 
 
 def written_checkpoints(folder: str) -> list[str]:
-    """All files in a folder that a new run would overwrite or mix with its own, by name."""
+    """The names of all checkpoint files in a folder that a new run would overwrite or mix with its
+    own.
+    """
     if not os.path.isdir(folder):
         return []
     return sorted(n for n in os.listdir(folder) if n == LAST or _WRITTEN.fullmatch(n))
@@ -26,13 +28,13 @@ def has_checkpoint(folder: str) -> bool:
 
 
 def resumable_checkpoints(folder: str, before: str = "") -> list[str]:
-    """The files in a folder that a run can resume from, the highest iteration first.
+    """The files in a folder that a run can resume from, highest iteration first.
 
     Modification times are not used: a copy or a backup does not keep them.
 
     Args:
-        folder: of the run.
-        before: name of one of them; it and those of later iterations are left out.
+        folder: the run's output folder.
+        before: name of one of them; it and those of later iterations are excluded.
     """
     names = [n for n in written_checkpoints(folder) if n != LAST and "best" not in n]
     limit = _iteration(folder, before) if before else math.inf
@@ -42,7 +44,7 @@ def resumable_checkpoints(folder: str, before: str = "") -> list[str]:
 
 
 def read_last(folder: str) -> str:
-    """The name in ``last_checkpoint``.
+    """The file name in ``last_checkpoint``.
 
     Raises:
         DamagedCheckpointError: the file is missing, or holds no name.
@@ -57,14 +59,14 @@ def read_last(folder: str) -> str:
         raise DamagedCheckpointError(f"'{path}' cannot be read ({error.strerror}).") from error
     if not name or not name.isprintable():
         raise DamagedCheckpointError(
-            f"'{path}' does not hold the name of a checkpoint. Write the name of a file in that "
+            f"'{path}' does not contain the name of a checkpoint. Write the name of a file in that "
             "folder into it, such as model_final.pth."
         )
     return name
 
 
 def _iteration(folder: str, name: str) -> float:
-    """The iteration after which a checkpoint was written; infinite where that is not known."""
+    """The iteration after which a checkpoint was written; infinite if unknown."""
     number = re.search(r"\d+", name)
     if number:
         return int(number.group())

@@ -1,7 +1,8 @@
-"""Published mask-classification models: parameter names, and buffers that are only checked.
+"""Published mask-classification models: parameter names, and checks of computed buffers.
 
 MaskFormer (arXiv 2107.06278), Mask2Former (arXiv 2112.01527) and SeMask's four models with their
-decoders name the decoders as this project does, up to two older names, and the backbone as Swin.
+decoders use this project's names for the decoders, except for two older ones, and Swin's for the
+backbone.
 """
 
 import logging
@@ -24,7 +25,7 @@ PREDICTOR = HEAD + "predictor."
 
 MASK_DECODERS = ("maskformer", "mask2former", "mask2former_fapn", "mask2former_msfapn")
 
-# (pattern of a parameter's name, decoder); the first match counts.
+# (pattern of a parameter name, decoder); the first match applies.
 _DECODERS = (
     (PREDICTOR + "transformer.decoder.", "maskformer"),
     (PIXEL_DECODER + "align_2.", "mask2former_fapn"),
@@ -32,20 +33,20 @@ _DECODERS = (
     (PREDICTOR + "transformer_cross_attention_layers.", "mask2former"),
 )
 
-# Their values follow from the number of classes, which the model knows by itself.
+# Their values follow from the model's number of classes.
 _NO_OBJECT_WEIGHTS = "criterion.empty_weight"
 _PIXEL_STATISTICS = ("pixel_mean", "pixel_std")
 
 
 def find_decoder(names: Iterable[str]) -> str | None:
-    """The decoder of a state dict, as in the names of config files.
+    """The decoder of a state dict, named as in config files.
 
     Args:
         names: of parameters, this project's or published ones.
 
     Returns:
-        "maskformer", "mask2former", "mask2former_fapn", "mask2former_msfapn" or "fpn"; None where
-        there is none of these.
+        "maskformer", "mask2former", "mask2former_fapn", "mask2former_msfapn" or "fpn"; None if it
+        has none of these.
     """
     names = list(names)
     if any(name.startswith((HEAD + "semantic_fpn.", "decode_head.")) for name in names):
@@ -57,8 +58,8 @@ def find_decoder(names: Iterable[str]) -> str | None:
     return None
 
 
-# Shipped configs: backbones by the channels of the first stage and the blocks of the third one,
-# datasets and tasks by their number of classes, and of those of the same number by their queries.
+# Shipped configs: backbones by the channels of the first stage and the blocks of the third;
+# datasets and tasks by the number of classes, then by the number of queries.
 _BACKBONES = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 _DATASETS = {
     150: ("ade20k", ""),
@@ -79,7 +80,7 @@ def find_config(state_dict: Mapping[str, Tensor]) -> str | None:
         state_dict: parameters by this project's names.
 
     Returns:
-        Its name; None where the backbone or the number of classes is of none of them.
+        Its name; None if no shipped config has this backbone and number of classes.
     """
     decoder = find_decoder(state_dict)
     stem = state_dict.get("backbone.encoder.stem.patch_embed.proj.weight")
@@ -105,10 +106,10 @@ def find_config(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def own_head_name(name: str) -> str:
-    """The present name of a decoder's parameter; other names are returned as they are.
+    """The current name of a decoder's parameter; other names are returned unchanged.
 
-    The original releases put the pixel decoder directly below the head at first, and called the
-    learnt queries' features ``static_query``. The form follows from the name.
+    The first original releases put the pixel decoder directly in the head, and named the learnt
+    query features ``static_query``.
     """
     if name.startswith(HEAD) and not name.startswith((PIXEL_DECODER, PREDICTOR)):
         name = PIXEL_DECODER + name[len(HEAD) :]
@@ -118,9 +119,9 @@ def own_head_name(name: str) -> str:
 def convert_mask_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the parameters of a published mask-classification model.
 
-    Buffers that a model computes by itself are compared with their formula and left out. The
-    normalisation that feature alignment shares with the convolution after it has two names there;
-    that of the convolution is used.
+    Buffers that a model computes are compared with their formula and dropped. The normalisation
+    that feature alignment shares with the next convolution has two names there; the convolution's
+    is used.
 
     Args:
         state_dict: parameters by their published names.
@@ -129,8 +130,8 @@ def convert_mask_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         Parameters by this project's names; tensors are not copied.
 
     Raises:
-        CheckpointError: two parameters become the same one, or a buffer has other values than a
-            model computes.
+        CheckpointError: two parameters map to the same name, or a buffer differs from what a model
+            computes.
     """
     converted: dict[str, Tensor] = {}
     for name, value in state_dict.items():
@@ -138,16 +139,16 @@ def convert_mask_model(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         own_name = own_backbone_name(name) if name.startswith("backbone.") else own_head_name(name)
         if own_name in converted:
-            raise CheckpointError(f"Two of its parameters stand for '{own_name}': '{name}' is one.")
+            raise CheckpointError(f"Two of its parameters map to '{own_name}'; one is '{name}'.")
         converted[own_name] = value
     return _with_shared_norms(converted)
 
 
 def _is_computed(name: str, value: Tensor) -> bool:
-    """Whether a model computes this buffer by itself.
+    """Whether a model computes this buffer.
 
     Raises:
-        CheckpointError: it does, and computes other values.
+        CheckpointError: the buffer has other values than the model computes.
     """
     if name in _PIXEL_STATISTICS:
         return True
@@ -156,13 +157,13 @@ def _is_computed(name: str, value: Tensor) -> bool:
         expected = relative_position_index(side)
     elif name == _NO_OBJECT_WEIGHTS:
         expected = torch.ones_like(value)
-        expected[-1] = value[-1]  # the weight of "no object" is the config's
+        expected[-1] = value[-1]  # the weight of "no object" comes from the config
     else:
         return False
     if not torch.equal(value, expected.to(value)):
         raise CheckpointError(
-            f"Its buffer '{name}' has other values than this model computes: it is of another "
-            "implementation, or damaged."
+            f"Its buffer '{name}' has other values than this model computes: it was written by "
+            "another implementation, or is damaged."
         )
     return True
 

@@ -1,4 +1,4 @@
-"""Differences between a checkpoint and a model, and their most probable remedy."""
+"""Differences between a checkpoint and a model, and the most likely fix."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from semask.checkpoint.convert import CheckpointKind
 from semask.checkpoint.mask_models import MASK_DECODERS, find_config, find_decoder
 from semask.checkpoint.start import is_class_dependent
 
-# What may be missing from a checkpoint, and what may be left over (regular expressions).
-# Detectron2 starts a model without them; everything else has to fit exactly.
-# Older releases of PyTorch did not count BatchNorm's batches, and nothing here uses the number.
+# Names that may be missing from a checkpoint or unused by the model (regular expressions).
+# Detectron2 can load a model without them; everything else must match exactly. Older PyTorch had no
+# num_batches_tracked in BatchNorm, and nothing here uses it.
 COUNTERS = r"\.num_batches_tracked$"
-# The pre-trained classifier has neither semantic layers nor output norms nor heads.
+# The pre-trained classifier has no semantic layers, output norms or heads.
 _BESIDES_SWIN = (
     r"\.semantic_layers\.|\.output_norms\.|^(?!backbone\.)|^backbone\.(fpn_\w+|top_block)\."
 )
@@ -26,7 +26,7 @@ _MAY_MISS = {
 }
 _MAY_BE_LEFT = {CheckpointKind.IMAGENET_SWIN: r"^(head|norm)\."}
 
-# Number of names of each sort that a message lists.
+# Number of names of each group that a message lists.
 _LISTED = 8
 
 
@@ -35,10 +35,10 @@ class Mismatch:
     """The differences between a checkpoint and a model.
 
     Attributes:
-        missing: names of the model that the checkpoint does not have.
-        left_over: names of the checkpoint that the model does not have.
-        shapes: names with the shape in the checkpoint and in the model.
-        types: names whose values are no fractions, with the type in the checkpoint.
+        missing: names in the model that the checkpoint lacks.
+        left_over: names in the checkpoint that the model lacks.
+        shapes: names whose shapes differ, with the shape in the checkpoint and in the model.
+        types: names of parameters that are not floating-point, with the checkpoint's dtype.
         found: all parameters of the checkpoint.
         wanted: all parameters of the model.
     """
@@ -54,19 +54,19 @@ class Mismatch:
         return bool(self.missing or self.left_over or self.shapes or self.types)
 
     def describe(self) -> str:
-        """The differences, a few of each sort, with their counts."""
+        """The differences, a few of each group, with their counts."""
         shapes = [f"{name} {old} -> {new}" for name, old, new in self.shapes]
         types = [f"{name} ({dtype})" for name, dtype in self.types]
         parts = (
             ("missing from the checkpoint", self.missing),
-            ("left over in the checkpoint", self.left_over),
-            ("of another shape (checkpoint -> model)", shapes),
-            ("without fractions, where the model has floating-point numbers", types),
+            ("not in the model", self.left_over),
+            ("with another shape (checkpoint -> model)", shapes),
+            ("not floating-point, unlike the model's", types),
         )
         return "".join(f" {len(names)} {what}: {shorten(names)}." for what, names in parts if names)
 
     def hint(self) -> str:
-        """The most probable remedy, or ""."""
+        """The most likely fix, or ""."""
         return self._other_decoder() or self._other_classes() or self._semantic_layers()
 
     def _other_decoder(self) -> str:
@@ -87,26 +87,26 @@ class Mismatch:
             extra = 1 if ".class_embed." in name else 0  # "no object"
             classes = old[0] - extra
             return (
-                f" The checkpoint has {classes} classes and the model {new[0] - extra}: take the "
-                "config.yaml that its run has left in its OUTPUT_DIR, or set "
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {classes} (for an own dataset, name the "
-                f"{classes} classes in DATASETS.FOLDER_CLASSES), or train what depends on the "
-                "classes anew with MODEL.WEIGHTS_MODE 'initialise'."
+                f" The checkpoint has {classes} classes and the model {new[0] - extra}: use the "
+                "config.yaml in the OUTPUT_DIR of its run, or set "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {classes} (for your own dataset, name the "
+                f"{classes} classes in DATASETS.FOLDER_CLASSES), or set MODEL.WEIGHTS_MODE to "
+                "'initialise' to train the class-dependent parameters from scratch."
             )
         return ""
 
     def _semantic_layers(self) -> str:
         semantic = [".semantic_layers." in name for name in self.missing + self.left_over]
         if not (any(semantic) and all(semantic)) or self.shapes:
-            return " Is it the checkpoint of this config?"
+            return " Check that it is a checkpoint of this config."
         if self.missing and find_decoder(self.found) in MASK_DECODERS:
             config = find_config(self.found)
             take = f", such as configs/{config}" if config else ""
             return (
-                " The checkpoint lacks the semantic layers, and their normalisation stands in the "
-                "residual stream and changes all features, even with a gamma of 0: it is a start "
-                "for a SeMask model, not an equivalent. Set MODEL.WEIGHTS_MODE to 'initialise' to "
-                f"start a training with it, or take a config without semantic layers{take}."
+                " The checkpoint lacks the semantic layers. Their normalisation is in the residual "
+                "stream and changes all features, even with a gamma of 0, so the checkpoint can "
+                "only initialise a SeMask model. Set MODEL.WEIGHTS_MODE to 'initialise' for a "
+                f"training from it, or use a config without semantic layers{take}."
             )
         without = "checkpoint" if self.missing else "model"
         return (
@@ -118,7 +118,7 @@ class Mismatch:
 def compare(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], kind: CheckpointKind
 ) -> Mismatch:
-    """The differences between a checkpoint and a model that its kind does not explain.
+    """The differences between a checkpoint and a model that are not expected for its kind.
 
     Args:
         found: parameters of the checkpoint, by this project's names.
@@ -146,6 +146,6 @@ def compare(
 
 
 def shorten(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
+    """A few names, and the number of the others."""
     more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

@@ -1,6 +1,6 @@
-"""Reads checkpoint files into dictionaries, without running code from them.
+"""Reading of checkpoint files, without running code from them.
 
-Pickles of NumPy arrays are read by an unpickler that can create nothing else.
+Pickles of NumPy arrays are read by an unpickler that cannot create anything else.
 """
 
 import contextlib
@@ -21,24 +21,25 @@ from torch import Tensor
 from semask.errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError
 from semask.utils.text import one_line
 
-# Beginnings of the messages with which torch's safe reader refuses a file.
+# How the messages of torch's safe unpickler begin when it refuses a file.
 _REFUSAL = re.compile(r"Unsupported|Trying to|Can only|it asks for|it is a pickle")
 
 
 def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """Read ``.safetensors``, ``.pkl``, or any other name as torch's format.
+    """Read ``.safetensors`` or ``.pkl``; any other suffix is read as torch's format.
 
     Args:
         filename: a file, or a URL that Detectron2's ``PathManager`` fetches.
-        allow_pickle: read ``.pkl`` files of more than NumPy arrays, too, which can run any code.
+        allow_pickle: also read ``.pkl`` files with more than NumPy arrays, which can run arbitrary
+            code.
 
     Returns:
-        The file's entries, with the parameters by name under "model"; in the file they may
-        be under "model", "state_dict", or at the top.
+        The file's entries, with the state dict under "model"; in the file it may be under "model",
+        under "state_dict", or at the top level.
 
     Raises:
         CheckpointError: the file is missing, damaged, without weights, or could run code; or
-            "model" or "state_dict" does not hold parameters by name.
+            "model" or "state_dict" is not a state dict.
     """
     path = _local_path(filename)
     loaded: Any
@@ -61,28 +62,27 @@ def read_checkpoint(filename: str, *, allow_pickle: bool = False) -> dict[str, A
     else:
         content = f"a {type(loaded).__name__}"
     raise CheckpointError(
-        f"Checkpoint '{filename}' has no weights: it holds {content}, but neither 'model' nor "
+        f"Checkpoint '{filename}' has no weights: it has {content}, but neither 'model' nor "
         "'state_dict'."
     )
 
 
 def parameters_by_name(entries: Mapping[Any, Any], filename: str) -> dict[str, Tensor]:
-    """The entries of a checkpoint, checked to be parameters by name.
+    """The entries of a checkpoint, checked to be a state dict.
 
     Raises:
-        CheckpointError: a name is no text, or a value no tensor.
+        CheckpointError: a key is not a string, or a value is not a tensor.
     """
     for name, value in entries.items():
         if not isinstance(name, str):
             raise CheckpointError(
-                f"Checkpoint '{filename}' has a parameter under {name!r}, a "
-                f"{type(name).__name__} in place of its name. Save it from the model's "
-                "state_dict() again."
+                f"Checkpoint '{filename}' has the key {name!r}, a {type(name).__name__} instead "
+                "of a parameter name. Save it again from the model's state_dict()."
             )
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"Checkpoint '{filename}' has a {type(value).__name__} under '{name}', where a "
-                "parameter should be a tensor. Save it from the model's state_dict() again."
+                f"Checkpoint '{filename}' has a {type(value).__name__} under '{name}' instead of a "
+                "tensor. Save it again from the model's state_dict()."
             )
     return dict(entries)
 
@@ -90,8 +90,10 @@ def parameters_by_name(entries: Mapping[Any, Any], filename: str) -> dict[str, T
 def _local_path(filename: str) -> str:
     try:
         path = PathManager.get_local_path(filename)
-    except Exception as error:  # each storage has exceptions of its own
-        raise CheckpointError(f"Cannot fetch checkpoint '{filename}': {one_line(error)}") from error
+    except Exception as error:  # each storage backend has its own exceptions
+        raise CheckpointError(
+            f"Cannot download checkpoint '{filename}': {one_line(error)}"
+        ) from error
     if not os.path.isfile(path):
         raise MissingCheckpointError(f"Checkpoint '{filename}' does not exist.")
     return path
@@ -110,33 +112,33 @@ def _read_torch(path: str, filename: str) -> Any:
     except Exception as error:  # decoders raise nearly anything at damaged files
         if not _begins_like_torch(path):
             raise DamagedCheckpointError(
-                f"Checkpoint '{filename}' is a file of another kind, or damaged from its first "
-                "byte on: it has to be what PyTorch has saved, or a .safetensors file."
+                f"Checkpoint '{filename}' is not a checkpoint, or its header is damaged: it must "
+                "be a file saved by PyTorch, or a .safetensors file."
             ) from error
         reason = _reason(error)
         if not (isinstance(error, pickle.UnpicklingError) and _REFUSAL.match(reason)):
             raise _damaged(filename, reason) from error
         raise CheckpointError(
             f"Checkpoint '{filename}' is refused: it holds more than tensors and plain values, "
-            f"and reading that could run code ({reason}). Save the weights alone, with "
-            "torch.save(model.state_dict(), FILE), where the model is."
+            f"and reading it could run code ({reason}). Save only the weights, with "
+            "torch.save(model.state_dict(), FILE), where the model was trained."
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The reason of torch's refusal, without its advice to read the file unsafely."""
+    """The reason for torch's refusal, without its advice to load the file unsafely."""
     text = " ".join(str(error).split())
     text = text.rsplit("WeightsUnpickler error:", 1)[-1].split("Check the documentation")[0].strip()
     asked = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", text)
     if asked:
         return f"it asks for '{asked.group(1)}'"
-    if re.match(r"Unsupported operand \d+", text):  # it knows the instructions of protocol 2
-        return "it is a pickle of a newer protocol than torch.save writes"
+    if re.match(r"Unsupported operand \d+", text):  # it supports the opcodes of protocol 2
+        return "its pickle protocol is newer than torch.save's"
     return text.rstrip(".")[:200]
 
 
 def _verify(path: str) -> None:
-    """Compare the entries of an archive with their checksums, which ``torch.load`` does not.
+    """Compare the entries of an archive with their checksums, which ``torch.load`` does not check.
 
     Raises:
         zipfile.BadZipFile: one differs, or the archive is incomplete.
@@ -151,13 +153,13 @@ def _verify(path: str) -> None:
 
 
 def _is_archive(path: str) -> bool:
-    """Whether a file is a ZIP archive, as ``torch.save`` writes, whatever its name ends in."""
+    """Whether a file is a ZIP archive, as written by ``torch.save``, whatever its suffix."""
     with open(path, "rb") as file:
         return file.read(2) == b"PK"
 
 
 def _begins_like_torch(path: str) -> bool:
-    """Whether a file begins like an archive or a pickle; an empty one counts as truncated."""
+    """Whether a file has the header of an archive or a pickle; an empty one counts as truncated."""
     with open(path, "rb") as file:
         start = file.read(2)
     return not start or start == b"PK" or start[:1] == b"\x80"
@@ -179,16 +181,16 @@ def _read_pickle(path: str, filename: str, allow_pickle: bool) -> Any:
             data = pickle.load(file, encoding="latin1") if allow_pickle else load_arrays(file)
         if isinstance(data, dict) and isinstance(data.get("model"), dict):
             data["model"] = {name: _as_tensor(value) for name, value in data["model"].items()}
-    except (MemoryError, ImportError):  # of a class that its author has
+    except (MemoryError, ImportError):  # for a class that only its author has
         raise
     except Exception as error:  # decoders raise nearly anything at damaged files
         if "Unsupported" not in str(error):
             raise _damaged(filename, _reason(error)) from error
         raise CheckpointError(
             f"Checkpoint '{filename}' is a pickle of more than arrays ({one_line(error)[:200]}), "
-            "and reading that can run any code. If you trust its author, convert_checkpoint.py "
-            "with --allow-pickle makes it a .pth or .safetensors file, and MODEL.ALLOW_PICKLE "
-            "True reads it (in Python allow_pickle=True)."
+            "and reading it can run arbitrary code. If you trust its author, convert it to .pth "
+            "or .safetensors with 'semask convert --allow-pickle', or read it with "
+            "MODEL.ALLOW_PICKLE True (in Python allow_pickle=True)."
         ) from error
     return data
 
@@ -204,12 +206,12 @@ def _as_tensor(value: Any) -> Any:
 def _damaged(filename: str, reason: str) -> CheckpointError:
     return DamagedCheckpointError(
         f"Checkpoint '{filename}' cannot be read; it is damaged or incomplete "
-        f"({reason}). Fetch or write it again."
+        f"({reason}). Download or write it again."
     )
 
 
 def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Allow NumPy numbers: training frameworks save some (a score) beside the weights."""
+    """Allow NumPy scalars: training frameworks save some (a score) with the weights."""
     number_types = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
     allowed = [
         _number_from("numpy.core.multiarray"),  # NumPy 1
@@ -225,7 +227,7 @@ def _numpy_numbers_allowed() -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def _safe_globals(allowed: list[Any]) -> Iterator[None]:
     """``torch.serialization.safe_globals``, which torch 2.4 does not have."""
-    before = list(torch.serialization.get_safe_globals())  # there, the list itself is given
+    before = list(torch.serialization.get_safe_globals())  # it returns the list itself
     torch.serialization.add_safe_globals(allowed)
     try:
         yield
@@ -235,7 +237,9 @@ def _safe_globals(allowed: list[Any]) -> Iterator[None]:
 
 
 def _number_from(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
-    """The function ``module.scalar`` of pickled NumPy numbers, for plain numbers only."""
+    """A replacement for ``module.scalar`` of pickled NumPy scalars that creates only plain
+    numbers.
+    """
 
     def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
         return np.frombuffer(data, dtype, count=1)[0]
@@ -244,7 +248,7 @@ def _number_from(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
 
 
 def _named(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-    """``function`` under the name that a pickle uses for it."""
+    """``function`` with the name that a pickle refers to."""
 
     def call(*arguments: Any) -> Any:
         return function(*arguments)
@@ -255,28 +259,28 @@ def _named(function: Callable[..., Any], module: str, name: str) -> Callable[...
 
 
 def load_arrays(file: IO[bytes]) -> Any:
-    """Read a pickle of NumPy arrays, numbers, text, lists and dictionaries.
+    """Read a pickle of NumPy arrays, numbers, strings, lists and dictionaries.
 
-    Python 2's text is read as Latin-1, as Detectron2 reads its model zoo.
+    Strings of Python 2 are decoded as Latin-1, as Detectron2 does for its model zoo.
 
     Args:
         file: open for reading.
 
     Raises:
-        pickle.UnpicklingError: it asks for anything else, or is damaged.
+        pickle.UnpicklingError: it refers to anything else, or is damaged.
     """
     return _ArrayUnpickler(file, encoding="latin1").load()
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Creates bytes in pickles of Python 3 in protocol 2; only with their codec."""
+    """Create bytes, for protocol-2 pickles of Python 3; only their codec is accepted."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"Unsupported encoding {encoding}")
     return text.encode("latin1")
 
 
 def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    """A NumPy number."""
+    """Create a NumPy scalar."""
     raw = data.encode("latin1") if isinstance(data, str) else data
     return np.frombuffer(raw, dtype, count=1)[0]
 
@@ -284,14 +288,14 @@ def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
 def _from_buffer(
     buffer: bytes, dtype: DTypeLike, shape: tuple[int, ...], order: Any
 ) -> np.ndarray[Any, Any]:
-    """Creates arrays in pickles of protocol 5."""
+    """Create arrays, for protocol-5 pickles."""
     return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
 def _empty_array(
     array_type: type, shape: tuple[int, ...], kind: bytes | str
 ) -> np.ndarray[Any, Any]:
-    """Creates empty arrays, which pickles fill."""
+    """Create the empty arrays that pickles fill."""
     if array_type is not np.ndarray:
         raise pickle.UnpicklingError(f"Unsupported array type {array_type}")
     return np.ndarray(shape, np.dtype(kind if isinstance(kind, str) else kind.decode("latin1")))

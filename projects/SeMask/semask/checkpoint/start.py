@@ -1,4 +1,4 @@
-"""A checkpoint as the start of another model: with other classes, layers or another decoder."""
+"""Partial loading: initialise a model with other classes, layers or another decoder."""
 
 import logging
 import re
@@ -28,12 +28,12 @@ def starts_partially(cfg: CfgNode) -> bool:
     """Whether ``MODEL.WEIGHTS_MODE`` allows a partial fit of ``MODEL.WEIGHTS``.
 
     Raises:
-        ConfigError: the key is none of "strict" and "initialise".
+        ConfigError: the key is neither "strict" nor "initialise".
     """
     mode = cfg.MODEL.WEIGHTS_MODE
     if mode not in WEIGHTS_MODES:
         raise ConfigError(
-            f"MODEL.WEIGHTS_MODE is '{mode}'; it can be {' or '.join(WEIGHTS_MODES)}."
+            f"MODEL.WEIGHTS_MODE is '{mode}'; set it to {' or '.join(WEIGHTS_MODES)}."
         )
     return mode == "initialise"
 
@@ -46,7 +46,7 @@ def is_class_dependent(name: str) -> bool:
 def select_start(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
-    """The parameters of a checkpoint that fit a model; the others are logged.
+    """Select the parameters of a checkpoint that fit a model, and log the others.
 
     Args:
         found: parameters of the checkpoint, by this project's names.
@@ -69,14 +69,14 @@ def select_start(
     backbone = parts.get("backbone", [])
     if 2 * sum(name in fitting for name in backbone) < len(backbone) or not fitting:
         raise CheckpointError(
-            f"Checkpoint '{source}' is no start for this model: of the backbone's "
-            f"{len(backbone)} tensors, {sum(name in fitting for name in backbone)} have the name "
-            "and shape of one in the checkpoint (MODEL.WEIGHTS_MODE 'initialise'). Take the "
-            "config of a backbone of the same size."
+            f"Checkpoint '{source}' does not fit this model's backbone: only "
+            f"{sum(name in fitting for name in backbone)} of its {len(backbone)} tensors have the "
+            "name and shape of one in the checkpoint (MODEL.WEIGHTS_MODE 'initialise'). Use a "
+            "config with a backbone of the same size."
         )
     for part, names in parts.items():
         logger.info(
-            "Start from '%s': %d of the %d tensors of the %s",
+            "Initialised from '%s': %d of the %d tensors of the %s",
             source,
             sum(name in fitting for name in names),
             len(names),
@@ -92,7 +92,7 @@ def select_start(
     others = [name for name in anew if name not in listed]
     for reason, names in (*sorts, ("have another shape in the checkpoint", others)):
         if names:
-            logger.info("%d tensors start anew, as they %s: %s", len(names), reason, _join(names))
+            logger.info("%d tensors are not loaded: they %s: %s", len(names), reason, _join(names))
     unused = [name for name in found if name not in fitting and name not in wanted]
     if unused:
         logger.info("%d tensors of the checkpoint are not used: %s", len(unused), _join(unused))

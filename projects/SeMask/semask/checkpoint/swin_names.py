@@ -1,8 +1,8 @@
-"""Names of Swin's parameters: of libraries, of its authors and SeMask's, and of this project.
+"""Names of Swin's parameters in libraries, in the original releases, and in this project.
 
-Known are timm, transformers, torchvision, OpenMMLab (mmpretrain, mmdetection, mmsegmentation),
-the self-supervised MoBY and SimMIM, training frameworks that put "model." in front, Swin's and
-SeMask's original releases, and former releases of this project.
+Supported are timm, transformers, torchvision, OpenMMLab (mmpretrain, mmdetection, mmsegmentation),
+the self-supervised MoBY and SimMIM, training frameworks that add the prefix "model.", Swin's and
+SeMask's original releases, and earlier releases of this project.
 """
 
 import re
@@ -17,11 +17,11 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 def _numbered(template: str, shift: int) -> Callable[[re.Match[str]], str]:
-    """A replacement by the pattern's first group and its second one, a number, plus ``shift``."""
+    """A replacement from the pattern's first group and its second, a number, plus ``shift``."""
     return lambda match: template.format(match.group(1), int(match.group(2)) + shift)
 
 
-# (pattern, replacement); every name goes through all of a list, in order.
+# (pattern, replacement); all of a list are applied to every name, in order.
 _IN_BACKBONE = r"^((?:backbone\.)?(?:bottom_up\.)?)"
 # Names of this project from before the encoder was a separate module.
 _FORMER_RULES: tuple[Rule, ...] = (
@@ -48,13 +48,13 @@ def own_backbone_name(name: str) -> str:
     """This project's name of a backbone's parameter.
 
     Args:
-        name: as published, with "backbone." in front.
+        name: as published, with the prefix "backbone.".
     """
     return _apply(_PUBLISHED_RULES, name)
 
 
 def present_name(name: str) -> str:
-    """The present name of a parameter with a former name; most names are equal."""
+    """The current name of a parameter of an earlier release; most names are equal."""
     return _apply(_FORMER_RULES, name)
 
 
@@ -64,7 +64,7 @@ def has_former_names(names: Iterable[str]) -> bool:
 
 
 def with_stage(template: str) -> Callable[[re.Match[str]], str]:
-    """Puts Detectron2's number of the stage that a match names into a template (0 is 2)."""
+    """A replacement with Detectron2's number of the matched stage (stage 0 is 2)."""
     return lambda match: template.format(int(match.group(1)) + 2)
 
 
@@ -74,7 +74,7 @@ def _apply(rules: tuple[Rule, ...], name: str) -> str:
     return name
 
 
-# Beside the Swin, "encoder.*", what MoBY (arXiv 2105.04553) and SimMIM (arXiv 2111.09886) train.
+# What MoBY (arXiv 2105.04553) and SimMIM (arXiv 2111.09886) train besides the Swin, "encoder.*".
 _SELF_SUPERVISED = re.compile(
     r"^(encoder_k|decoder|projector|projector_k|predictor)\."
     r"|^(queue\d*|queue_ptr|encoder\.mask_token)$"
@@ -127,11 +127,11 @@ def authors_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state_dict: parameters by name.
 
     Returns:
-        The converted state dict; unchanged if it is no Swin, has the authors' names, or is a whole
-        segmentation model. Tensors are copied where their channels have another order.
+        The converted state dict; unchanged if it is not a Swin, has the authors' names, or is a
+        complete segmentation model. Tensors are copied if their channels have another order.
 
     Raises:
-        CheckpointError: it is a Swin V2, which is another network.
+        CheckpointError: it is a Swin V2, which is not supported.
     """
     state = _without_prefix(dict(state_dict))
     if any(name.endswith((".logit_scale", ".cpb_mlp.0.weight")) for name in state):
@@ -152,7 +152,7 @@ def authors_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix that a training framework puts in front of a Swin's names."""
+    """Remove the prefix that a training framework adds to a Swin's names."""
     if any(_SELF_SUPERVISED.match(name) for name in state):
         state = {name: value for name, value in state.items() if not _SELF_SUPERVISED.match(name)}
     prefixes = {match[1] for name in state if (match := _PREFIX.match(name))}
@@ -160,8 +160,8 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
     prefix = prefixes.pop()
     if prefix == "backbone." and not any(".attn.w_msa." in name for name in state):
-        return state  # a whole segmentation model
-    # transformers itself calls a part of its Swin "encoder".
+        return state  # a complete segmentation model
+    # transformers calls a part of its Swin "encoder".
     if any("embeddings.patch_embeddings." in name for name in state):
         return state
     return {name.removeprefix(prefix): value for name, value in state.items()}
@@ -177,7 +177,9 @@ def _renamed(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) ->
 
 
 def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Newer releases of timm merge patches at the start of a stage, not at the end of the last."""
+    """Newer releases of timm merge patches at the start of a stage, not at the end of the previous
+    one.
+    """
     stages = [int(m[1]) for name in state if (m := re.match(r"layers\.(\d+)\.blocks\.", name))]
     last = f"layers.{max(stages)}.downsample."
     if not any(name.startswith(last) for name in state):
@@ -194,7 +196,7 @@ def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     def stage(match: re.Match[str]) -> str:
-        place = int(match[1])  # 1, 3, 5 and 7 are stages, and 2, 4 and 6 the merging behind them
+        place = int(match[1])  # 1, 3, 5 and 7 are stages; 2, 4 and 6 merge patches
         return f"layers.{(place - 1) // 2}." + ("blocks." if place % 2 else "downsample.")
 
     renamed = _renamed(state, _TORCHVISION)
@@ -202,7 +204,7 @@ def _from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_openmmlab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Patches are merged by an unfold, which orders by channel first, then by neighbour."""
+    """Patches are merged by an unfold, which orders channels first, then neighbours."""
     renamed = _renamed(state, _OPENMMLAB)
     for name, value in renamed.items():
         if ".downsample." not in name:

@@ -1,4 +1,4 @@
-"""Converts HuggingFace transformers' names of Mask2Former and MaskFormer on Swin.
+"""Conversion of Hugging Face transformers' names of Mask2Former and MaskFormer on Swin.
 
 The results are the names of the original releases, for :mod:`.mask_models`.
 """
@@ -22,7 +22,7 @@ _OWN_PREDICTOR = "sem_seg_head.predictor."
 _OWN_ENCODER = _OWN_DECODER + r"transformer.encoder.layers.\1."
 _OWN_LAYER = _OWN_PREDICTOR + r"transformer.decoder.layers.\1."
 
-# (pattern at the beginning of a name, what takes its place); the first that fits counts.
+# (pattern at the start of a name, replacement); the first match applies.
 _BACKBONE_RULES = (
     (_ENCODER + r"embeddings\.patch_embeddings\.projection\.", "backbone.patch_embed.proj."),
     (_ENCODER + r"embeddings\.norm\.", "backbone.patch_embed.norm."),
@@ -95,7 +95,7 @@ _MASKFORMER_RULES = (
 )
 _OUTPUT_NORM = re.compile(_PIXELS + r"encoder\.hidden_states_norms\.(stage)?(\d+)\.")
 _UNUSED = re.compile(_ENCODER + r"layernorm\.")
-# Rows of one matrix here, three matrices there: (pattern, the one's name, the order of the three).
+# One matrix here, three there: (pattern, name of the one, order of the three).
 _JOINED = (
     (re.compile(r"\.attn\.(query|key|value)\.(weight|bias)$"), r".attn.qkv.\2", "query key value"),
     (re.compile(r"attn\.([qkv])_proj\.(weight|bias)$"), r"attn.in_proj_\2", "q k v"),
@@ -103,15 +103,15 @@ _JOINED = (
 
 
 def is_from_transformers(names: Iterable[str]) -> bool:
-    """Whether a state dict is of one of transformers' two models."""
+    """Whether a state dict is from one of transformers' two models."""
     return any(name.startswith("model.pixel_level_module.") for name in names)
 
 
 def original_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of transformers by the names of the original releases.
+    """A state dict of transformers under the names of the original releases.
 
-    Query, key and value matrices, which are separate there, are joined. Names without a
-    counterpart stay unchanged; the loader refuses them.
+    The separate query, key and value matrices are concatenated. Names without a counterpart are
+    unchanged, and the loader refuses them.
 
     Args:
         state_dict: of ``Mask2FormerForUniversalSegmentation`` or
@@ -147,6 +147,7 @@ def _original_name(name: str, rules: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         if re.match(pattern, name):
             name = re.sub(pattern, replacement, name)
-            # The pyramid's levels are numbered from the coarsest there, from the finest here.
+            # transformers numbers the pyramid's levels from the coarsest, this project from the
+            # finest.
             return re.sub(r"<(\d)>", lambda level: str(3 - int(level[1])), name)
     return name

@@ -1,4 +1,4 @@
-"""Writes checkpoint files that are complete or absent, also after a kill or a loss of power."""
+"""Atomic writing of checkpoint files, safe against a killed process and a loss of power."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ from semask.utils.text import one_line
 
 
 def write_checkpoint(path: str, content: Mapping[str, Any]) -> None:
-    """Write a file for ``read_checkpoint``; the former file stays until the new one is complete.
+    """Write a file for ``read_checkpoint``; the existing file is kept until the new one is
+    complete.
 
     Args:
-        path: ends in ".safetensors", which takes the entry "model" alone, or else is in
-            torch's format.
-        content: tensors and plain values only, or they could not be read again.
+        path: ".safetensors" writes only the entry "model"; any other suffix writes torch's format.
+        content: tensors and plain values; other values could not be read again.
 
     Raises:
         UnwritableCheckpointError: it cannot be written, for instance because the disk is full.
@@ -35,7 +35,7 @@ def write_checkpoint(path: str, content: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def written_durably(path: str) -> Iterator[BinaryIO]:
-    """Like ``replacing``, and on the disk when it returns, also after a loss of power.
+    """Like ``replacing``, but flushed to the disk on return, to survive a loss of power.
 
     Raises:
         UnwritableCheckpointError: it cannot be written, for instance because the disk is full.
@@ -51,13 +51,13 @@ def written_durably(path: str) -> Iterator[BinaryIO]:
         if failure is None:
             raise
         raise UnwritableCheckpointError(
-            f"Checkpoint '{path}' cannot be written ({one_line(failure)}). What was there before "
-            "is untouched."
+            f"Checkpoint '{path}' cannot be written ({one_line(failure)}). The existing file is "
+            "unchanged."
         ) from error
 
 
 def _unshared(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory, which the format does not allow."""
+    """Copy tensors that share memory, which the format does not support."""
     seen: set[int] = set()
     tensors = {}
     for name, value in parameters.items():
@@ -68,17 +68,17 @@ def _unshared(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _failure_of_the_file(error: BaseException) -> BaseException | None:
-    """The file's error that caused one of torch's writer, which hides it."""
+    """The OS error behind an error of torch's writer, which hides it."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
-    if cause is None and "Writer" in str(error):  # its own words for a failed write
+    if cause is None and "Writer" in str(error):  # torch's own message for a failed write
         return error
     return cause
 
 
 def _sync_folder(folder: str) -> None:
-    """Flush a new name in a folder to the disk."""
+    """Flush a folder's entries to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some file systems do not support it
