@@ -148,7 +148,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: s
         torch.save({"model": {"fc.weight": torch.zeros(1)}}, source)
         words = "match no known kind"
     elif mistake == "ending":
-        target, words = tmp_path / "target.ckpt", "has to end in .pth or .safetensors"
+        target, words = tmp_path / "target.ckpt", "must end in .pth or .safetensors"
     elif mistake == "missing":
         words = "does not exist"
     elif mistake == "hostile":

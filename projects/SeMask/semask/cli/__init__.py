@@ -1,1 +1,1 @@
-"""The ``semask`` command; ``arguments`` has what each sub-command takes."""
+"""The ``semask`` command; ``arguments`` defines the arguments of each sub-command."""

@@ -1,4 +1,4 @@
-"""``semask analyze``: parameters, arithmetic and activation memory of a model."""
+"""``semask analyze``: parameters, multiply-adds and activation memory of a model."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from semask.engine.analysis import analyze_model
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, or everything as JSON; returns the exit status."""
+    """Print the table, or all modules as JSON; returns the exit status."""
     cost = analyze_model(
         load_config(args.config, args.opts),
         None if args.size is None else (args.size[0], args.size[1]),

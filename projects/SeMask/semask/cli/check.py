@@ -1,4 +1,4 @@
-"""``semask check``: what a dataset's files are like, and what is wrong with them."""
+"""``semask check``: check a dataset's files."""
 
 import argparse
 import json
@@ -31,17 +31,17 @@ FOLDER = "folder"
 
 
 def named_datasets(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]:
-    """The datasets that the arguments mean, all of them registered, and the config, if it is one.
+    """The datasets named by the arguments, all registered, and the config, if there is one.
 
     Raises:
-        ConfigError: the arguments do not name any, or contradict each other.
+        ConfigError: the arguments name no dataset, or contradict each other.
     """
     if min(args.sample, args.rows - 1, args.threads - 1) < 0:
         raise ConfigError("--sample cannot be negative; --rows and --threads are at least 1.")
     own = (args.images, args.labels or args.annotations)
     if sum((bool(args.names) and not args.config, bool(args.config), any(own))) != 1:
         raise ConfigError(
-            "Give names of datasets, or --config, or --images and --labels or --annotations."
+            "Pass names of datasets, or --config, or --images with --labels or --annotations."
         )
     if args.config:
         cfg = load_config(args.config, args.names)
@@ -50,11 +50,13 @@ def named_datasets(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]
         return args.names, None
     if args.annotations:
         if not args.images or args.labels or args.classes or args.num_classes:
-            raise ConfigError("--annotations goes with --images alone: the file has the classes.")
+            raise ConfigError("--annotations is used with --images only: the file has the classes.")
         register_coco_folder(FOLDER, args.images, args.annotations, replace=True)
         return [FOLDER], None
     if not all(own) or bool(args.classes) == bool(args.num_classes):
-        raise ConfigError("An own dataset needs --images, --labels, --classes or --num-classes.")
+        raise ConfigError(
+            "Your own dataset needs --images, --labels, and --classes or --num-classes."
+        )
     classes = args.classes or [f"class {index}" for index in range(args.num_classes)]
     try:
         register_folder(
@@ -69,7 +71,7 @@ def named_datasets(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]
 
 
 def refused_by_training(cfg: CfgNode) -> Iterator[str]:
-    """What a training with the config would refuse about its datasets, beside single files."""
+    """The problems of the config's datasets, besides single files, that a training would refuse."""
     task = build_task(cfg)
     try:
         task.check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], eval_only=False)
@@ -84,12 +86,12 @@ def refused_by_training(cfg: CfgNode) -> Iterator[str]:
 
 
 def draw(name: str, rows: int, path: str, reader: ImageReader = RGB) -> bool:
-    """Write a picture of some images; whether any of them can be drawn."""
+    """Write a picture of some images; returns whether any of them can be drawn."""
     try:
         records = list_dataset(name)
     except PairingError as error:
         records = error.records
-    except DataError:  # It is in the report.
+    except DataError:  # The report lists it.
         return False
     render = render_instance_samples if has_instances(name) else render_samples
     picture = render(name, evenly_spaced(records, rows), reader)
@@ -99,13 +101,13 @@ def draw(name: str, rows: int, path: str, reader: ImageReader = RGB) -> bool:
 
 
 def picture_path(path: str, name: str, number: int) -> str:
-    """Where the picture of a dataset goes: each has a file of its own."""
+    """The picture's path for one dataset; each dataset has its own file."""
     stem, suffix = os.path.splitext(path)
     return path if number == 1 else f"{stem}_{name}{suffix or '.png'}"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the reports and write what was asked for; returns the exit status."""
+    """Print the reports and write the requested files; returns the exit status."""
     reports: list[DatasetReport | InstanceDatasetReport] = []
     names, cfg = named_datasets(args)
     reader = RGB if cfg is None else ImageReader.from_config(cfg)

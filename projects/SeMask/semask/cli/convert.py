@@ -1,4 +1,4 @@
-"""``semask convert``: a checkpoint in this project's names, with weights alone."""
+"""``semask convert``: convert a checkpoint to this project's names, without training state."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ from semask.config import load_config
 from semask.errors import CheckpointError
 
 _NEEDS_CONFIG = " The weights of a network of timm need --config, a model with that encoder."
-# Names of the classifiers of timm's networks and of transformers'.
+# Names of the classifiers in timm and transformers.
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "norm.", "norm_pre.")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert the file and say what was found; returns the exit status."""
+    """Convert the file and print a summary; returns the exit status."""
     print(
         convert(
             args.source,
@@ -54,21 +54,22 @@ def convert(
 
     Args:
         source: file or URL.
-        target: file to write; ends in ".pth" or ".safetensors".
-        config: name or file of a config whose model the weights have to fit.
+        target: output file, ending in ".pth" or ".safetensors".
+        config: name or file of a config whose model the weights must fit.
         opts: overrides of the config, as KEY, VALUE, ...
-        ema: take the averaged weights.
-        allow_pickle: also read ".pkl" files of more than NumPy arrays.
+        ema: use the averaged weights.
+        allow_pickle: also read ".pkl" files with more than NumPy arrays, which can run arbitrary
+            code.
 
     Returns:
-        What was found, written and left out, for people.
+        A summary of what was found, written and left out.
 
     Raises:
-        CheckpointError: the source cannot be used or the target not be written.
+        CheckpointError: the source cannot be used, or the target cannot be written.
         ConfigError: the config cannot be used.
     """
     if not target.endswith((".pth", ".safetensors")):
-        raise CheckpointError(f"Target '{target}' has to end in .pth or .safetensors.")
+        raise CheckpointError(f"Target '{target}' must end in .pth or .safetensors.")
     content = read_checkpoint(source, allow_pickle=allow_pickle)
     weights: dict[str, Tensor] = _averaged(source, content) if ema else content["model"]
     model = _build(config, opts) if config is not None else None
@@ -86,10 +87,10 @@ def convert(
     bare = kind is CheckpointKind.NATIVE and not any("backbone." in name for name in converted)
     if bare and model is None:
         raise CheckpointError(
-            f"Checkpoint '{source}' holds no model of this project, but perhaps an encoder."
+            f"Checkpoint '{source}' is not a model of this project, but may be an encoder."
             f"{_NEEDS_CONFIG}"
         )
-    left_out: dict[str, list[str]] = {"entries beside the weights": sorted({*content} - {"model"})}
+    left_out: dict[str, list[str]] = {"entries besides the weights": sorted({*content} - {"model"})}
     if kind is CheckpointKind.IMAGENET_SWIN:
         classifier = [name for name in converted if not name.startswith("backbone.")]
         converted = {name: value for name, value in converted.items() if name not in classifier}
@@ -121,7 +122,7 @@ def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _build(config: str, opts: Sequence[str]) -> nn.Module:
-    """The model of a config, without values."""
+    """The model of a config, on the meta device."""
     cfg = load_config(config, opts)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):

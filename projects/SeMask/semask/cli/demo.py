@@ -22,11 +22,11 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns 0."""
     if not 0 <= args.min_score <= 1:
-        raise ConfigError(f"--min-score is {args.min_score}; it has to lie in 0..1.")
+        raise ConfigError(f"--min-score is {args.min_score}; it must be between 0 and 1.")
     if not 0 < args.max_megapixels < math.inf or args.max_frames < 1:
-        raise ConfigError("--max-megapixels and --max-frames have to be numbers greater than 0.")
+        raise ConfigError("--max-megapixels and --max-frames must be greater than 0.")
     if args.port is not None and not 1 <= args.port <= 65535:
-        raise ConfigError(f"--port is {args.port}; it has to be in 1..65535.")
+        raise ConfigError(f"--port is {args.port}; it must be between 1 and 65535.")
     size = parse_size(args.max_size, "--max-size")
     check_gradio()
     predictor = load_predictor(args)
@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     ):
         if args.host not in LOCAL:
             print(
-                f"Note: whoever can reach {args.host} can use the page; it has no password.",
+                f"Note: anyone who can reach {args.host} can use the page; it has no password.",
                 file=sys.stderr,
             )
-        print(f"{url} (Ctrl-C ends it)", flush=True)
+        print(f"{url} (stop with Ctrl-C)", flush=True)
         stopped.wait()
     return 0
 

@@ -1,4 +1,4 @@
-"""``semask export``: a model as an ONNX or a torch.export file."""
+"""``semask export``: export a model as an ONNX or a torch.export file."""
 
 import argparse
 import os
@@ -19,10 +19,10 @@ WRITERS = {".onnx": save_onnx, ".pt2": save_program}
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file, compare it, and say so; returns the exit status."""
+    """Write the file, compare it and print the result; returns the exit status."""
     suffix = os.path.splitext(args.output)[1]
     if suffix not in WRITERS:
-        raise ConfigError(f"--output '{args.output}' has to end in {' or '.join(WRITERS)}.")
+        raise ConfigError(f"--output '{args.output}' must end in {' or '.join(WRITERS)}.")
     predictor = Predictor(args.config, args.weights, device="cpu", overrides=args.opts)
     height, width = args.size or build_task(predictor.cfg).training_size()
     size = (int(height), int(width))

@@ -1,4 +1,4 @@
-"""``semask fit``: what a training needs of a device's memory, and what makes it fit."""
+"""``semask fit``: the device memory of a training, and settings that make it fit."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from semask.utils.text import parse_size
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table and the advice; returns 0 where something fits, else 1."""
+    """Print the table and the advice; returns 0 if any batch size fits, else 1."""
     cfg = load_config(args.config, args.opts)
     limit = parse_size(args.memory, "--memory") if args.memory else device_memory(cfg.MODEL.DEVICE)
     fit = Fit(cfg, limit, devices=args.num_gpus)

@@ -1,4 +1,4 @@
-"""``semask import``: labels of other tools become a folder to train on."""
+"""``semask import``: convert labels of other tools into a dataset to train on."""
 
 import argparse
 import os
@@ -25,16 +25,16 @@ SMALL = {
 LARGE = {"folder": "own_dataset/semask_example", "coco": "own_dataset/semask_coco_example"}
 
 WRITTEN = {
-    "folder": "Written as label maps of classes; --to coco writes instances, where there are any.",
-    "coco": "Written as instances; --to folder writes label maps of classes.",
+    "folder": "Written as label maps; --to coco writes instances, if there are any.",
+    "coco": "Written as instances; --to folder writes label maps.",
 }
 
-# So many of the notes are printed; the file has all.
+# Number of notes that are printed; the file has all.
 SHOWN = 8
 
 
 def summary(result: Result) -> str:
-    """What was imported, class by class, and what was left out."""
+    """What was imported for each class, and what was left out."""
     parts = ", ".join(f"{count} {part}" for part, count in result.images.items())
     total = max(1, sum(count for _, _, count in result.counts))
     rows = [
@@ -75,14 +75,14 @@ def _note_lines(result: Result) -> list[str]:
 
 
 def commands(result: Result) -> str:
-    """The commands to look at the data and to train on it."""
+    """The commands to view the data and to train on it."""
     given = result.config_keys()
     picture = os.path.join(os.path.relpath(result.folder), "samples.png")
     small, large = SMALL[result.layout], LARGE[result.layout]
     look = ["semask", "check", "--config", small, *given, "--picture", picture]
     return "\n".join(
         [
-            "Look at the data:",
+            "View the data:",
             f"  {shlex.join(look)}",
             "Train a small model, in minutes on a CPU; or SeMask-T, on a GPU:",
             f"  {shlex.join(['semask', 'train', small, *given])}",
@@ -92,7 +92,7 @@ def commands(result: Result) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import, check, and print what to do next; returns the exit status."""
+    """Import, check, and print the next commands; returns the exit status."""
     options = Options(
         format=args.format,
         layout=args.to,

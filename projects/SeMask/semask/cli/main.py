@@ -10,9 +10,9 @@ from semask.cli.arguments import COMMANDS
 from semask.cli.parsing import parse
 from semask.errors import UserError
 
-# The module of each sub-command whose name is another one.
+# The module of each sub-command whose name differs.
 _MODULES = {"evaluate": "train", "import": "import_labels"}
-# Those that end a run: ``semask.engine.exit_statuses`` has their messages.
+# Sub-commands that run a training or an evaluation; ``exit_statuses`` reports their errors.
 _RUNS = ("train", "evaluate")
 
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The whole program.
 
     Args:
-        argv: the sub-command and its arguments; None = of this process.
+        argv: the sub-command and its arguments; None = those of this process.
 
     Returns:
         The exit status, as the help of each sub-command lists it.
@@ -47,7 +47,7 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
     Args:
         command: its name.
         argv: what follows the name; None = the arguments of this process.
-        prog: the name of the program in its messages.
+        prog: the program's name in messages.
 
     Returns:
         The exit status.
@@ -60,11 +60,11 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
     try:
         importlib.import_module("semask.utils.imports").import_modules(args.imports)
         return module.run(args)
-    except (UserError, OSError) as error:  # OSError: what was asked for cannot be written
+    except (UserError, OSError) as error:  # OSError: a requested file cannot be written
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted; every file that is there is complete.", file=sys.stderr)
+        print("Interrupted; all existing files are complete.", file=sys.stderr)
         return 130
 
 

@@ -13,41 +13,41 @@ def add_config(
     *,
     required: bool = False,
 ) -> None:
-    """The model's config, as an option."""
+    """Add the model's config as an option."""
     parser.add_argument("--config", "--config-file", metavar="CONFIG", required=required, help=text)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Overrides of the config, after --opts."""
+    """Add overrides of the config, after --opts."""
     parser.add_argument(
         "--opts", nargs="*", default=[], metavar=KEY_VALUE, help="overrides of the config"
     )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """A trained model: its config, its weights, and overrides."""
+    """Add a trained model: its config, weights and overrides."""
     add_config(parser, required=True)
     parser.add_argument("--weights", required=True, help="a checkpoint of that model")
     add_overrides(parser)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """What Detectron2's ``default_argument_parser`` takes, and the config without an option."""
+    """Add the options of Detectron2's ``default_argument_parser``, and a positional config."""
     parser.add_argument(
         "opts", nargs="*", metavar=f"[CONFIG] {KEY_VALUE}", help="the config, and overrides of it"
     )
     add_config(parser, "the same as CONFIG")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+        "--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR"
     )
-    parser.add_argument("--num-gpus", type=int, default=1, help="of each machine; 0 = the CPU")
-    parser.add_argument("--num-machines", type=int, default=1, help="of the run")
-    parser.add_argument("--machine-rank", type=int, default=0, help="which machine this is, from 0")
-    # The same port for every run of a user, as in Detectron2: processes that a killed run has left
-    # behind are noticed.
+    parser.add_argument("--num-gpus", type=int, default=1, help="per machine; 0 = the CPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="in the run")
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
+    # The same port for every run of a user, as in Detectron2, so that leftover processes of a
+    # killed run are noticed.
     user = os.getuid() if sys.platform != "win32" else 1
     parser.add_argument(
         "--dist-url",
         default=f"tcp://127.0.0.1:{2**15 + 2**14 + hash(user) % 2**14}",
-        help="where the machines meet (default: %(default)s)",
+        help="address of the process group (default: %(default)s)",
     )

@@ -1,4 +1,4 @@
-"""From a sub-command's words to its arguments. Imports only the standard library."""
+"""Parsing of a sub-command's arguments. Imports only the standard library."""
 
 import argparse
 import inspect
@@ -13,11 +13,11 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
 def build_parser(command: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of a sub-command, for ``parse``.
+    """Build the parser of a sub-command, for ``parse``.
 
     Args:
         command: one of ``COMMANDS``.
-        prog: the name in its messages; None = "semask COMMAND".
+        prog: the program's name in messages; None = "semask COMMAND".
     """
     add_arguments = COMMANDS[command]
     parser = argparse.ArgumentParser(
@@ -40,15 +40,15 @@ def build_parser(command: str, prog: str | None = None) -> argparse.ArgumentPars
 def parse(
     command: str, argv: Sequence[str] | None = None, prog: str | None = None
 ) -> argparse.Namespace:
-    """The arguments of a sub-command; options and KEY VALUE pairs can come in any order.
+    """Parse the arguments of a sub-command; options and KEY VALUE pairs can come in any order.
 
     Args:
         command: one of ``COMMANDS``.
-        argv: what follows the sub-command's name; None = of this process.
+        argv: what follows the sub-command's name; None = the arguments of this process.
         prog: as for ``build_parser``.
 
     Raises:
-        SystemExit: with 0 after --help, with 2 for arguments that cannot be used.
+        SystemExit: with 0 after --help, with 2 for invalid arguments.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(command, prog).parse_intermixed_args(_with_negative_numbers(given))
@@ -59,7 +59,7 @@ def parse(
 
 
 def _with_negative_numbers(argv: Sequence[str]) -> list[str]:
-    """KEY -1e-4 as KEY=-1e-4, which argparse does not take for an option."""
+    """Rewrite KEY -1e-4 as KEY=-1e-4, which argparse does not mistake for an option."""
     joined: list[str] = []
     for token in argv:
         is_value = bool(joined) and _KEY.fullmatch(joined[-1]) is not None

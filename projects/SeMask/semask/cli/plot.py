@@ -1,4 +1,4 @@
-"""``semask plot``: the curves of one or several training runs as one picture."""
+"""``semask plot``: plot the curves of one or several training runs."""
 
 import argparse
 import os

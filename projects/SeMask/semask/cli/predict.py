@@ -1,4 +1,4 @@
-"""``semask predict``: segment images and videos, or find the instances in them."""
+"""``semask predict``: segment images and videos."""
 
 import argparse
 import glob
@@ -25,20 +25,20 @@ from semask.visualize.drawing import save_picture
 
 
 def find_inputs(inputs: Sequence[str], output: Path) -> dict[Path, str]:
-    """The files to segment, and the name of each in the output folder.
+    """Find the files to segment, and name each in the output folder.
 
     Args:
         inputs: files, folders and patterns.
-        output: a folder that is left out where it lies in one of the others.
+        output: a folder that is skipped if it is in one of the others.
 
     Returns:
-        {file: path without suffix below the common folder of all inputs}, each different; files
-        that would have the same, or that of another's frames, keep the whole name ("a.jpg").
+        {file: path without suffix, relative to the common folder of all inputs}, all different;
+        files whose names would collide, also with a video's frames, keep their suffix ("a.jpg").
 
     Raises:
-        DataError: an input is not there, or a folder or a pattern has nothing to segment.
+        DataError: an input does not exist, or a folder or a pattern has nothing to segment.
     """
-    files: dict[Path, None] = {}  # in order, each once
+    files: dict[Path, None] = {}  # ordered and unique
     folders = []
     for given in inputs:
         is_file = os.path.isfile(given)
@@ -57,19 +57,19 @@ def _is_video(file: Path) -> bool:
 
 
 def _absolute(path: str | Path) -> Path:
-    """Without "..", and with symbolic links as they are."""
+    """Resolve "..", but not symbolic links."""
     return Path(os.path.abspath(path))
 
 
 def _search(given: str, output: Path) -> list[Path]:
-    """What can be segmented in a folder, or among the fits of a pattern."""
+    """The files to segment in a folder, or among the matches of a pattern."""
     pattern = os.path.join(glob.escape(given), "**", "*") if os.path.isdir(given) else given
     fits = [_absolute(fit) for fit in sorted(glob.glob(pattern, recursive=True))]
     if not fits and not os.path.isdir(given):
         key = "=" in given and not given.lower().endswith((*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
-        hint = " Keys of the config stand behind --opts." if key else ""
+        hint = " Put config keys after --opts." if key else ""
         raise DataError(
-            f"There is no file or folder '{given}', and as a pattern it fits nothing.{hint}"
+            f"There is no file or folder '{given}', and as a pattern it matches nothing.{hint}"
         )
     extensions = (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
     found = [
@@ -79,16 +79,16 @@ def _search(given: str, output: Path) -> list[Path]:
     ]
     if not found:
         raise DataError(
-            f"There is nothing to segment in '{given}': no file's name ends in "
+            f"There is nothing to segment in '{given}': no file name ends in "
             f"{', '.join(extensions)}."
         )
     return found
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment everything; returns the exit status."""
+    """Segment all inputs; returns the exit status."""
     if not 0 <= args.alpha <= 1:
-        raise ConfigError(f"--alpha is {args.alpha}; it has to lie in 0..1.")
+        raise ConfigError(f"--alpha is {args.alpha}; it must be between 0 and 1.")
     inputs = find_inputs(args.inputs, Path(args.output))
     predictor = load_predictor(args)
     problems = dark = 0
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
                 last.save_classes(args.output)
                 described = True
         except DataError as error:
-            tqdm.write(f"Left out: {error}", file=sys.stderr)
+            tqdm.write(f"Skipped: {error}", file=sys.stderr)
             problems += 1
     if dark:
         print(f"Note: {dark_words(dark, len(inputs) - problems)}", file=sys.stderr)
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_predictor(args: argparse.Namespace) -> ImagePredictor:
-    """The one that the config is of."""
+    """The predictor of the config's task."""
     cfg = read_config(args.config, args.opts)
     return build_task(cfg).predictor(cfg, args.weights, device=args.device, overrides=args.opts)
 
@@ -122,7 +122,7 @@ def load_predictor(args: argparse.Namespace) -> ImagePredictor:
 def segment_image(
     predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
 ) -> ImagePrediction:
-    """Write the pictures and labels, or instances, of one image, and return them."""
+    """Write the pictures and labels or instances of one image; returns the prediction."""
     prediction = predictor(file, priors=args.priors)
     for kind, picture in _pictures(prediction, args).items():
         save_picture(picture, str(Path(args.output) / kind / f"{name}.png"))
@@ -133,7 +133,7 @@ def segment_image(
 def segment_video(
     predictor: ImagePredictor, file: Path, name: str, args: argparse.Namespace
 ) -> ImagePrediction | None:
-    """Write the videos of one video, a frame at a time; returns the last one's prediction."""
+    """Write the output of one video, frame by frame; returns the last frame's prediction."""
     prediction = None
     with VideoReader(file) as frames, ExitStack() as stack:
         predictions = predict_frames(

@@ -1,4 +1,4 @@
-"""``semask prepare``: published datasets become files for instances and segments."""
+"""``semask prepare``: create annotation files for published datasets."""
 
 import argparse
 from functools import partial

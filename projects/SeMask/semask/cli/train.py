@@ -29,7 +29,7 @@ from semask.utils.imports import import_modules
 
 
 def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:
-    """The config of the run, on a device that exists."""
+    """Load the config of the run and check its device."""
     import_modules(args.imports)
     cfg = load_config(args.config or "", args.opts)
     explicit = "MODEL.DEVICE" in split_overrides(args.opts)[::2]
@@ -40,7 +40,7 @@ def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode
 
 
 def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = None) -> None:
-    """Refuse what cannot work; nothing has been written yet."""
+    """Check everything that can be checked before anything is written."""
     world_size = torchrun.world_size if torchrun else max(1, args.num_gpus * args.num_machines)
     check_run(
         cfg,
@@ -53,8 +53,8 @@ def check(cfg: CfgNode, args: argparse.Namespace, torchrun: Torchrun | None = No
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """One process of the run."""
-    register_config_folders(cfg)  # those that ``launch`` starts know the config alone
+    """Run one process of the training."""
+    register_config_folders(cfg)  # processes started by ``launch`` get only the config
     with run_lock(cfg.OUTPUT_DIR, enabled=cfg.OUTPUT_DIR_LOCK):
         set_up_run(cfg, args)
         if args.eval_only:
@@ -68,7 +68,7 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
             restarted = torchrun is not None and torchrun.restarts > 0
             trainer.resume_or_load(
                 resume=resume,
-                overwrite=args.overwrite or restarted,  # the first start has asked
+                overwrite=args.overwrite or restarted,  # checked at the first start
             )
             trainer.train()
         path = build_task(cfg).panels_path()
@@ -77,18 +77,18 @@ def main(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def process(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """``main``, with one message instead of a traceback for what a user can correct."""
+    """``main``, with a message instead of a traceback for errors that a user can correct."""
     ignore_storage_warning()
     with (
         exit_statuses(),
         explained_out_of_memory(cfg, comm.get_world_size(), eval_only=args.eval_only),
     ):
-        import_modules(args.imports)  # those that ``launch`` starts have not yet
+        import_modules(args.imports)  # not yet done in processes started by ``launch``
         main(cfg, args)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The whole run; returns its exit status, which ``arguments.train`` lists."""
+    """Run everything; returns the exit status, as listed in ``arguments.train``."""
     if getattr(args, "weights", None):
         args.opts += ["MODEL.WEIGHTS", args.weights]
     torchrun = Torchrun.from_environment()

@@ -23,7 +23,7 @@ from semask.data.image_files import explained
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
-from semask.inference.model_outputs import gives_scores, predict
+from semask.inference.model_outputs import predicts_scores, predict
 from semask.inference.prediction import ImagePrediction, Prediction
 from semask.modeling import check_protocol
 from semask.modeling.meta_arch.prior_maps import gives_priors
@@ -159,7 +159,7 @@ class Predictor(ImagePredictor):
     @property
     def has_priors(self) -> bool:
         """Whether the model has semantic layers, and so prior maps to show."""
-        return gives_scores(self.model) and gives_priors(self.model)
+        return predicts_scores(self.model) and gives_priors(self.model)
 
     def __call__(
         self,
