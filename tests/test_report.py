@@ -141,7 +141,7 @@ def test_pictures_decode_and_say_what_they_show(
     alts = [str(values["alt"]) for values in images]
     assert alts[1].startswith("Ground truth: sky & <clouds> 38 %, road 36 %")
     assert any(alt.startswith("Prior, stride 8: ") for alt in alts)
-    assert alts[3] == "Wrong pixels in orange: 56.2 % of those that count"
+    assert alts[3] == "Wrong pixels in orange: 56.2 % of labelled pixels"
 
 
 def test_prediction_and_ground_truth_are_drawn_in_class_colours(
@@ -288,7 +288,7 @@ def test_set_without_a_labelled_pixel(tmp_path: Path, records: list[dict[str, An
     page = report(tmp_path, model)
     parsed(page)
     assert texts(page, ".//div[@class='value']") == ["– %"] * 5
-    assert "2 images without a labelled pixel are left out" in page
+    assert "2 images without labelled pixels are left out" in page
     assert "nan" not in page.split("</style>")[1].lower()
 
 

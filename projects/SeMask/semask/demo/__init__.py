@@ -1,1 +1,1 @@
-"""A page to try a model: ``answer`` predicts and draws, ``page`` shows it with gradio."""
+"""A page to try a model: ``answer`` predicts and renders, ``page`` is the gradio part."""

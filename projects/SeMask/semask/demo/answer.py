@@ -1,4 +1,4 @@
-"""What the page shows of an uploaded file, as HTML that holds all its pictures and files itself."""
+"""The page's output for an uploaded file, as self-contained HTML with all pictures and files."""
 
 import base64
 import json
@@ -30,12 +30,12 @@ from semask.report.pictures import data_uri
 from semask.utils.text import pluralize
 from semask.visualize.drawing import resized
 
-# The longer side of what the page shows, in pixels; the files to download keep the image's size.
+# The maximum side of shown pictures, in pixels; downloads keep the image's size.
 SIDE, VIDEO_SIDE = 1600, 960
-# Called with the number of frames that are predicted, and of those that there will be.
+# Called with the number of predicted frames and the total number.
 Report = Callable[[int, int], None]
 
-# The folders and files of ``ImagePrediction.save`` in words.
+# Descriptions of the folders and files of ``ImagePrediction.save``.
 _KINDS = {"labels": "Label map", "panoptic": "Segments"}
 
 _environment = template_environment("semask.demo")
@@ -43,11 +43,11 @@ _environment = template_environment("semask.demo")
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused.
+    """Limits on uploads.
 
     Attributes:
-        pixels: of an image or a frame, at most.
-        frames: of a video; the others are left out.
+        pixels: maximum number of pixels of an image or a frame.
+        frames: maximum number of frames of a video; later ones are left out.
     """
 
     pixels: int = 50_000_000
@@ -56,7 +56,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A region of a picture: its name, "#rrggbb", share of the pixels, and score or confidence."""
+    """A region of a picture: its name, colour "#rrggbb", share of the pixels, and score or
+    confidence.
+    """
 
     name: str
     color: str
@@ -66,18 +68,18 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class View:
-    """A picture, and what each of its pixels is.
+    """A picture with the region of each pixel.
 
     Attributes:
-        title: of the picture, and in fewer words ``details``.
+        title, details: the caption, and additional text.
         width, height: of the image.
-        layers: data URIs; the second one is laid over the first, as opaque as the page's slider
-            says.
-        map: data URI of an RGB picture: R + 256 G is the region of the pixel and 1, 0 = none; B its
-            confidence, 0..255. "" = not known.
-        names: of the regions, in JSON; of regions with a score it is behind the name.
-        has_confidence: whether B says something.
-        legend: the regions that can be seen.
+        layers: data URIs; the second is blended over the first with the opacity of the page's
+            slider.
+        map: data URI of an RGB picture: R + 256 G is the pixel's region plus 1, 0 = none; B is its
+            confidence, 0..255. "" = unknown.
+        names: of the regions, in JSON; a region's score is appended to its name.
+        has_confidence: whether B is used.
+        legend: the visible regions.
     """
 
     title: str
@@ -93,7 +95,7 @@ class View:
 
 @dataclass(frozen=True)
 class Download:
-    """A file that is part of the page: its name, a data URI and a few words."""
+    """A file embedded in the page: its name, a data URI and a description."""
 
     name: str
     uri: str
@@ -102,11 +104,11 @@ class Download:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows.
+    """The page's output for one file.
 
     Attributes:
-        html: of it.
-        prediction: to draw anew with another ``min_score``; None where nothing depends on it.
+        html: the HTML.
+        prediction: to redraw with another ``min_score``; None if nothing depends on it.
         name: of the file.
     """
 
@@ -116,13 +118,13 @@ class Answer:
 
 
 class Demo:
-    """A trained model behind a page."""
+    """Predicts uploaded files and renders the results."""
 
     def __init__(self, predictor: ImagePredictor, limits: Limits | None = None) -> None:
         """
         Args:
             predictor: of any task.
-            limits: None = the usual ones.
+            limits: on uploads; None = the defaults.
         """
         self.predictor = predictor
         self.limits = limits or Limits()
@@ -133,12 +135,12 @@ class Demo:
         """Predict an image or a video.
 
         Args:
-            file: whose suffix tells videos from images; it is not changed.
+            file: an image or a video, by its suffix.
             min_score: instances with a lower score are left out.
-            report: of the progress with a video.
+            report: called with the progress of a video.
 
         Returns:
-            What has been found, or a sentence about what is wrong with the file.
+            The prediction, or a message that says what is wrong with the file.
         """
         try:
             if file.suffix.lower() in VIDEO_EXTENSIONS:
@@ -150,7 +152,7 @@ class Demo:
             if not is_out_of_memory(error):
                 raise
             return problem(
-                f"'{file.name}' needs more memory than there is. Try a smaller one, or start the "
+                f"There is not enough memory for '{file.name}'. Try a smaller file, or start the "
                 "page with --opts TEST.PROTOCOL=slide."
             )
 
@@ -165,15 +167,15 @@ class Demo:
         frame: int | None = None,
         videos: Sequence[tuple[str, str]] = (),
     ) -> Answer:
-        """What the page shows of a prediction.
+        """Render a prediction.
 
         Args:
             prediction: of an image.
             name: of its file.
             min_score: as for :meth:`answer`.
-            facts: a few words each, above the picture.
+            facts: short texts above the picture.
             notes: sentences about the file.
-            frame: of a video, the number of the frame.
+            frame: for a video, the number of the frame.
             videos: title and data URI of each video.
         """
         opaque = prediction.pictures(alpha=1, min_score=min_score)
@@ -237,7 +239,7 @@ class Demo:
                 notes.append(
                     f"The first {limit} of {frames.num_frames} frames are shown (--max-frames)."
                 )
-        assert first is not None  # a video without a frame is an error
+        assert first is not None  # a video without frames raises an error
         answer = self.drawn(
             *(first, file.name),
             min_score=min_score,
@@ -249,28 +251,28 @@ class Demo:
         return Answer(answer.html)
 
     def _check_stored_size(self, file: Path) -> None:
-        """Refuse images with too many pixels before they are decoded."""
+        """Reject images with too many pixels before they are decoded."""
         if not file.is_file():
-            raise DataError(f"'{file.name}' is not here any more: upload it again.")
+            raise DataError(f"'{file.name}' is no longer available: upload it again.")
         try:
             width, height = _stored_size(file)
-        except DataError:  # of another kind, or damaged: the predictor knows more
+        except DataError:  # unknown format, or damaged: the predictor reports it
             return
         self._check_pixels(file, width, height)
 
     def _check_pixels(self, file: Path, width: int, height: int) -> None:
         if width * height > self.limits.pixels:
             raise DataError(
-                f"'{file.name}' has {width} x {height} = {width * height / 1e6:.1f} megapixels, "
-                f"and at most {self.limits.pixels / 1e6:g} are taken (--max-megapixels)."
+                f"'{file.name}' has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
+                f"the maximum is {self.limits.pixels / 1e6:g} (--max-megapixels)."
             )
 
 
 def _stored_size(file: Path) -> tuple[int, int]:
-    """Width and height of an image file, also with bands that Pillow does not read.
+    """Width and height of an image file, also of formats that Pillow does not read.
 
     Raises:
-        DataError: it is none, or damaged.
+        DataError: the file is not an image, or damaged.
     """
     try:
         with opened_image(file, "image") as image:
@@ -282,12 +284,12 @@ def _stored_size(file: Path) -> tuple[int, int]:
 
 
 def problem(sentence: str) -> Answer:
-    """What the page shows where there is nothing to show."""
+    """Render an error message."""
     return Answer(_environment.get_template("problem.html.j2").render(sentence=sentence))
 
 
 def _title(kind: str) -> str:
-    """In words, of a name such as "prior2", whose feature map is that of stage 1."""
+    """The title for a name such as "prior2", the prior of stage 1."""
     number = kind.removeprefix("prior")
     if kind.startswith("prior") and number.isdecimal():
         return f"Semantic prior of stage {int(number) - 1}"
@@ -309,7 +311,7 @@ def _certainty_word(regions: Regions | None) -> str:
 
 
 def _unknown_classes(regions: dict[str, Regions]) -> list[tuple[str, str]]:
-    """Names and colours of the classes in the other pictures, where the overlay has other ones."""
+    """Names and colours of the classes in the other pictures, if they differ from the overlay's."""
     known = regions.get("overlay")
     found: dict[tuple[str, str], None] = {}
     for other in regions.values():
@@ -335,7 +337,7 @@ def _view(
     details = ""
     if regions is not None and regions.index.shape != (height, width):
         details = f"{regions.index.shape[1]} × {regions.index.shape[0]}"
-    # A photograph as JPEG; what has hard edges, as classes in their colours, as PNG.
+    # Photographs as JPEG; pictures with hard edges, such as coloured classes, as PNG.
     kinds = ("JPEG", "PNG") if len(pictures) > 1 else ("PNG",)
     layers = tuple(
         data_uri(Image.fromarray(_shrunk(picture, SIDE)), kind)
@@ -363,7 +365,7 @@ def _hover_names(regions: Regions) -> list[str]:
 
 
 def _legend(regions: Regions) -> tuple[LegendEntry, ...]:
-    """Classes, the largest first; instances, the most certain first."""
+    """Classes by area, instances by score, highest first."""
     shares, certainties = regions.shares(), regions.certainties()
     order = range(len(shares)) if regions.scores is not None else np.argsort(-shares, kind="stable")
     return tuple(
@@ -379,7 +381,7 @@ def _legend(regions: Regions) -> tuple[LegendEntry, ...]:
 
 
 def _region_map(regions: Regions) -> str:
-    """See :class:`View`; with fewer pixels where the page shows fewer."""
+    """The map of :class:`View`, resized like the shown picture."""
     step = -(-max(regions.index.shape) // SIDE)
     numbers = regions.index[::step, ::step] + 1
     channels = [numbers & 255, numbers >> 8, np.zeros_like(numbers)]
@@ -404,7 +406,7 @@ def _for_video(prediction: ImagePrediction, min_score: float) -> dict[str, np.nd
 
 
 def _downloads(prediction: ImagePrediction, name: str) -> list[Download]:
-    """The files that ``semask predict`` writes of an image, without its pictures."""
+    """The files that ``semask predict`` writes for an image, without pictures."""
     with tempfile.TemporaryDirectory() as folder:
         prediction.save(folder, name)
         prediction.save_classes(folder)
@@ -413,13 +415,13 @@ def _downloads(prediction: ImagePrediction, name: str) -> list[Download]:
 
 
 def _rank(path: Path) -> tuple[bool, bool, Path]:
-    """Maps first, then other data of the image, then what describes the classes."""
+    """Sort key: maps first, then other data of the image, then descriptions of the classes."""
     kind = path.parent.name
     return kind not in (*_KINDS, "instances"), kind not in _KINDS or path.suffix != ".png", path
 
 
 def _download(path: Path, relative: Path) -> Download:
-    """Of a file such as "labels/NAME.png" or "classes.json"."""
+    """The download of a file such as "labels/NAME.png" or "classes.json"."""
     kind = relative.parts[0] if len(relative.parts) > 1 else relative.stem
     name = f"{relative.stem}_{kind}{path.suffix}" if len(relative.parts) > 1 else relative.name
     size = os.path.getsize(path)

@@ -1,4 +1,4 @@
-"""The page, made with gradio: it keeps nothing on disk and talks to nobody but its visitors."""
+"""The gradio page. It keeps no uploads on disk and connects to no other server."""
 
 import contextlib
 import importlib.util
@@ -18,7 +18,7 @@ from semask.report.page import template_environment
 
 logger = logging.getLogger(__name__)
 
-# Whatever the user's shell says: no telemetry, no tunnel, no record of the runs in the browser.
+# Set regardless of the user's environment: no telemetry, tunnel or run history in the browser.
 _ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -27,11 +27,11 @@ _ENVIRONMENT = {
     "GRADIO_MCP_SERVER": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-# The browser loads nothing from other hosts, whatever a version of gradio would like to.
+# The browser loads nothing from other hosts, whatever the version of gradio requests.
 _POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
-# People whose files wait for the model; more of them wait with gradio.
+# Number of uploads that wait for the model; further ones wait in gradio's queue.
 _WAITING = 16
-# Uploads that were never predicted are removed after so many seconds.
+# Uploads that were never predicted are deleted after this number of seconds.
 _ABANDONED = 600
 
 
@@ -42,7 +42,7 @@ def check_gradio() -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError(
-            "The page needs the package gradio, which is missing: pip install 'semask[demo]'."
+            "The page needs the package gradio, which is not installed: pip install 'semask[demo]'."
         )
 
 
@@ -56,21 +56,22 @@ def serving(
     max_size: int = 100 * 2**20,
     min_score: float = 0.5,
 ) -> Iterator[str]:
-    """Serve the page as long as the ``with`` block runs.
+    """Serve the page while the ``with`` block runs.
 
     Args:
         demo: the model.
-        facts: what the page says about it.
-        host: the address to listen on; "0.0.0.0" = all of this machine's.
-        port: None = the first free one from 7860.
-        max_size: of an upload, in bytes.
-        min_score: where the slider of the instances starts.
+        facts: a description of the model, shown on the page.
+        host: the address to listen on; "0.0.0.0" = all addresses of this machine.
+        port: None = the first free port from 7860.
+        max_size: maximum size of an upload, in bytes.
+        min_score: initial value of the slider for instances.
 
     Yields:
         The address of the page.
 
     Raises:
-        ConfigError: gradio is not installed, or the address cannot be used, as by a taken port.
+        ConfigError: gradio is not installed, or the address cannot be used, for instance because
+            the port is in use.
     """
     check_gradio()
     _check_address(host, port)
@@ -90,7 +91,7 @@ def serving(
 def _check_address(host: str, port: int | None) -> None:
     """
     Raises:
-        ConfigError: nothing can listen there.
+        ConfigError: the address cannot be used.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[
@@ -102,14 +103,13 @@ def _check_address(host: str, port: int | None) -> None:
     except OSError as error:
         place = host if port is None else f"{host}, port {port}"
         raise ConfigError(
-            f"The page cannot be served at {place}: {error.strerror}. Give another --host or "
-            "--port."
+            f"The page cannot be served at {place}: {error.strerror}. Use another --host or --port."
         ) from error
 
 
 @contextlib.contextmanager
 def _environment(more: dict[str, str]) -> Iterator[None]:
-    """With variables that are as they were afterwards."""
+    """Set environment variables, and restore them afterwards."""
     wanted = {**_ENVIRONMENT, **more}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -124,7 +124,7 @@ def _environment(more: dict[str, str]) -> Iterator[None]:
 
 
 def _launch_options(host: str, port: int | None, max_size: int) -> dict[str, Any]:
-    import gradio as gr  # an extra, which brings starlette
+    import gradio as gr  # optional dependency, includes starlette
     from starlette.middleware import Middleware
 
     return {
@@ -149,7 +149,7 @@ def _launch_options(host: str, port: int | None, max_size: int) -> dict[str, Any
 
 
 class _WithPolicy:
-    """ASGI middleware: every response has the policy."""
+    """ASGI middleware that adds the policy to every response."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -164,7 +164,7 @@ class _WithPolicy:
         await self.app(scope, receive, send_with_policy)
 
 
-# The toast says what was wrong with an upload; its veil would cover the place for the next one.
+# A toast reports errors of an upload; gradio's error overlay would cover the upload area.
 _CSS = """
 #upload [data-testid="status-tracker"] { display: none !important; }
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
@@ -175,8 +175,8 @@ _CSS = """
 
 
 def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float) -> Any:
-    """The components and what they do."""
-    import gradio as gr  # an extra, which reads the environment as it is imported
+    """Build the components and connect their events."""
+    import gradio as gr  # optional dependency, reads the environment on import
 
     templates = template_environment("semask.demo")
     model = threading.Lock()
@@ -189,7 +189,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
         score: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio looks for it here)
     ) -> list[Any]:
-        """Predict a file, and remove it."""
+        """Predict a file, and delete it."""
         if file is None:
             return [None, "", None, gr.skip()]
         path = _taken(Path(file["path"]), folder)
@@ -199,7 +199,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
 
         try:
             if path.is_file() and path.stat().st_size > max_size:
-                answer = problem(f"'{path.name}' has more than {_megabytes(max_size)}.")
+                answer = problem(f"'{path.name}' is larger than {_megabytes(max_size)}.")
             else:
                 with model:
                     answer = demo.answer(path, min_score=score, report=report)
@@ -215,7 +215,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
         return [None, answer.html, answer, shown]
 
     def draw(answer: Answer | None, score: float) -> Any:
-        """The last prediction with another minimum score."""
+        """Redraw the last prediction with another minimum score."""
         if answer is None or answer.prediction is None:
             return gr.skip()
         return demo.drawn(answer.prediction, answer.name, min_score=score).html
@@ -226,7 +226,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
         delete_cache=(_ABANDONED, _ABANDONED),
     ) as blocks:
         gr.HTML(text("about.html.j2", facts=facts, size=_megabytes(max_size)), elem_id="about")
-        # Not file_types of the suffixes: phones offer the camera for "image".
+        # "image" instead of suffixes: phones then offer the camera.
         file = gr.File(
             label="Image or video",
             file_types=["image", "video", ".npy", ".tif", ".tiff"],
@@ -247,7 +247,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
             [file, score],
             [file, shown, state, score],
             preprocess=False,  # which would copy the file
-            concurrency_limit=_WAITING,  # the file is taken at once, and waits for the model
+            concurrency_limit=_WAITING,  # accept the file at once; it waits for the model
             api_visibility="private",
             show_progress="full",
             show_progress_on=shown,
@@ -259,14 +259,14 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
 def _taken(upload: Path, folder: Path) -> Path:
     """Move an upload into a folder of its own, before anything else is done.
 
-    gradio's folders are named after the content, so that two people can have the same one.
+    gradio names its folders after the content, so two users can share one.
 
     Args:
-        upload: what the browser says; nothing happens where it is not in a folder of gradio.
-        folder: in which gradio makes its folders.
+        upload: the path from the browser; ignored unless it is in a folder of gradio.
+        folder: the parent of gradio's folders.
 
     Returns:
-        Where the file now is. There is none where somebody else has just taken it.
+        The new path. The file is missing if another session has just moved it.
     """
     path = Path(tempfile.mkdtemp(dir=folder)) / upload.name
     if upload.resolve().parent.parent == folder:

@@ -1,1 +1,1 @@
-"""Pages and pictures about an evaluation."""
+"""Reports and pictures of an evaluation."""

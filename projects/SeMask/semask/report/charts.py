@@ -1,7 +1,7 @@
-"""The charts of the evaluation reports, as SVG elements that need nothing from outside.
+"""The charts of the evaluation reports, as self-contained SVG elements.
 
-Curves and bars are matplotlib's. The confusion matrix is a template: with matplotlib its cells have
-no titles, and that of 150 classes takes 3.7 MB instead of 0.3 MB.
+Curves and bars are drawn by matplotlib. The confusion matrix is a template: in matplotlib its cells
+have no tooltips, and for 150 classes it takes 3.7 MB instead of 0.3 MB.
 """
 
 import functools
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 Drawing = ParamSpec("Drawing")
 
-# Up to so many classes the confusion matrix names each row and column,
+# Up to this number of classes the confusion matrix names each row and column.
 NAMED_CLASSES = 40
-# and up to so many it has the number in each cell.
+# Up to this number of classes it shows the value in each cell.
 NUMBERED_CLASSES = 14
 
 INK = "#1d2430"
@@ -34,12 +34,12 @@ RULE = "#d5dbe3"
 BLUE = "#2b6cb0"
 GREY = "#8a97a8"
 GAP = "#f3a65f"
-# From light to dark in one hue, so that it reads the same without colour vision and in print.
+# One hue from light to dark, readable without colour vision and in print.
 SHADES = ("#f6f9fd", "#c6dbf0", "#6baad6", "#246eb2", "#082c64")
 _LEVELS = 24
-# Figures are measured in CSS pixels: one pixel is a point of matplotlib's SVG.
+# Sizes are in CSS pixels: one pixel is one point in matplotlib's SVG.
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # text, not paths
     "font.size": 12,
     "axes.labelsize": 12,
     "xtick.labelsize": 12,
@@ -63,10 +63,9 @@ _STYLE: dict[Any, Any] = {
 
 
 def _styled(draw: Callable[Drawing, Markup]) -> Callable[Drawing, Markup]:
-    """Draw in the style of the page.
+    """Decorate a function to draw in the style of the page.
 
-    matplotlib is imported when a chart is drawn: it takes 30 MiB, and of a run's processes one
-    draws.
+    matplotlib takes 30 MiB and only one process of a run draws, so it is imported on first use.
     """
 
     @functools.wraps(draw)
@@ -81,7 +80,9 @@ def _styled(draw: Callable[Drawing, Markup]) -> Callable[Drawing, Markup]:
 
 @_styled
 def reliability_chart(curve: CalibrationCurve) -> Markup:
-    """Accuracy over confidence, the diagonal of a calibrated model, and where the pixels are."""
+    """Accuracy over confidence, the diagonal of a calibrated model, and the share of pixels per
+    bin.
+    """
     figure = _figure(410, 500)
     upper, lower = figure.subplots(2, 1, height_ratios=(5, 1))
     bins = len(curve.pixels)
@@ -123,10 +124,10 @@ def reliability_chart(curve: CalibrationCurve) -> Markup:
 
 @_styled
 def spread_chart(counts: np.ndarray, score: str = "mIoU") -> Markup:
-    """How many images have which score.
+    """A histogram of the images' scores.
 
     Args:
-        counts: number of images in each of equal ranges from 0 to 100 percent.
+        counts: number of images in each of several equal ranges from 0 to 100 percent.
         score: its name.
     """
     figure = _figure(430, 150)
@@ -147,7 +148,7 @@ def spread_chart(counts: np.ndarray, score: str = "mIoU") -> Markup:
 
 
 def spread_values(images: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """For the template: the chart of the images' scores, and how many images have none.
+    """Template values: the histogram of the images' scores, and the number of unscored images.
 
     Args:
         images: entries of the result file.
@@ -179,7 +180,7 @@ def confusion_chart(shares: np.ndarray, names: Sequence[str]) -> Markup:
             "left": left,
             "top": top,
             "side": side,
-            # The turned names of the last columns lean out to the right.
+            # The rotated names of the last columns extend to the right.
             "width": left + side + 0.65 * (top - 24) + 12,
             "height": top + side + 30,
             "cells": _cells(shares, names),
@@ -191,8 +192,8 @@ def confusion_chart(shares: np.ndarray, names: Sequence[str]) -> Markup:
 
 
 def shade(share: float) -> str:
-    """The colour of a share in 0..1. Shares grow with the square of the way along the scale, so
-    that a few percent can be told from none.
+    """The colour of a share in 0..1. The position on the scale is the square root of the share, so
+    that a few percent differ visibly from none.
     """
     position = shade_position(share) * (len(SHADES) - 1)
     first = min(int(position), len(SHADES) - 2)
@@ -202,7 +203,7 @@ def shade(share: float) -> str:
 
 
 def shade_position(share: float) -> float:
-    """Where on the scale of ``SHADES``, in 0..1, a share in 0..1 stands."""
+    """The position on the scale of ``SHADES``, 0..1, of a share, 0..1."""
     return math.sqrt(min(max(share, 0.0), 1.0))
 
 
@@ -222,7 +223,7 @@ def _cells(shares: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _compact_matrix(shares: np.ndarray) -> dict[str, Any]:
-    """Numbers instead of names, and one path for all cells of about the same share."""
+    """The matrix with indices instead of names, and one path for all cells of a similar share."""
     count = len(shares)
     side = 600
     levels = np.ceil(np.sqrt(np.nan_to_num(shares)) * _LEVELS).astype(int)
@@ -254,7 +255,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _titles(groups: "Iterable[BarContainer]", labels: Sequence[str]) -> dict[str, str]:
-    """Give each bar an identifier; the labels by identifier."""
+    """Set an id on each bar; returns the labels by id."""
     titles = {}
     for number, bars in enumerate(groups):
         for index, (bar, label) in enumerate(zip(bars, labels, strict=True)):
@@ -264,19 +265,19 @@ def _titles(groups: "Iterable[BarContainer]", labels: Sequence[str]) -> dict[str
 
 
 def _inline(figure: "Figure", title: str, titles: Mapping[str, str], *, max_width: int) -> Markup:
-    """A figure as an element of the page, the same for the same values.
+    """A figure as an SVG element of the page, identical for identical values.
 
     Args:
-        figure: without anything that has to be clipped.
+        figure: must not need clipping.
         title: of the figure.
-        titles: of elements, by their identifiers, shown by a pointer over them.
+        titles: tooltips of elements, by their ids.
         max_width: in CSS pixels.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     root = ET.fromstring(file.getvalue())
     for element in list(root.iter()):
-        # A page has one namespace, and several figures with the same identifiers.
+        # All figures of a page share one namespace of ids, so they get prefixes.
         element.tag = element.tag.rpartition("}")[2]
         for name in ("id", "clip-path"):
             value = element.attrib.pop(name, "")
@@ -308,7 +309,7 @@ def _set_title(element: ET.Element, text: str) -> None:
 
 
 def _without_font(style: str) -> str:
-    """The style of a text without its font, so that it has the page's; the size stays."""
+    """The style of a text without its font family, so that the page's applies; the size is kept."""
     kept = [
         part.strip()
         for part in style.split(";")

@@ -1,4 +1,4 @@
-"""The pictures of the report on instances: one image with everything that was made of it."""
+"""The pictures of one image in the instance report: prediction, ground truth, errors, priors."""
 
 import copy
 import functools
@@ -58,7 +58,7 @@ def show_instances(
         scores: of the evaluation.
         mapper: turns a dataset dict into the model's input.
         dataset_name: the registered dataset.
-        masks: masks are compared, else boxes.
+        masks: compare masks instead of boxes.
 
     Raises:
         DataError: the image cannot be read.
@@ -84,8 +84,7 @@ def show_instances(
         photograph("Prediction", f"{len(found.scores)} instances with their scores", drawn, size),
         photograph(
             "Errors",
-            f"{scores['missed']} instances missed, in orange; {scores['false']} predicted ones "
-            "that are not there, in blue",
+            f"{scores['missed']} missed instances in orange, {scores['false']} false ones in blue",
             errors,
             size,
         ),
@@ -112,7 +111,7 @@ def show_instances(
 
 
 def _query_classes(dataset_name: str, number: int) -> tuple[Sequence[str], np.ndarray]:
-    """Names and colours of a model's classes: the categories, or those of things and stuff."""
+    """Names and colours of a model's classes: the categories, or things and stuff."""
     metadata = MetadataCatalog.get(dataset_name)
     if number == len(metadata.thing_classes):
         return metadata.thing_classes, category_colors(metadata, number)
@@ -124,7 +123,7 @@ def _error_picture(
     record: Mapping[str, Any],
     predictions: FoundInstances,
 ) -> np.ndarray:
-    """The pale photograph with missed and false instances; boxes where there are no masks."""
+    """The pale photograph with missed and false instances; boxes if there are no masks."""
     height, width = image.shape[:2]
     truth = _truth(record, height, width, masks=predictions.masks is not None)
     predicted = [Region(None, box=box) for box in predictions.boxes.tolist()]
@@ -157,8 +156,8 @@ class _Annotated(NamedTuple):
 
 
 def _truth(record: Mapping[str, Any], height: int, width: int, *, masks: bool) -> list[_Annotated]:
-    """The annotations as evaluated: with ``masks`` those without one are crowds, else all have
-    boxes alone.
+    """The annotations as evaluated: with ``masks``, those without a mask are crowds; otherwise
+    only boxes are used.
     """
     usable = []
     for annotation in record.get("annotations", ()):
@@ -184,7 +183,7 @@ def _prior_truth(
     *,
     masks: bool,
 ) -> np.ndarray | None:
-    """(H, W) what a prior of painted instances should name, -1 = nothing; None of other priors."""
+    """(H, W) target classes of a prior of painted instances, -1 = none; None for other priors."""
     if num_classes != len(MetadataCatalog.get(dataset_name).thing_classes) + 1 or num_classes > 255:
         return None
     height, width = size

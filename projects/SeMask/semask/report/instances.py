@@ -1,7 +1,7 @@
-"""Looking at an evaluation of instances: ``report.html``, one file that opens without a network.
+"""The report of an instance evaluation: ``report.html``, one self-contained file.
 
-It is made of the file that ``InstanceEvaluator`` writes. Only the few images it shows are
-predicted again.
+It is made from the file that ``InstanceEvaluator`` writes. Only the few shown images are predicted
+again.
 """
 
 import os
@@ -36,7 +36,7 @@ def write_instance_report(
     num_images: int = 4,
     facts: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Write the report of an evaluation beside its result file, complete or not at all.
+    """Write the report of an evaluation next to its result file, atomically.
 
     Args, Returns, Raises: as for :func:`semask.report.semantic.write_report`.
     """
@@ -100,17 +100,17 @@ def _tiles(results: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float,
 def _category_rows(
     results: Mapping[str, Mapping[str, float]], categories: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Name and AP of each category, the best first and absent ones last."""
+    """Name and AP of each category, highest AP first and absent ones last."""
     values = np.stack(
         [category_ap(results[key], categories) for key, _ in _TASKS if key in results], axis=1
     )
-    # The sort keeps the dataset's order among equals.
+    # The sort is stable: ties keep the dataset's order.
     order = np.argsort(-np.nan_to_num(values[:, 0], nan=-1), kind="stable")
     return [{"name": categories[index], "ap": values[index].tolist()} for index in order]
 
 
 def category_ap(results: Mapping[str, float], categories: Sequence[str]) -> np.ndarray:
-    """AP of each category in percent; NaN where it has none."""
-    if len(categories) == 1:  # for which Detectron2 gives the mean alone
+    """AP of each category in percent; NaN if it has none."""
+    if len(categories) == 1:  # Detectron2 returns only the mean
         return np.array([results["AP"]])
     return np.array([results.get(f"AP-{name}", np.nan) for name in categories])

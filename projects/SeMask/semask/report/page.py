@@ -1,4 +1,4 @@
-"""Evaluation reports from templates (autoescaped; a missing value is an error).
+"""Rendering of evaluation reports from templates (autoescaped; a missing value is an error).
 
 Each is one self-contained HTML page.
 """
@@ -25,13 +25,13 @@ REPORT_FILE = "report.html"
 def read_evaluation(
     source: str, dataset_name: str, needed: Sequence[str] = (), hint: str = "Evaluate again."
 ) -> dict[str, Any]:
-    """The result file of an evaluation.
+    """Read the result file of an evaluation.
 
     Args:
         source: the file.
-        dataset_name: that it has to be of.
-        needed: entries that it has to have.
-        hint: advice if it cannot be used.
+        dataset_name: the dataset that it must be of.
+        needed: the entries that it must have.
+        hint: advice for the error message.
 
     Raises:
         DataError: it is missing, damaged, incomplete or of another dataset.
@@ -44,7 +44,7 @@ def read_evaluation(
         raise DataError(f"'{source}' is damaged ({error}). {hint}") from error
     missing = [key for key in needed if key not in document]
     if missing:
-        raise DataError(f"'{source}' has no {' and no '.join(missing)}. {hint}")
+        raise DataError(f"'{source}' lacks {' and '.join(missing)}. {hint}")
     if document["dataset"] != dataset_name:
         raise DataError(
             f"'{source}' is an evaluation of '{document['dataset']}', not of '{dataset_name}'."
@@ -55,11 +55,11 @@ def read_evaluation(
 def worst_and_best(
     images: Sequence[dict[str, Any]], number: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The worst, beginning with the worst, and the best, beginning with the best; none twice.
+    """The worst images, worst first, and the best images, best first, without duplicates.
 
     Args:
-        images: the worst first.
-        number: of each, at most.
+        images: sorted, worst first.
+        number: maximum number of each.
     """
     worst = list(images[: min(number, -(-len(images) // 2))])
     best = list(images[len(worst) :][-number:]) if number else []
@@ -69,12 +69,12 @@ def worst_and_best(
 def worst_and_best_records(
     document: Mapping[str, Any], metric: str, number: int, dataset_name: str, source: str
 ) -> list[list[tuple[dict[str, Any], dict[str, Any]]]]:
-    """The worst and the best images of an evaluation, each with the dict of the dataset.
+    """The worst and the best images of an evaluation, each with its dataset dict.
 
     Args:
         document: the result file; its "images" have "image_id", "missed" and "file_name".
-        metric: their score in percent; of equal ones, more missed is worse. Images without a score
-            are left out.
+        metric: their score in percent; ties are ordered by the number of missed objects. Images
+            without a score are left out.
         number: of each, at most.
         dataset_name: the registered dataset.
         source: the path of the result file.
@@ -94,18 +94,18 @@ def worst_and_best_records(
     for image in (*groups[0], *groups[1]):
         if image["image_id"] not in records:
             raise DataError(
-                f"'{source}' names image {image['image_id']!r}, which the dataset does not have."
+                f"'{source}' names image {image['image_id']!r}, which is not in the dataset."
             )
     return [[(records[image["image_id"]], image) for image in group] for group in groups]
 
 
 def write_page(folder: str, template: str, /, **values: Any) -> str:
-    """Fill in a template and write ``REPORT_FILE``, complete or not at all; returns its path.
+    """Render a template into ``REPORT_FILE``, atomically; returns its path.
 
     Args:
-        folder: where it goes.
-        template: its file below ``templates``.
-        values: what it names.
+        folder: the output folder.
+        template: file name in ``templates``.
+        values: the template's variables.
     """
     path = os.path.join(folder, REPORT_FILE)
     with replacing(path) as file:
@@ -115,22 +115,22 @@ def write_page(folder: str, template: str, /, **values: Any) -> str:
 
 
 def defined(value: float | None) -> float:
-    """JSON's null is NaN again."""
+    """Convert JSON's null back to NaN."""
     return float("nan") if value is None else value
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template.
+    """Render a template.
 
     Args:
-        template: its file below ``templates``.
-        values: what it names.
+        template: file name in ``templates``.
+        values: the template's variables.
     """
     return _environment.get_template(template).render(values)
 
 
 def modification_date(path: str) -> str:
-    """When a file was written, in local time, such as "2026-11-28 00:16"."""
+    """The modification time of a file, in local time, such as "2026-11-28 00:16"."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(path)))
 
 
@@ -145,15 +145,15 @@ def number(value: float) -> str:
 
 
 def shortened(name: str, length: int = 26) -> str:
-    """A name that is cut off where it is too long."""
+    """A name, truncated with an ellipsis if it is too long."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def template_environment(package: str) -> Environment:
-    """For the templates of a package; autoescaped, a missing value is an error.
+    """The jinja2 environment for a package's templates; autoescaped, a missing value is an error.
 
     Args:
-        package: its name; the templates are in its folder ``templates``.
+        package: the package's name; the templates are in its folder ``templates``.
     """
     environment = Environment(
         loader=PackageLoader(package),

@@ -1,4 +1,4 @@
-"""A few images of a dataset beside what a model makes of them, as one picture."""
+"""A picture of a few images of a dataset with their predictions."""
 
 import copy
 import logging
@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 def render_panels(
     model: nn.Module, dataset_name: str, mapper: Mapper, num_images: int
 ) -> np.ndarray:
-    """Run a model on evenly spaced images of a dataset and draw what comes out.
+    """Run a model on evenly spaced images of a dataset and draw the predictions.
 
-    Each row shows the image, its ground truth (ignored pixels hatched), the prediction and, if
-    the model's ``inference`` offers ``return_priors``, the semantic-prior map. Call it in one
-    process only. The model's training mode is the same afterwards, and no gradient is recorded.
+    Each row shows the image, its ground truth (ignored pixels hatched), the prediction and, if the
+    model's ``inference`` accepts ``return_priors``, the semantic-prior map. Call it in one process
+    only. The model's mode is restored afterwards, and no gradient is recorded.
 
     Args:
         model: called as ``model.inference([inputs], return_priors=True)``, which returns "sem_seg"
-            and perhaps "prior", both (K, H, W), or as a stock Detectron2 model,
+            and optionally "prior", both (K, H, W), or as a stock Detectron2 model,
             ``model([inputs])``. A model in ``DistributedDataParallel`` is unwrapped.
         dataset_name: a registered dataset with ``stuff_classes`` and possibly ``stuff_colors``.
         mapper: turns a dataset dict into the model's input, as in evaluation.
-        num_images: number of rows; all images where the dataset has fewer.
+        num_images: number of rows; all images if the dataset has fewer.
 
     Returns:
-        (height, width, 3) uint8, RGB. TensorBoard's writer wants it as (3, height, width):
+        (height, width, 3) uint8, RGB. TensorBoard's writer needs (3, height, width):
         ``storage.put_image(name, picture.transpose(2, 0, 1))``.
 
     Raises:
@@ -49,7 +49,9 @@ def render_panels(
     metadata = MetadataCatalog.get(dataset_name)
     names = metadata.get("stuff_classes")
     if not names:
-        raise ConfigError(f"Dataset '{dataset_name}' has no class names (stuff_classes).")
+        raise ConfigError(
+            f"Dataset '{dataset_name}' has no class names: set stuff_classes in its metadata."
+        )
     colors = class_colors(len(names), metadata.get("stuff_colors"))
     ignore_label = metadata.get("ignore_label", 255)
 
@@ -63,7 +65,7 @@ def _evenly_spaced(
     records: list[dict[str, Any]], number: int, dataset_name: str
 ) -> list[dict[str, Any]]:
     if number < 1:
-        raise ValueError(f"At least one image is needed for a picture of panels, not {number}.")
+        raise ValueError(f"num_images must be at least 1, not {number}.")
     if not records:
         raise DataError(f"Dataset '{dataset_name}' has no images.")
     positions = np.linspace(0, len(records) - 1, min(number, len(records))).round().astype(int)
@@ -73,7 +75,7 @@ def _evenly_spaced(
 def _readable_panels(
     model: nn.Module, records: list[dict[str, Any]], mapper: Mapper, ignore_label: int
 ) -> Iterator[Panel]:
-    """The panels without those of unreadable files, for which no training has to end."""
+    """The panels of the readable files: an unreadable one must not end a training."""
     unreadable: list[UnreadableError] = []
     for record in records:
         try:

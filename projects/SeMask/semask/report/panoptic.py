@@ -1,7 +1,7 @@
-"""Looking at an evaluation of segments: ``report.html``, one file that opens without a network.
+"""The report of a panoptic evaluation: ``report.html``, one self-contained file.
 
-It is made of the file that ``PanopticEvaluator`` writes, and of what is evaluated beside it. Only
-the few images it shows are predicted again.
+It is made from the file that ``PanopticEvaluator`` writes, and from AP and mIoU if they were
+evaluated. Only the few shown images are predicted again.
 """
 
 import os
@@ -29,12 +29,12 @@ from semask.utils.files import read_json
 # Results, their names on the page, and explanations.
 _TILES = (
     ("PQ", "PQ", "panoptic quality"),
-    ("SQ", "SQ", "mean IoU of the right segments"),
-    ("RQ", "RQ", "F1 of finding segments"),
-    ("PQ_th", "PQ things", "mean over the things"),
-    ("PQ_st", "PQ stuff", "mean over the stuff"),
+    ("SQ", "SQ", "mean IoU of the correct segments"),
+    ("RQ", "RQ", "F1 of the segments"),
+    ("PQ_th", "PQ things", "mean over things"),
+    ("PQ_st", "PQ stuff", "mean over stuff"),
 )
-# The same of what may have been evaluated beside: file and place of the result.
+# The same for optional evaluations: file and key of the result.
 _BESIDE = (
     (RESULT_FILE, ("segm", "AP"), "Mask AP", "things, mean over IoU 0.50 to 0.95"),
     (RESULT_FILE, ("bbox", "AP"), "Box AP", "things, mean over IoU 0.50 to 0.95"),
@@ -51,7 +51,7 @@ def write_panoptic_report(
     num_images: int = 4,
     facts: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Write the report of an evaluation beside its result file, complete or not at all.
+    """Write the report of an evaluation next to its result file, atomically.
 
     Args, Returns, Raises: as for :func:`semask.report.semantic.write_report`.
     """
@@ -106,13 +106,13 @@ def write_panoptic_report(
 
 
 def _best_first(classes: Sequence[Mapping[str, Any]], *, isthing: bool) -> list[Mapping[str, Any]]:
-    """Things or stuff, absent ones last; the sort keeps the dataset's order among equals."""
+    """Things or stuff, absent ones last; the sort is stable."""
     chosen = [row for row in classes if row["isthing"] == isthing]
     return sorted(chosen, key=lambda row: -np.nan_to_num(row["PQ"], nan=-1))
 
 
 def _result(folder: str, file: str, dataset_name: str, place: Sequence[str]) -> float | None:
-    """A result of an evaluation of the same dataset; None where there is none."""
+    """A result of an evaluation of the same dataset; None if there is none."""
     path = os.path.join(folder, file)
     document = read_json(path) if os.path.isfile(path) else {}
     if document.get("dataset") != dataset_name:

@@ -1,4 +1,4 @@
-"""The pictures of the report on segments: one image with everything that was made of it."""
+"""The pictures of one image in the panoptic report: prediction, ground truth, errors, priors."""
 
 import copy
 import functools
@@ -94,8 +94,7 @@ def show_segments(
         photograph("Prediction", f"{len(found)} segments", drawn(found_ids, found), size),
         photograph(
             "Errors",
-            f"{scores['missed']} segments missed, in orange; {scores['false']} predicted ones "
-            "that are not there, in blue",
+            f"{scores['missed']} missed segments in orange, {scores['false']} false ones in blue",
             errors.astype(np.uint8),
             size,
         ),
@@ -125,7 +124,7 @@ def show_segments(
 
 
 def _stuff_colors(truth: PanopticTruth) -> dict[int, tuple[int, ...]]:
-    """(R, G, B) of each category that is stuff: the file's own, else of a fixed series."""
+    """(R, G, B) of each stuff category: the file's own, else from a fixed palette."""
     series = class_colors(len(truth.categories)).tolist()
     return {
         given: tuple(entry.get("color") or color)
@@ -142,14 +141,14 @@ def _legend(
     prior_colors: np.ndarray,
     prior: LazyScores | torch.Tensor | None,
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Names and colours: of stuff as it is drawn, of things as priors and queries show them.
+    """Names and colours: stuff as drawn, things as in priors and queries.
 
     Args:
         truth: the dataset.
         colors: of its stuff.
         shown: categories in the ground truth or the prediction.
         names, prior_colors: of the classes of the priors.
-        prior: (K, H, W) scores; a class that it has in a hundredth of the image is in the legend.
+        prior: (K, H, W) scores; the legend has each class that covers a hundredth of the image.
     """
     of_prior = dict(zip(names, map(tuple, prior_colors.tolist()), strict=True))
     drawn = {truth.categories[category]["name"] for category in shown}
@@ -168,9 +167,9 @@ def _legend(
 def _semantic(
     ids: np.ndarray, segments: Mapping[int, Segment], metadata: Any, num_classes: int
 ) -> np.ndarray | None:
-    """(H, W) class of each pixel, -1 = none, as the priors of ``num_classes`` count classes.
+    """(H, W) class of each pixel, -1 = none, by the class indices of priors with ``num_classes``.
 
-    None where things and stuff are counted separately, or the priors' classes are others.
+    None if things and stuff are indexed separately, or the priors have other classes.
     """
     contiguous = {
         **metadata.get("stuff_dataset_id_to_contiguous_id", {}),

@@ -1,4 +1,4 @@
-"""The pictures of the evaluation report: one image with everything that was made of it."""
+"""The pictures of one image in the evaluation report: prediction, errors, priors, queries."""
 
 import base64
 import copy
@@ -19,15 +19,15 @@ from semask.inference.model_outputs import Mapper, class_map, predict, predict_q
 from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.visualize.drawing import hatching, painted, resized
 
-# Larger images are shrunk to fit into this (width, height).
+# Larger images are resized to fit into this (width, height).
 BOX = (560, 480)
-# So many queries of an image are shown, if they have this score, in pictures of at most this size.
+# Maximum number of shown queries of an image, their minimum score, and their maximum picture size.
 QUERIES = 12
 LOWEST_SCORE = 0.1
 QUERY_BOX = (300, 260)
-# Vermilion, which stays apart from grey for every kind of colour vision.
+# Vermilion, distinct from grey for every kind of colour vision.
 WRONG = (213, 94, 0)
-# Sky blue, apart from vermilion and grey for every kind of colour vision.
+# Sky blue, distinct from vermilion and grey for every kind of colour vision.
 NOT_THERE = (86, 180, 233)
 
 
@@ -36,10 +36,10 @@ class Picture:
     """An image inside the page.
 
     Attributes:
-        title: a few words above it.
-        alt: what it shows, for those who do not see it.
+        title: the caption above it.
+        alt: the alternative text.
         uri: its bytes, as "data:image/...".
-        is_map: it has hard edges, which stay hard when enlarged.
+        is_map: enlarge it without smoothing.
     """
 
     title: str
@@ -55,12 +55,12 @@ class ShownImage:
     Attributes:
         name: of its file.
         scores: of the evaluation, such as "mIoU" in percent.
-        size: (width, height) that all its pictures are shown in, as a ratio.
+        size: (width, height), the aspect ratio of all its pictures.
         pictures: image, ground truth, prediction, errors.
-        priors: the semantic-prior map of each stage and their sum; none without a prior.
-        queries: the masks of the strongest queries; none of models without queries.
-        legend: name and (R, G, B) of the classes that can be seen, the most frequent first, or of
-            all classes of the priors.
+        priors: the semantic-prior map of each stage and their sum; empty without priors.
+        queries: the masks of the highest-scoring queries; empty for models without queries.
+        legend: name and (R, G, B) of the visible classes, most frequent first, or of all classes of
+            the priors.
     """
 
     name: str
@@ -117,7 +117,7 @@ def show_image(
         class_picture("Prediction", prediction, class_names, colors),
         Picture(
             "Errors",
-            f"Wrong pixels in orange: {100 * share:.1f} % of those that count",
+            f"Wrong pixels in orange: {100 * share:.1f} % of labelled pixels",
             data_uri(_error_map(image, wrong, valid, size), "JPEG"),
             is_map=False,
         ),
@@ -146,13 +146,13 @@ def photograph(title: str, alt: str, pixels: np.ndarray, size: tuple[int, int]) 
 def class_picture(
     title: str, classes: np.ndarray, names: Sequence[str], colors: np.ndarray, note: str = ""
 ) -> Picture:
-    """A map of classes, -1 where there is none, in their colours.
+    """A class map, -1 = none, in the colours of the classes.
 
     Args:
-        title: what it is.
+        title: of the map.
         classes: (H, W).
         names, colors: of the K classes; colours are (K, 3) uint8, RGB.
-        note: behind the title.
+        note: appended to the title.
     """
     shown = painted(classes, colors, fitting(classes.shape[1], classes.shape[0]))
     alt = f"{title}: {_summary(classes, names)}"
@@ -166,12 +166,12 @@ def prior_pictures(
     names: Sequence[str],
     colors: np.ndarray,
 ) -> tuple[Picture, ...]:
-    """The prior map of each stage and their sum, with how often they are right.
+    """The prior map of each stage and their sum, with their accuracy.
 
     Args:
-        output: of the model; without "priors" there are none.
+        output: of the model; without "priors" the result is empty.
         strides: of the stages' maps.
-        truth: (H, W) class of each pixel, -1 = it does not count; None = not known.
+        truth: (H, W) class of each pixel, -1 = ignored; None = unknown.
         names, colors: of the priors' classes.
     """
     maps = {prior_title(name, strides): each for name, each in output.get("priors", {}).items()}
@@ -191,7 +191,7 @@ def query_pictures(
     image: np.ndarray,
     classes_of: Callable[[int], tuple[Sequence[str], np.ndarray]],
 ) -> tuple[Picture, ...]:
-    """What the strongest queries say: each one's mask in the colour of its class.
+    """The masks of the highest-scoring queries, each in the colour of its class.
 
     Args:
         model: in evaluation mode; see ``semask.inference.model_outputs.predict_queries``.
@@ -200,7 +200,7 @@ def query_pictures(
         classes_of: names of K classes, and their colours, (K, 3) uint8, RGB.
 
     Returns:
-        None of models without queries.
+        A picture for each shown query; empty for models without queries.
     """
     found = predict_queries(model, inputs, QUERIES)
     if found is None:
@@ -224,7 +224,7 @@ def query_pictures(
         pictures.append(
             Picture(
                 f"{names[category]} {score:.2f} · query {query}",
-                f"Query {query}: {names[category]} with the score {score:.2f}, in {share:.0f} % of "
+                f"Query {query}: {names[category]} with score {score:.2f}, in {share:.0f} % of "
                 "the image",
                 data_uri(Image.fromarray(shown.astype(np.uint8)), "JPEG"),
                 is_map=False,
@@ -234,24 +234,24 @@ def query_pictures(
 
 
 def pale(image: np.ndarray) -> np.ndarray:
-    """A photograph as the ground of marks: grey and light, (H, W, 3) float64."""
+    """A light grey version of a photograph, as background of marks, (H, W, 3) float64."""
     grey = image.mean(axis=2, keepdims=True)
     return np.repeat(165 + grey * 85 / 255, 3, axis=2)
 
 
 def mark(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Lay a colour over the pixels of a mask (H, W), in place."""
+    """Blend a colour over the pixels of a mask (H, W), in place."""
     where = mask > 0
     picture[where] = 0.25 * picture[where] + 0.75 * np.array(color)
 
 
 def prior_title(name: str, strides: Mapping[str, int]) -> str:
-    """What a prior map is called; other people's models may not say its stride."""
+    """The title of a prior map; models of other projects may not state its stride."""
     return f"Prior, stride {strides[name]}" if name in strides else f"Prior, {name}"
 
 
 def fitting(width: int, height: int, box: tuple[int, int] = BOX) -> tuple[int, int]:
-    """The (width, height) that a picture of this size is shown in."""
+    """The (width, height) of a picture after shrinking it to fit into a box."""
     scale = min(1.0, box[0] / width, box[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -259,7 +259,7 @@ def fitting(width: int, height: int, box: tuple[int, int] = BOX) -> tuple[int, i
 def _error_map(
     image: np.ndarray, wrong: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> Image.Image:
-    """The pale photograph with wrong pixels in orange and ignored ones hatched."""
+    """The pale photograph with wrong pixels in orange and ignored pixels hatched."""
     ground = pale(image)
     ground[wrong] = 0.12 * ground[wrong] + 0.88 * np.array(WRONG)
     picture = resized(ground, size)
@@ -270,18 +270,18 @@ def _error_map(
 
 
 def agreement(classes: np.ndarray, truth: np.ndarray) -> str:
-    """How often a map of any size is right, each of its cells standing for its pixels."""
+    """The accuracy of a class map of any size, enlarged to the image without interpolation."""
     rows = np.arange(truth.shape[0]) * classes.shape[0] // truth.shape[0]
     columns = np.arange(truth.shape[1]) * classes.shape[1] // truth.shape[1]
     valid = truth >= 0
     if not valid.any():
         return ""
     right = (classes[rows[:, None], columns] == truth)[valid].mean()
-    return f" · {100 * right:.1f}\u00a0%\u00a0right"
+    return f" · {100 * right:.1f}\u00a0%\u00a0correct"
 
 
 def _summary(classes: np.ndarray, names: Sequence[str], shown: int = 4) -> str:
-    """The most frequent classes in words."""
+    """A text with the most frequent classes."""
     known = classes[classes >= 0]
     if not known.size:
         return "no labelled pixel"
@@ -293,7 +293,7 @@ def _summary(classes: np.ndarray, names: Sequence[str], shown: int = 4) -> str:
 
 
 def data_uri(picture: Image.Image, kind: str) -> str:
-    """A picture as "data:image/...", of the kind "PNG" or "JPEG"."""
+    """A picture as "data:image/...", as "PNG" or "JPEG"."""
     buffer = io.BytesIO()
     if kind == "PNG":
         _with_palette(picture).save(buffer, format="PNG", optimize=True)
@@ -303,7 +303,7 @@ def data_uri(picture: Image.Image, kind: str) -> str:
 
 
 def _with_palette(picture: Image.Image) -> Image.Image:
-    """The same picture in a third of the bytes, where it has few enough colours."""
+    """The same picture as a palette image, a third of the bytes, if it has few enough colours."""
     if picture.getcolors(256) is None:
         return picture
     red, green, blue = np.moveaxis(np.asarray(picture, dtype=np.int32), -1, 0)

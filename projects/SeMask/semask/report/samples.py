@@ -1,4 +1,4 @@
-"""A few images of a dataset with what is annotated in them, as one picture."""
+"""A picture of a few images of a dataset with their annotations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from semask.visualize.instances import (
     draw_segments,
 )
 
-# Size (width, height) of the drawn instances, and their number in a row.
+# Size (width, height) of the drawn images with instances, and their number in a row.
 _BOX = (480, 400)
 _IN_A_ROW = 3
 _GAP = 8
@@ -34,7 +34,7 @@ _GAP = 8
 def render_samples(
     dataset_name: str, records: Sequence[Mapping[str, Any]], reader: ImageReader = RGB
 ) -> np.ndarray | None:
-    """Draw images and label maps (ignored pixels and values that are no class hatched).
+    """Draw images and label maps (ignored pixels and values that are not classes hatched).
 
     Args:
         dataset_name: a registered dataset with class names.
@@ -69,7 +69,7 @@ def _panel(record: Mapping[str, Any], reader: ImageReader) -> Panel | None:
 def render_instance_samples(
     dataset_name: str, records: Sequence[Mapping[str, Any]], reader: ImageReader = RGB
 ) -> np.ndarray | None:
-    """Draw images with their instances or segments, as far as they can be used, and their names.
+    """Draw images with their usable instances or segments, and their names.
 
     Args:
         dataset_name: a registered dataset with category names.
@@ -112,7 +112,7 @@ def render_instance_samples(
 def draw_annotations(
     image: np.ndarray, record: Mapping[str, Any], names: Sequence[str]
 ) -> np.ndarray:
-    """An image with the usable instances of its dataset dict, crowds left out.
+    """An image with the usable instances of its dataset dict, without crowds.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -146,7 +146,7 @@ def draw_annotations(
 def draw_record_segments(
     image: np.ndarray, record: Mapping[str, Any], names: Sequence[str]
 ) -> np.ndarray:
-    """An image with the segments of its dataset dict, crowds left out.
+    """An image with the segments of its dataset dict, without crowds.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -157,7 +157,7 @@ def draw_record_segments(
         (H, W, 3) uint8, RGB.
 
     Raises:
-        DataError: the map cannot be read, or is of another size.
+        DataError: the map cannot be read, or has another size than the image.
     """
     path = record.get("pan_seg_file_name", "")
     ids = read_segment_ids(path)

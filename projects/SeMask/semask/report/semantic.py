@@ -1,8 +1,8 @@
-"""Looking at an evaluation: ``report.html``, one file that opens without a network.
+"""The report of a semantic evaluation: ``report.html``, one self-contained file.
 
-It is made of the result file that ``SemSegConfusionEvaluator`` writes with the metrics of
-``report_metrics``. Only the few images it shows are predicted again, so evaluating for a report
-costs no memory and little time: the confidences of each image, and a score of it.
+It is made from the result file that ``SemSegConfusionEvaluator`` writes with the metrics of
+``report_metrics``. Only the few shown images are predicted again, so the evaluation needs no more
+memory and little more time: the confidences and a score of each image.
 """
 
 import os
@@ -38,14 +38,14 @@ from semask.report.page import (
 from semask.report.pictures import ShownImage, show_image
 from semask.utils.palette import class_colors
 
-# The confusion matrix of more classes is too wide to be read beside another column.
+# With more classes the confusion matrix is too wide to be read beside another column.
 _HALF_WIDTH_CLASSES = 8
-# In percent, below its colour scale.
+# Ticks of its colour scale, in percent.
 _SHADE_TICKS = (0, 1, 5, 10, 25, 50, 100)
 
 
 def report_metrics() -> list[Metric]:
-    """What an evaluation has to gather for ``write_report``."""
+    """The metrics that ``write_report`` needs."""
     return [ImageScores(), Calibration()]
 
 
@@ -58,24 +58,24 @@ def write_report(
     num_images: int = 4,
     facts: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Write the report of an evaluation beside its result file, complete or not at all.
+    """Write the report of an evaluation next to its result file, atomically.
 
-    To be called in one process only. The model's training mode is the same afterwards.
+    Call it in one process only. The model's mode is restored afterwards.
 
     Args:
         model: the evaluated model; see ``render_panels``.
         dataset_name: the registered dataset that it was evaluated on.
         mapper: turns a dataset dict into the model's input, as in evaluation.
-        folder: where the evaluator has written its result file.
-        num_images: how many of the worst images are shown, and of the best.
+        folder: the folder of the evaluator's result file.
+        num_images: number of the worst images to show, and of the best.
         facts: short names and values to show at the top, e.g. ("Weights", "model_final.pth").
 
     Returns:
         The path of the page.
 
     Raises:
-        DataError: there is no result file, it lacks what a report needs, or it or an image is of
-            another dataset.
+        DataError: there is no result file, it lacks an entry, or it or an image is of another
+            dataset.
     """
     source = os.path.join(folder, RESULT_FILE)
     document = read_evaluation(
@@ -133,7 +133,7 @@ def _record(
     records: Mapping[str, Mapping[str, Any]], file_name: str, source: str
 ) -> Mapping[str, Any]:
     if file_name not in records:
-        raise DataError(f"'{source}' names '{file_name}', which is no image of the dataset.")
+        raise DataError(f"'{source}' names '{file_name}', which is not an image of the dataset.")
     return records[file_name]
 
 
@@ -151,7 +151,7 @@ def _tiles(metrics: Mapping[str, float], curve: CalibrationCurve) -> list[tuple[
     """Name, value in percent and explanation of the most important results."""
     explained = {
         "mIoU": "mean IoU of the classes",
-        "pACC": "pixels that are right",
+        "pACC": "share of correct pixels",
         "mACC": "mean accuracy of the classes",
         "fwIoU": "IoU weighted by frequency",
         "mBoundaryIoU": "mean IoU near contours",
@@ -164,10 +164,10 @@ def _tiles(metrics: Mapping[str, float], curve: CalibrationCurve) -> list[tuple[
 def _class_values(
     matrix: np.ndarray, metrics: Mapping[str, float], names: Sequence[str], colors: np.ndarray
 ) -> dict[str, Any]:
-    """A row for each class, the best first and absent ones last, and what the means leave out."""
+    """A row for each class, highest IoU first and absent ones last, and what the means exclude."""
     counts = ClassCounts.of(matrix)
     share = counts.labelled / max(counts.labelled.sum(), 1)
-    # The sort keeps the dataset's order among equals.
+    # The sort is stable: ties keep the dataset's order.
     order = np.argsort(-np.nan_to_num(counts.iou, nan=-1), kind="stable")
     return {
         "classes": [
@@ -205,7 +205,7 @@ def _confusion_values(
     pairs = [divmod(int(cell), len(names)) for cell in order]
     return {
         "matrix": confusion_chart(shares, names),
-        # Names and numbers need the page's width to be read.
+        # Names and numbers need the full width of the page to be legible.
         "matrix_needs_width": _HALF_WIDTH_CLASSES < len(names) <= NAMED_CLASSES,
         "shades": SHADES,
         "shade_ticks": [(100 * shade_position(tick / 100), tick) for tick in _SHADE_TICKS],

@@ -1,4 +1,4 @@
-// The opacity slider, and the name of what is under the pointer. `element` is the gradio component.
+// The opacity slider and the tooltip with the region's name. `element` is the gradio component.
 const maps = new WeakMap();
 let opacity = 50;
 
