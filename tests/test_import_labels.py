@@ -607,7 +607,7 @@ def test_labels_of_another_size(tmp_path: Path) -> None:
     Image.fromarray(halves(0, 1, side=16)).save(root / "masks" / "c.png")
     result = convert_labels(root, tmp_path / "out")
     assert sorted(label_maps(result)) == ["a", "b"]
-    assert "of an image of 16x16 pixels (width x height), the file has 32x32" in notes(result)
+    assert "for an image of 16x16 pixels (width x height), but the file has 32x32" in notes(result)
 
 
 def test_two_files_of_one_stem(tmp_path: Path) -> None:
@@ -627,7 +627,7 @@ def test_two_files_of_one_stem(tmp_path: Path) -> None:
     xml.write_text(xml.read_text().replace('"garden_1.jpg"', '"garden_0.png"'))
     result = convert_labels(root, tmp_path / "out")
     assert {"garden_0_jpg", "garden_0_png"} <= set(label_maps(result))
-    assert "called 'garden_0_png' in the output" in notes(result)
+    assert "named 'garden_0_png' in the output" in notes(result)
 
 
 def test_an_output_that_is_not_empty(tmp_path: Path) -> None:

@@ -1,20 +1,20 @@
-"""Labels in the formats that people have, turned into the layouts that are trained on.
+"""Import of labels in common formats into the layouts for training.
 
 ``formats/`` has one file for each format, registered in ``FORMATS``: it recognises a folder and
-reads it into the records of ``contract.py``. ``conversion.py`` brings names together and divides
+reads it into the records of ``contract.py``. ``conversion.py`` merges class names and splits
 training from validation; ``folder_layout.py`` and ``coco_layout.py`` write.
 
-No library reads these formats here. Each was looked at (sizes of November 2026):
+No library reads these formats here. These were considered (sizes of November 2026):
 
-- datumaro (16 packages; older OpenCV and Pillow than ours) reads most of them, but leaves out what
-  it cannot use with a log line at most, and does not say what a polygon outside or a colour without
-  a name became.
-- supervision (8 packages) reads YOLO, COCO and Pascal VOC boxes of one folder each, with every mask
-  of the dataset in memory at its full size.
+- datumaro (16 packages; older OpenCV and Pillow than ours) reads most of them, but drops what it
+  cannot use with at most a log line, and does not report what happened to a polygon outside the
+  image or a colour without a name.
+- supervision (8 packages) reads YOLO, COCO and Pascal VOC boxes of one folder each, with all
+  full-size masks of the dataset in memory.
 - label-studio-sdk (54 packages, NumPy 2.2) decodes the brush's bit stream: 40 lines here, tested
   against its encoder.
 - labelme (26 packages with Qt) and supervisely (79 packages) read their own files, which are JSON.
-- pycocotools, which is needed anyway, decodes COCO's masks and draws all polygons.
+- pycocotools, a dependency anyway, decodes COCO's masks and draws all polygons.
 
 The tests' files were written by these libraries (``tests/fixtures/labels``).
 """

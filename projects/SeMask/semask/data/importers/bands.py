@@ -1,4 +1,4 @@
-"""The keys that images with bands need: the range of their values, and mean and std of each."""
+"""Config keys for images with bands: the range of values, and mean and std of each band."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 
 from semask.data.bands import ImageReader, read_values
 
-# So many images are looked at.
+# Number of images to read.
 _SAMPLE = 32
 
 
 def band_keys(paths: Sequence[Path], channels: int) -> list[str]:
-    """Keys of a config, as KEY=VALUE, that describe the channels of images.
+    """Config keys, as KEY=VALUE, that describe the channels of images.
 
     Args:
-        paths: of images that all have that many channels, at least one.
+        paths: at least one image; all have ``channels`` channels.
         channels: their number.
 
     Raises:

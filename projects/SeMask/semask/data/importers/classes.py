@@ -1,4 +1,4 @@
-"""The classes of the output: which names are one class, which mark pixels that do not count."""
+"""The classes of the output: names that are merged, and names of ignored pixels."""
 
 import re
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class ClassTable:
 
     Attributes:
         names: of the K classes, in the order of their indices.
-        colors: (red, green, blue) of each; None = the source has none for it.
-        index: index of each name of the source, or ``IGNORE``.
+        colors: (red, green, blue) of each; None = not in the source.
+        index: output index of each source name, or ``IGNORE``.
         of_source: the same, in the order of ``Labels.classes``.
-        fill: value of pixels that are in no region.
+        fill: value of pixels outside all regions.
     """
 
     names: list[str]
@@ -33,22 +33,22 @@ class ClassTable:
 
 
 def spelling(name: str) -> str:
-    """What names of one class in different spelling share."""
+    """A key that is equal for different spellings of a class name."""
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
 def class_table(
     labels: Labels, *, order: Sequence[str] = (), background: bool, unlabelled: str = BACKGROUND
 ) -> ClassTable:
-    """Bring names together that differ in case, spaces, "_" and "-" alone, and number them.
+    """Merge names that differ only in case, spaces, "_" and "-", and number them.
 
-    Classes that are called ignore, void or unlabelled get ``IGNORE``.
+    Classes named ignore, void or unlabelled get ``IGNORE``.
 
     Args:
-        labels: the source's; what is brought together is added to its notes.
-        order: names of all classes in the order that is wanted; () = the source's.
-        background: pixels in no region are a class, or ignored: a label map is written.
-        unlabelled: "background" or "ignore".
+        labels: of the source; merged names are added to its notes.
+        order: names of all classes in the output's order; () = the source's order.
+        background: label maps are written, so pixels outside all regions need a value.
+        unlabelled: that value, "background" or "ignore".
 
     Raises:
         ConfigError: ``order`` has other names than the source.
@@ -60,7 +60,7 @@ def class_table(
     for spellings in groups.values():
         if len(spellings) > 1:
             others = " and ".join(f"'{name}'" for name in spellings[1:])
-            reason = f"{others} taken for the class '{spellings[0]}', which is spelt alike"
+            reason = f"{others} merged into the class '{spellings[0]}', which is spelt alike"
             labels.notes.append(Note("changed", "classes", reason))
     ignored = {key for key in groups if key.replace("_", " ") in _IGNORED}
     for key in ignored:
@@ -73,7 +73,7 @@ def class_table(
         if sorted(wanted) != sorted(keys):
             raise ConfigError(
                 f"--classes has {', '.join(order)}, but the labels have {', '.join(names)}. It can "
-                "bring the classes into another order; it cannot leave some out."
+                "reorder the classes, but not leave some out."
             )
         keys, names = wanted, list(order)
     fill = IGNORE
@@ -84,9 +84,9 @@ def class_table(
             names[keys.index(BACKGROUND)] = BACKGROUND
         fill = keys.index(BACKGROUND)
     if not keys or (fill != IGNORE and len(keys) == 1 and not groups):
-        raise DataError("The labels have no class: there is nothing to learn.")
+        raise DataError("The labels have no classes, so there is nothing to train on.")
     if len(keys) > MAX_CLASSES:
-        raise DataError(f"The labels have {len(keys)} classes; there can be {MAX_CLASSES} at most.")
+        raise DataError(f"The labels have {len(keys)} classes; the maximum is {MAX_CLASSES}.")
     index = {
         name: IGNORE if key in ignored else keys.index(key)
         for key, spellings in groups.items()

@@ -1,4 +1,4 @@
-"""The COCO layout: images/PART/a.jpg and annotations/instances_PART.json."""
+"""The COCO layout: images/SPLIT/a.jpg and annotations/instances_SPLIT.json."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ from semask.utils.files import replacing
 
 
 class CocoWriter:
-    """Collects instances, and writes a file for each part.
+    """Collects instances, and writes a file for each split.
 
     Attributes:
         unit: what :meth:`counts` counts.
@@ -40,14 +40,14 @@ class CocoWriter:
 
     @property
     def boxes_alone(self) -> bool:
-        """No instance has a mask."""
+        """Whether no instance has a mask."""
         return not self._masks
 
-    def add(self, image: ImportedImage, part: str, name: str, facts: ImageFacts) -> list[str]:
+    def add(self, image: ImportedImage, split: str, name: str, facts: ImageFacts) -> list[str]:
         """Add an image and its instances.
 
         Args, Returns:
-            As of ``FolderWriter.add``.
+            As for ``FolderWriter.add``.
 
         Raises:
             ConfigError: the source has label maps, which have no instances.
@@ -55,7 +55,7 @@ class CocoWriter:
         """
         if image.regions is None:
             raise ConfigError(
-                "These labels are maps of classes, in which single objects cannot be told apart; "
+                "These labels are maps of classes, which do not separate objects; "
                 "import them with --to folder."
             )
         width, height = facts.labelled_size(image.size)
@@ -82,20 +82,20 @@ class CocoWriter:
         self._instances.update(annotation["category_id"] - 1 for annotation in annotations)
         self._images_with.update({annotation["category_id"] - 1 for annotation in annotations})
         self._masks += sum("segmentation" in annotation for annotation in annotations)
-        self.images.setdefault(part, []).append(entry)
-        self.annotations.setdefault(part, []).extend(annotations)
+        self.images.setdefault(split, []).append(entry)
+        self.annotations.setdefault(split, []).extend(annotations)
         return changes
 
     def finish(self) -> None:
         """Write the files."""
         categories = [{"id": i + 1, "name": name} for i, name in enumerate(self.table.names)]
-        for part, images in self.images.items():
+        for split, images in self.images.items():
             content = {
                 "images": images,
                 "categories": categories,
-                "annotations": self.annotations.get(part, []),
+                "annotations": self.annotations.get(split, []),
             }
-            with replacing(str(self.folder / "annotations" / f"instances_{part}.json")) as file:
+            with replacing(str(self.folder / "annotations" / f"instances_{split}.json")) as file:
                 file.write(json.dumps(content, ensure_ascii=False).encode())
 
     def counts(self) -> list[tuple[str, int, int]]:
@@ -107,7 +107,7 @@ class CocoWriter:
 
 
 def _annotation(region: Region, drawn: Drawn, category: int, facts: ImageFacts) -> dict[str, Any]:
-    """An instance in COCO's form, upright; as polygons where it is without loss."""
+    """An upright instance in COCO's format; as polygons if that is lossless, else as RLE."""
     assert drawn.mask is not None
     turned = (drawn.mask.shape[1], drawn.mask.shape[0]) != facts.upright
     mask = np.asfortranarray(facts.turn(drawn.mask).astype(np.uint8))

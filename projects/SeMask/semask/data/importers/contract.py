@@ -1,4 +1,4 @@
-"""What an importer reads: images with regions or label maps, whatever format they come from."""
+"""The data model of importers: images with regions or label maps, independent of the format."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 from semask.errors import DataError
 
 IGNORE = 255
-"""Value of ignored pixels, in every label map that is written."""
+"""Value of ignored pixels in every written label map."""
 
 SPLITS = ("train", "val", "test")
 
@@ -20,17 +20,18 @@ SPLITS = ("train", "val", "test")
 class Region:
     """A region of an image with a class: an instance, or a part of one.
 
-    One of polygons, RLE and box is given; a box alone has an unknown outline.
+    Exactly one of polygons, RLE and box is set; a box has an unknown outline.
 
     Attributes:
-        name: of the class, as the source writes it.
-        polygons: (2 n,) float64 each, x and y in pixels of the labelled image; together one region.
-        holes: polygons that are cut out of it.
-        rle: a mask of the whole labelled image, as pycocotools has it ("size", "counts").
+        name: of the class, as in the source.
+        polygons: (2 n,) float64 each, x and y in pixels of the labelled image; their union is the
+            region.
+        holes: polygons that are subtracted from it.
+        rle: a mask of the whole labelled image, as pycocotools' RLE ("size", "counts").
         box: (x0, y0, x1, y1) in pixels.
-        crowd: several objects that are not told apart.
-        order: regions of a higher order lie over those of a lower one. Where all are the same, the
-            smaller ones lie over the larger ones.
+        crowd: a group of objects that are not separated.
+        order: regions of a higher order cover those of a lower one. If all are equal, smaller
+            regions cover larger ones.
     """
 
     name: str
@@ -47,15 +48,15 @@ class ImportedImage:
     """An image and its labels.
 
     Attributes:
-        image: the file; None = there is none, and ``pixels`` makes it.
-        name: what the image is to be called: a relative path with "/", the suffix included.
+        image: the file; None = it is created from ``pixels``.
+        name: the image's name in the output: a relative path with "/" and suffix.
         source: the file of the labels, for messages.
-        split: one of ``SPLITS``; "" = the source does not say.
-        size: (width, height) that the source states; None = it does not.
+        split: one of ``SPLITS``; "" = not stated.
+        size: (width, height) stated by the source; None = not stated.
         regions: from (height, width) of the labelled image to its regions; None = there is a map.
         label_map: reads the (H, W) map of indices of ``Labels.classes``, or ``IGNORE``; None =
             there are regions.
-        pixels: the encoded image file, for a source that holds it itself.
+        pixels: the encoded image file, if the source embeds it.
     """
 
     image: Path | None
@@ -74,8 +75,8 @@ class Note:
 
     Attributes:
         kind: "left out", "changed" or "note".
-        file: which file, as precisely as known.
-        reason: what and why.
+        file: the file, and the place in it if known.
+        reason: what was done, and why.
     """
 
     kind: str
@@ -85,16 +86,16 @@ class Note:
 
 @dataclass
 class Labels:
-    """Everything that a source has.
+    """The content of a source.
 
     Attributes:
-        classes: names of the classes, as the source writes them, in its order.
+        classes: class names, spelt and ordered as in the source.
         images: in the order of their names.
-        colors: (red, green, blue) of classes, by name, where the source has them.
-        background: pixels in no region are a class of their own, "background"; else the maps name
+        colors: (red, green, blue) of classes, by name, if the source has them.
+        background: pixels outside all regions are a class "background"; otherwise the maps label
             every pixel.
-        layout: what the source is nearest to: "folder" (label maps) or "coco" (instances).
-        notes: what has been left out or changed.
+        layout: the closest layout: "folder" (label maps) or "coco" (instances).
+        notes: what was left out or changed.
     """
 
     classes: list[str]
@@ -105,20 +106,20 @@ class Labels:
     notes: list[Note] = field(default_factory=list)
 
     def leave_out(self, file: str | Path, reason: str) -> None:
-        """Note something that does not get into the output."""
+        """Add a note on something that is not in the output."""
         self.notes.append(Note("left out", str(file), reason))
 
 
 @dataclass
 class Source:
-    """What is imported, as the user gives it.
+    """The input, as specified by the user.
 
     Attributes:
         root: the folder, or the annotation file.
-        images: folder of the images, where it is another one; None = ``root``.
-        palette: file with the colours and names of label maps; None = to be found.
-        classes: names that replace those of the files, in their order; () = none.
-        palette_target: where the colours of unnamed label maps are listed.
+        images: folder of the images; None = ``root``.
+        palette: file with the colours and names of label maps; None = searched for.
+        classes: names that replace those of the files, in order; () = none.
+        palette_target: file to which unnamed colours of label maps are written.
     """
 
     root: Path
@@ -137,9 +138,9 @@ class Importer(ABC):
     """One format.
 
     Attributes:
-        name: what ``--format`` calls it.
-        title: what people call it.
-        fallback: it counts where no other format is recognised.
+        name: value of ``--format``.
+        title: name in messages.
+        fallback: used if no other format is recognised.
     """
 
     name: ClassVar[str]
@@ -148,17 +149,18 @@ class Importer(ABC):
 
     @abstractmethod
     def recognise(self, source: Source) -> str:
-        """What speaks for this format, such as the name of a file; "" = nothing does.
+        """The evidence for this format, such as the name of a file; "" = none.
 
-        It looks at few files and raises nothing.
+        It reads few files and does not raise.
         """
 
     @abstractmethod
     def read(self, source: Source) -> Labels:
-        """Everything that there is.
+        """Read the source.
 
         Raises:
-            DataError: it cannot be read without loss of meaning; the message names the file.
+            DataError: the labels cannot be read without loss of meaning; the message names the
+                file.
         """
 
 
@@ -169,7 +171,7 @@ AnyImporter = TypeVar("AnyImporter", bound=type[Importer])
 
 
 def register_format(importer: AnyImporter) -> AnyImporter:
-    """A class decorator: enter a format into ``FORMATS``."""
+    """A class decorator that registers a format in ``FORMATS``."""
     FORMATS[importer.name] = importer()
     return importer
 

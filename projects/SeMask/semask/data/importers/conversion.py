@@ -1,4 +1,4 @@
-"""The whole import: recognise, read, number the classes, divide, write."""
+"""The complete import: recognise, read, number the classes, split, write."""
 
 import csv
 import io
@@ -50,16 +50,16 @@ Progress = Callable[..., Iterable[tuple[ImportedImage, str]]]
 
 @dataclass
 class Options:
-    """What a user can choose.
+    """Options of an import.
 
     Attributes:
-        format: a name of ``FORMATS``; "" = recognised.
-        layout: "folder", "coco" or "" = what is nearest to the source.
+        format: a name in ``FORMATS``; "" = detected.
+        layout: "folder", "coco" or "" = the closest to the source.
         images, palette, classes: see ``Source``.
-        unlabelled: pixels in no region are "background" or "ignore".
-        val: share of the images for validation, where the source is not divided.
-        seed: of that choice.
-        link: hard links instead of copies of the images.
+        unlabelled: label of pixels outside all regions, "background" or "ignore".
+        val: share of the images for validation, if the source has no splits.
+        seed: of the random split.
+        link: hard-link the images instead of copying them.
     """
 
     format: str = ""
@@ -75,19 +75,19 @@ class Options:
 
 @dataclass
 class Result:
-    """What was written.
+    """The result of an import.
 
     Attributes:
-        folder: where it is.
+        folder: the output folder.
         layout: "folder" or "coco".
         format: title of the source's format.
-        evidence: what it was recognised by.
+        evidence: how the format was recognised.
         classes: names, in the order of the indices.
-        images: number of images of each part.
+        images: number of images of each split.
         counts: for each class a row of the summary: name, images, and pixels or instances.
-        unit: what is counted, "pixels" or "instances".
+        unit: of the counts, "pixels" or "instances".
         boxes_alone: there are no masks.
-        band_keys: keys of a config for images that are no photographs; see ``band_keys``.
+        band_keys: config keys for images that are not photographs; see ``band_keys``.
         notes: what was left out or changed.
     """
 
@@ -104,7 +104,7 @@ class Result:
     notes: list[Note] = field(default_factory=list)
 
     def config_keys(self) -> list[str]:
-        """The keys of a config that describe what was imported, as KEY=VALUE."""
+        """The config keys that describe the imported data, as KEY=VALUE."""
         found = [f"DATASETS.FOLDER_ROOT={os.path.relpath(self.folder)}"]
         if self.layout == "folder":
             names = json.dumps(self.classes, ensure_ascii=False)
@@ -121,12 +121,12 @@ def convert_labels(
     *,
     progress: Progress | None = None,
 ) -> Result:
-    """Turn labels of any known format into a folder that can be trained on.
+    """Convert labels of any known format into a dataset folder for training.
 
     Args:
         path: the folder with the labels, or one annotation file.
-        output: the folder to make; it is complete or not there.
-        options: what to choose; None = nothing.
+        output: the folder to create, atomically.
+        options: None = the defaults.
         progress: wraps the iteration over the images, as ``tqdm`` does.
 
     Raises:
@@ -181,15 +181,15 @@ def _source(path: str | os.PathLike[str], target: Path, options: Options) -> Sou
     if not root.exists():
         raise ConfigError(f"There is no '{root}'.")
     if root.suffix.lower() in (".zip", ".tar", ".gz", ".7z", ".rar"):
-        raise ConfigError(f"'{root}' is an archive: unpack it, and give the folder.")
+        raise ConfigError(f"'{root}' is an archive: unpack it, and pass the folder.")
     for option, given in (("--images", options.images), ("--palette", options.palette)):
         if given is not None and not given.exists():
             raise ConfigError(f"{option}: there is no '{given}'.")
     if not 0 < options.val < 1:
-        raise ConfigError(f"--val is {options.val}; it is a share between 0 and 1.")
+        raise ConfigError(f"--val is {options.val}; it must be between 0 and 1.")
     if target.exists() and (not target.is_dir() or set(os.listdir(target)) - {PALETTE_FILE}):
         raise ConfigError(
-            f"The output '{target}' exists and is not empty: name another folder, or remove it."
+            f"The output '{target}' exists and is not empty: use another folder, or remove it."
         )
     return Source(
         root,
@@ -201,11 +201,11 @@ def _source(path: str | os.PathLike[str], target: Path, options: Options) -> Sou
 
 
 def recognised(source: Source, name: str = "") -> tuple[Importer, str]:
-    """The format of a source, and what it was recognised by.
+    """The format of a source, and the evidence for it.
 
     Args:
-        source: what is imported.
-        name: of the format, where the user has named it.
+        source: the input.
+        name: of the format, if the user specified it.
 
     Raises:
         ConfigError: there is no format of that name.
@@ -213,8 +213,8 @@ def recognised(source: Source, name: str = "") -> tuple[Importer, str]:
     """
     if name:
         if name not in FORMATS:
-            raise ConfigError(f"--format is '{name}'; known are {', '.join(FORMATS)}.")
-        return FORMATS[name], "named by --format"
+            raise ConfigError(f"--format is '{name}'; set it to one of {', '.join(FORMATS)}.")
+        return FORMATS[name], "set by --format"
     found = {
         importer: evidence
         for importer in FORMATS.values()
@@ -226,7 +226,7 @@ def recognised(source: Source, name: str = "") -> tuple[Importer, str]:
             f"'{source.root}' has labels of several formats: "
             + " and ".join(f"{importer.title} ({found[importer]})" for importer in sure)
             + ".",
-            f"Name the one that is meant: --format {' or --format '.join(i.name for i in sure)}.",
+            f"Select one: --format {' or --format '.join(i.name for i in sure)}.",
         )
     if sure:
         return sure[0], found[sure[0]]
@@ -235,20 +235,20 @@ def recognised(source: Source, name: str = "") -> tuple[Importer, str]:
     titles = ", ".join(importer.title for importer in FORMATS.values())
     raise DataError(
         f"'{source.root}' has labels of no known format; it has {there or 'no files'}.",
-        f"Known are {titles}; --format names one.",
+        f"Known formats are {titles}; --format selects one.",
     )
 
 
 def divide(images: Sequence[ImportedImage], share: float, seed: int) -> list[str]:
-    """The part of each image: the source's, or chosen at random where it has no validation part.
+    """The split of each image: the source's, or random if the source has no validation split.
 
     Args:
         images: at least one.
-        share: of the images that are for validation, at least one image.
+        share: of the images for validation, at least one image.
         seed: of the choice, which depends on the images' names, not on their order.
 
     Raises:
-        DataError: one image alone cannot be divided.
+        DataError: a single image cannot be split.
     """
     given = [image.split for image in images]
     train = [i for i, split in enumerate(given) if split in ("", "train")]
@@ -259,8 +259,8 @@ def divide(images: Sequence[ImportedImage], share: float, seed: int) -> list[str
     )
     if len(pool) < 2:
         raise DataError(
-            f"There is {pluralize(len(pool), 'image')} with labels to train on; one more is "
-            "needed, for validation."
+            f"There is only {pluralize(len(pool), 'image')} with labels to train on; validation "
+            "needs one more."
         )
     pool.sort(key=lambda index: images[index].name)
     number = min(len(pool) - 1, max(1, round(share * len(pool))))
@@ -281,7 +281,7 @@ def _write(
     options: Options,
     progress: Progress | None,
 ) -> tuple[Writer, list[Row], int]:
-    """Divide and write all images; where a part has none that can be used, divide the others again.
+    """Split and write all images; if a split has no usable image, split the others again.
 
     Raises:
         DataError: there are too few images that can be used.
@@ -290,15 +290,15 @@ def _write(
     while True:
         shutil.rmtree(folder, ignore_errors=True)
         writer = LAYOUTS[layout](folder, table)
-        parts = divide(labels.images, options.val, options.seed)
+        splits = divide(labels.images, options.val, options.seed)
         rows, failed, channels = _write_images(
-            labels, parts, writer, folder, link=options.link, progress=progress
+            labels, splits, writer, folder, link=options.link, progress=progress
         )
         if {"train", "val"} <= {row[0] for row in rows}:
             return writer, rows, channels
         if len(rows) < 2:
             raise DataError(
-                f"{len(failed)} of {pluralize(len(parts), 'image')} cannot be used, and two are "
+                f"{len(failed)} of {pluralize(len(splits), 'image')} cannot be used, and two are "
                 f"needed. The first reason: {labels.notes[len(notes)].reason}"
             )
         labels.notes = notes = notes + [
@@ -309,38 +309,38 @@ def _write(
 
 def _write_images(
     labels: Labels,
-    parts: Sequence[str],
+    splits: Sequence[str],
     writer: Writer,
     folder: Path,
     *,
     link: bool,
     progress: Progress | None,
 ) -> tuple[list[Row], list[ImportedImage], int]:
-    """Write every image that can be used.
+    """Write every usable image.
 
     Returns:
-        The rows of the list of parts, the images that cannot be used, and the number of channels
-        that all others have; 0 = they are photographs, or differ.
+        The rows of ``SPLIT_FILE``, the images that cannot be used, and the number of channels of
+        all others; 0 = they are photographs, or differ.
     """
     rows: list[Row] = []
     failed: list[ImportedImage] = []
     channels: Counter[int] = Counter()
     entries = list(zip(labels.images, output_names(labels), strict=True))
     wrapped = progress(entries, total=len(entries)) if progress else entries
-    for (image, name), part in zip(wrapped, parts, strict=True):
-        target = folder / "images" / part / name
+    for (image, name), split in zip(wrapped, splits, strict=True):
+        target = folder / "images" / split / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             place(image, target, link=link)
             facts = image_facts(target)
-        except DataError as error:  # of the image; what is wrong with labels may concern all
+        except DataError as error:  # an error of the image; errors of labels may concern all
             target.unlink(missing_ok=True)
             reason = str(error).replace(str(target), str(image.image))
             labels.leave_out(str(image.image or image.source), reason)
             failed.append(image)
             continue
         try:
-            changes = writer.add(image, part, name, facts)
+            changes = writer.add(image, split, name, facts)
         except LabelFileError as error:
             target.unlink(missing_ok=True)
             labels.leave_out(str(image.source), str(error))
@@ -352,7 +352,7 @@ def _write_images(
             Note("left out" if change.endswith(LEFT_OUT) else "changed", where, change)
             for change in changes
         ]
-        rows.append((part, f"images/{part}/{name}", str(image.image or ""), str(image.source)))
+        rows.append((split, f"images/{split}/{name}", str(image.image or ""), str(image.source)))
     return rows, failed, next(iter(channels)) if len(channels) == 1 else 0
 
 
@@ -378,7 +378,7 @@ def _write_csv(path: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def _take_place(partial_folder: Path, target: Path) -> None:
-    """The finished folder becomes the output, which is empty but for the list of colours."""
+    """Move the finished folder to the output, which is empty except for the list of colours."""
     if target.exists():
         if (target / PALETTE_FILE).exists():
             os.replace(target / PALETTE_FILE, partial_folder / PALETTE_FILE)

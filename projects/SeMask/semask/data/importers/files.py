@@ -1,4 +1,4 @@
-"""Finding the files of a source: images by the names that labels give, parts by their folders."""
+"""Finding the files of a source: images by the names in labels, splits by their folders."""
 
 import functools
 import os
@@ -27,13 +27,13 @@ _SPLIT_WORDS = {
 
 
 def split_of(*names: str | Path) -> str:
-    """Which part a file belongs to, from the words of its path; the last name that says it counts.
+    """The split of a file, from the words of its path; the last matching name decides.
 
     Args:
         names: relative paths, such as "train/_annotations.coco.json" or "instances_val2017.json".
 
     Returns:
-        "train", "val", "test", or "" where no name says it.
+        "train", "val", "test", or "" if no name matches.
     """
     for name in reversed(names):
         words = [word for word in re.split(r"[^a-z]+", str(name).lower()) if word]
@@ -44,7 +44,7 @@ def split_of(*names: str | Path) -> str:
 
 
 def files_below(folder: Path, *suffixes: str) -> list[Path]:
-    """Files with one of the suffixes, in lower case, that are not hidden; sorted."""
+    """Files with one of the (lower-case) suffixes that are not hidden, sorted."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
@@ -57,7 +57,7 @@ def files_below(folder: Path, *suffixes: str) -> list[Path]:
 
 
 def some_files(folder: Path, *suffixes: str, limit: int = 8) -> list[Path]:
-    """As :func:`files_below`, but the first few of each folder, for a look at what is there."""
+    """As :func:`files_below`, but only the first few of each folder, for recognition."""
     by_folder: dict[Path, int] = defaultdict(int)
     chosen = []
     for path in files_below(folder, *suffixes):
@@ -69,15 +69,15 @@ def some_files(folder: Path, *suffixes: str, limit: int = 8) -> list[Path]:
 
 @functools.lru_cache(maxsize=4)
 def cached_json(path: Path) -> Any:
-    """What a JSON file holds; large files are read once for recognising and reading."""
+    """The content of a JSON file, cached between recognising and reading."""
     return load_json(path)
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        LabelFileError: it is empty, damaged or no JSON.
+        LabelFileError: the file is empty, damaged or not JSON.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -87,43 +87,44 @@ def load_json(path: Path) -> Any:
     except (OSError, ValueError) as error:
         if isinstance(error, LabelFileError):
             raise
-        raise LabelFileError(f"'{path}' is no JSON that can be read: {one_line(error)}.") from error
+        raise LabelFileError(f"'{path}' is not valid JSON: {one_line(error)}.") from error
 
 
 def load_xml(path: Path) -> ElementTree.Element:
     """The root of an XML file.
 
     Raises:
-        LabelFileError: it is empty, damaged, or declares entities, which no annotation needs.
+        LabelFileError: the file is empty, damaged, or declares entities, which annotations never
+            need.
     """
     try:
         content = path.read_bytes()
         if b"<!ENTITY" in content:
-            raise LabelFileError(f"'{path}' declares XML entities, which are not read.")
+            raise LabelFileError(f"'{path}' declares XML entities, which are not supported.")
         return ElementTree.fromstring(content)
     except (OSError, ElementTree.ParseError) as error:
-        raise LabelFileError(f"'{path}' is no XML that can be read: {one_line(error)}.") from error
+        raise LabelFileError(f"'{path}' is not valid XML: {one_line(error)}.") from error
 
 
 def load_lines(path: Path) -> list[str]:
     """The lines of a text file, without line breaks.
 
     Raises:
-        LabelFileError: it cannot be read as text.
+        LabelFileError: the file is not text.
     """
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise LabelFileError(f"'{path}' is no text that can be read: {one_line(error)}.") from error
+        raise LabelFileError(f"'{path}' is not a readable text file: {one_line(error)}.") from error
 
 
 class ImageFiles:
-    """The images below one or several folders, found by what label files call them."""
+    """The images in one or several folders, looked up by the names in label files."""
 
     def __init__(self, *folders: Path | None) -> None:
         """
         Args:
-            folders: to be searched, with all that is below them; None counts for nothing.
+            folders: to be searched recursively; None is ignored.
         """
         self.folders = [folder for folder in folders if folder is not None]
         self.paths: dict[Path, str] = {}
@@ -137,22 +138,23 @@ class ImageFiles:
             self._by_stem[path.stem.lower()].append(path)
 
     def relative(self, path: Path) -> str:
-        """The path of an image below its folder, with "/"."""
+        """The path of an image relative to its folder, with "/"."""
         return self.paths.get(path, path.name)
 
     def find(self, name: str, near: Path) -> Path | None:
-        r"""The image that a label file means.
+        r"""The image that a label file refers to.
 
         Args:
-            name: a file name, a relative or a foreign absolute path, with "/" or "\".
+            name: a file name, a relative path, or an absolute path of another machine, with "/" or
+                "\".
             near: the label file.
 
         Returns:
-            The image of that path from the label file's folder or a searched one; else the one
-            whose path agrees with the longest end of the name; None = there is none.
+            The image at that path, relative to the label file's folder or a searched one; else the
+            one whose path matches the longest suffix of the name; None = there is none.
 
         Raises:
-            DataError: several images fit equally well.
+            DataError: several images match equally well.
         """
         wanted = PurePosixPath(name.replace("\\", "/"))
         for folder in (near.parent, *self.folders):
@@ -184,12 +186,12 @@ class ImageFiles:
         ranked = sorted(candidates, key=agreement, reverse=True)
         if agreement(ranked[0]) == agreement(ranked[1]):
             raise DataError(
-                f"'{near}' means an image '{wanted}', and both '{ranked[0]}' and '{ranked[1]}' "
-                "can be it; rename or remove one."
+                f"'{near}' refers to an image '{wanted}', and both '{ranked[0]}' and '{ranked[1]}' "
+                "match; rename or remove one."
             )
         return ranked[0]
 
 
 def unused_images(images: ImageFiles, used: set[Path]) -> Iterator[Path]:
-    """Images that no label belongs to."""
+    """Images without labels."""
     yield from (path for path in images.paths if path not in used)

@@ -1,4 +1,4 @@
-"""The project's own-folder layout: images/PART/a.jpg and annotations/PART/a.png."""
+"""The project's folder layout: images/SPLIT/a.jpg and annotations/SPLIT/a.png."""
 
 from pathlib import Path
 
@@ -32,20 +32,20 @@ class FolderWriter:
         self.pixels = np.zeros(256, np.int64)
         self.images = np.zeros(256, np.int64)
 
-    def add(self, image: ImportedImage, part: str, name: str, facts: ImageFacts) -> list[str]:
+    def add(self, image: ImportedImage, split: str, name: str, facts: ImageFacts) -> list[str]:
         """Write the label map of an image.
 
         Args:
             image: the image.
-            part: "train", "val" or "test".
-            name: of the image file, below ``images/part``.
+            split: "train", "val" or "test".
+            name: of the image file, below ``images/split``.
             facts: about that file.
 
         Returns:
-            What was changed or left out of its labels.
+            What was changed in its labels or left out.
 
         Raises:
-            LabelFileError: they cannot be used.
+            LabelFileError: the labels cannot be used.
         """
         if image.label_map is not None:
             changes: list[str] = []
@@ -57,7 +57,7 @@ class FolderWriter:
         else:
             raise LabelFileError("it has neither regions nor a map")
         labels = facts.turn(labels)
-        target = (self.folder / "annotations" / part / name).with_suffix(".png")
+        target = (self.folder / "annotations" / split / name).with_suffix(".png")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(labels).save(target)
         counts = np.bincount(labels.ravel(), minlength=256)
@@ -73,10 +73,10 @@ class FolderWriter:
         return lookup[raw]
 
     def finish(self) -> None:
-        """Nothing is left to write."""
+        """Do nothing: all files are written."""
 
     def counts(self) -> list[tuple[str, int, int]]:
-        """Name, images and pixels of each class, and of what is ignored."""
+        """Name, images and pixels of each class, and of ignored pixels."""
         rows = [
             (name, int(self.images[index]), int(self.pixels[index]))
             for index, name in enumerate(self.table.names)

@@ -1,4 +1,4 @@
-"""The image files of the output: their names, their copies, and what they are like."""
+"""The image files of the output: names, copies and properties."""
 
 import os
 import shutil
@@ -15,14 +15,14 @@ from semask.data.importers.files import split_of
 from semask.data.importers.raster import ImageFacts
 from semask.errors import DataError, UnreadableError
 
-# Folders that say what is in them, and are left out of the names of the images.
+# Folders named after their content, which are left out of the images' names.
 _PLAIN_FOLDERS = ("images", "image", "img", "imgs", "jpegimages", "default", "data")
 
 
 def output_names(labels: Labels) -> list[str]:
-    """The path of each image below its part, all different up to the suffix.
+    """The path of each image in its split, all different up to the suffix.
 
-    Folders that name a part or that all images have are left out, where that stays clear.
+    Folders that name a split or that all images share are left out if names stay unique.
     """
     full = [PurePosixPath(image.name) for image in labels.images]
     short = [_short(path) for path in full]
@@ -36,7 +36,7 @@ def output_names(labels: Labels) -> list[str]:
             clear = path if files[path.as_posix().lower()] == 1 else whole
             stem = "_".join(clear.parts).replace(".", "_")
             labels.notes.append(
-                Note("changed", str(image.image or image.source), f"called '{stem}' in the output")
+                Note("changed", str(image.image or image.source), f"named '{stem}' in the output")
             )
         number, unique = 2, stem
         while unique.lower() in taken:
@@ -57,7 +57,7 @@ def _short(path: PurePosixPath) -> PurePosixPath:
 
 
 def image_facts(path: Path) -> ImageFacts:
-    """Sizes and orientation of an image, which is decoded to see that it is sound.
+    """Sizes and orientation of an image, which is decoded to check that it is intact.
 
     Raises:
         DataError: it cannot be read.
@@ -91,12 +91,12 @@ def _banded(path: Path) -> ImageFacts:
 
 
 def place(image: ImportedImage, target: Path, *, link: bool) -> None:
-    """Copy an image file, or make it where the labels hold it.
+    """Copy an image file, or write it if it is embedded in the labels.
 
     Args:
         image: the image.
         target: the file to write.
-        link: a hard link, where it is possible.
+        link: create a hard link if possible.
 
     Raises:
         DataError: it cannot be read.
@@ -104,7 +104,7 @@ def place(image: ImportedImage, target: Path, *, link: bool) -> None:
     if image.image is None:
         target.write_bytes(image.pixels() if image.pixels is not None else b"")
         return
-    if image.image.suffix.lower() != target.suffix.lower():  # of a kind that folders do not have
+    if image.image.suffix.lower() != target.suffix.lower():  # a format that folders do not support
         with opened_image(image.image, "image") as picture:
             picture.convert("RGB").save(target)
         return

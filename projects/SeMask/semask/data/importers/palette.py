@@ -1,6 +1,6 @@
-"""Colours of label maps: their names from a file, and which colours a set of maps has.
+"""Colours of label maps: their names from a file, and the colours that a set of maps has.
 
-A colour is a number, red * 65536 + green * 256 + blue; a grey value v is the colour v, v, v.
+A colour is an integer, red * 65536 + green * 256 + blue; a grey value v is the colour v, v, v.
 """
 
 import csv
@@ -25,13 +25,13 @@ from semask.utils.files import replacing
 Palette = dict[int, str]
 
 NOISE_RADIUS = 40
-"""Colours whose channels differ by no more can be the same one, changed by compression."""
+"""Colours whose channels differ by at most this may be one colour, changed by compression."""
 
-# A file with more colours has compression noise or soft edges: nobody has so many classes.
+# A file with more colours than this has compression noise or soft edges.
 _MANY_COLORS = 256
-# Pixels whose neighbourhood spans no more than this, per channel, are inside a class.
+# Pixels whose neighbourhood varies by at most this, per channel, are inside a class.
 _FLAT = 24
-# Of a noisy map, colours of fewer flat pixels than this share are no class.
+# In noisy maps, colours with a smaller share of flat pixels than this are not classes.
 _LEAST_SHARE = 2e-5
 
 
@@ -41,16 +41,16 @@ def rgb(color: int) -> tuple[int, int, int]:
 
 
 def color_number(red: int, green: int, blue: int) -> int:
-    """The number of a colour."""
+    """The integer of a colour."""
     return red << 16 | green << 8 | blue
 
 
 def read_colors(path: Path) -> np.ndarray:
     """The colour of each pixel of a label map.
 
-    Grey values become grey colours (two bytes: their lower one, where the upper one is 0), palette
-    images their palette's colours or, where two indices have the same colour, the indices.
-    Transparent pixels are black.
+    Grey values become grey colours (16-bit values must be at most 255); palette images have their
+    palette's colours, or the indices if two indices have the same colour. Transparent pixels are
+    black.
 
     Returns:
         (H, W) int64.
@@ -65,7 +65,7 @@ def read_colors(path: Path) -> np.ndarray:
             values = np.asarray(image).astype(np.int64)
             if values.max(initial=0) > 255:
                 raise DataError(
-                    f"Label map '{path}' has values up to {values.max()}; there can be 255 classes."
+                    f"Label map '{path}' has values up to {values.max()}; the maximum is 255."
                 )
             if image.mode == "1":
                 values = values * 255
@@ -88,7 +88,7 @@ def _palette_colors(image: Image.Image) -> np.ndarray:
 
 
 def is_noisy(colors: np.ndarray, path: Path) -> bool:
-    """Whether a label map's colours are not exact: a JPEG, or one of very many colours."""
+    """Whether a label map's colours are not exact: a JPEG, or a map with very many colours."""
     if path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif"):
         return True
     return len(np.unique(colors)) > _MANY_COLORS
@@ -98,15 +98,15 @@ def is_noisy(colors: np.ndarray, path: Path) -> bool:
 
 
 def read_palette(path: Path) -> Palette:
-    """The names of colours.
+    """Read the names of colours.
 
-    Read are CVAT's labelmap.txt ("name:r,g,b:parts:actions"), lines "r g b name" or
+    Supported are CVAT's labelmap.txt ("name:r,g,b:parts:actions"), lines "r g b name" or
     "name r g b" with spaces, commas or tabs (class_dict.csv; a heading is ignored), and JSON:
     {"name": [r, g, b]}, {"name": "#rrggbb"} or a list of mappings with "name" and "color".
     Several colours may have the same name.
 
     Raises:
-        DataError: nothing of that kind is in it, or a colour has two names.
+        DataError: the file has no named colours, or two names for a colour.
     """
     if path.suffix.lower() == ".json":
         pairs = list(_json_pairs(load_json(path)))
@@ -122,14 +122,14 @@ def read_palette(path: Path) -> Palette:
             )
     if not palette:
         raise DataError(
-            f"Palette '{path}' has no colours with names.",
-            "A line is 'red green blue name', as in '128 64 128 road'.",
+            f"Palette '{path}' has no named colours.",
+            "Write lines of 'red green blue name', such as '128 64 128 road'.",
         )
     return palette
 
 
 def unnamed_colors(path: Path) -> list[int]:
-    """The colours of a list that :func:`write_colors` has made whose names are still missing."""
+    """The colours without a name in a list written by :func:`write_colors`."""
     lines = [line.split(",") for line in load_lines(path)[1:]]
     return [
         color_number(*(int(field) for field in fields[:3]))
@@ -177,8 +177,8 @@ class Found:
     """The colours of a set of label maps.
 
     Attributes:
-        pixels: number of pixels of each colour that stands for a class.
-        images: number of maps that have it.
+        pixels: number of pixels of each colour of a class.
+        images: number of maps that have the colour.
         noisy: the maps whose colours are not exact.
     """
 
@@ -188,13 +188,13 @@ class Found:
 
 
 def collect_colors(paths: Iterable[Path]) -> tuple[Found, dict[Path, str]]:
-    """Look at all maps for the colours that they have.
+    """Count the colours of all maps.
 
-    Exact maps have all their colours counted. Of noisy ones only pixels count that lie inside a
-    class, and similar colours are one: the most frequent.
+    In exact maps all colours are counted. In noisy maps only pixels inside a class are counted, and
+    similar colours are merged into the most frequent one.
 
     Returns:
-        The colours, and the maps that cannot be read with the reasons.
+        The colours, and the unreadable maps with the reasons.
     """
     found = Found(Counter(), Counter(), set())
     failed: dict[Path, str] = {}
@@ -241,7 +241,7 @@ def _merge_noise(found: Found, noise: Counter[int], images: Counter[int]) -> Non
 
 
 def _flat(colors: np.ndarray) -> np.ndarray:
-    """Whether each pixel's neighbourhood of 3 x 3 has about one colour."""
+    """Whether each pixel's 3 x 3 neighbourhood has nearly one colour."""
     flat = np.ones(colors.shape, bool)
     for shift in (16, 8, 0):
         channel = (colors >> shift & 255).astype(np.uint8)
@@ -252,7 +252,7 @@ def _flat(colors: np.ndarray) -> np.ndarray:
 
 
 def write_colors(path: Path, found: Found) -> None:
-    """List colours with their counts, for their names to be written beside them."""
+    """Write a list of colours with their counts and an empty column for names."""
     lines = ["red,green,blue,name,pixels,images"]
     for color, count in found.pixels.most_common():
         red, green, blue = rgb(color)
@@ -270,13 +270,13 @@ def to_indices(
     """The index of each pixel's colour.
 
     Args:
-        colors: (H, W), as :func:`read_colors` gives them.
+        colors: (H, W), as returned by :func:`read_colors`.
         indices: 0..255 of each colour.
-        noisy: take the most similar colour inside classes; pixels at edges get the index of the
-            nearest pixel inside one.
+        noisy: use the most similar colour inside classes; pixels at edges get the index of the
+            nearest pixel inside a class.
 
     Returns:
-        (H, W) uint8, and the number of pixels of each colour that is not known; those are 255.
+        (H, W) uint8, and the number of pixels of each unknown colour; these pixels are 255.
     """
     known = np.array(sorted(indices), np.int64)
     table = np.array([indices[color] for color in known.tolist()], np.uint8)

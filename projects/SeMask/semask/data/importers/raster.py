@@ -1,4 +1,4 @@
-"""From regions to masks and label maps, upright as the image is read."""
+"""Rasterisation of regions to masks and label maps, upright like the images."""
 
 from dataclasses import dataclass, field
 
@@ -9,11 +9,11 @@ from semask.data.bands import upright
 from semask.data.importers.classes import ClassTable
 from semask.data.importers.contract import IGNORE, LabelFileError, Region
 
-OUTSIDE, CLIPPED = "outside the image", "beyond the image's edge: cut off there"
+OUTSIDE, CLIPPED = "outside the image", "beyond the image's edge: clipped"
 NO_AREA = "a point, a line or something else without area"
 BOX_ALONE = "a box without an outline: its pixels are ignored"
 EMPTY = "too small for a single pixel"
-NOT_COUNTED = "of a class that marks what does not count"
+NOT_COUNTED = "of a class of ignored pixels"
 
 # Regions with these problems are not in the output.
 LEFT_OUT = (OUTSIDE, NO_AREA, EMPTY, NOT_COUNTED)
@@ -21,13 +21,13 @@ LEFT_OUT = (OUTSIDE, NO_AREA, EMPTY, NOT_COUNTED)
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What of an image file matters for its labels.
+    """The properties of an image file that its labels depend on.
 
     Attributes:
         stored: (width, height) of the pixels in the file.
         upright: (width, height) after its EXIF orientation has been applied, as images are read.
         orientation: the EXIF orientation, 1..8.
-        channels: of a file that is no photograph; 0 = it is one.
+        channels: number of channels; 0 = a photograph.
     """
 
     stored: tuple[int, int]
@@ -36,34 +36,36 @@ class ImageFacts:
     channels: int = 0
 
     def labelled_size(self, stated: tuple[int, int] | None) -> tuple[int, int]:
-        """(width, height) of what was labelled: the upright image, or the stored one.
+        """(width, height) of the labelled image, upright or as stored.
 
         Raises:
-            LabelFileError: the labels are of another size.
+            LabelFileError: the labels have another size.
         """
         if stated is None or stated == self.upright:
             return self.upright
         if stated == self.stored:
             return self.stored
         raise LabelFileError(
-            f"its labels are of an image of {stated[0]}x{stated[1]} pixels (width x height), the "
-            f"file has {self.upright[0]}x{self.upright[1]}"
+            f"its labels are for an image of {stated[0]}x{stated[1]} pixels (width x height), but "
+            f"the file has {self.upright[0]}x{self.upright[1]}"
         )
 
     def turn(self, labels: np.ndarray) -> np.ndarray:
-        """Labels of the stored or the upright image as those of the upright one."""
+        """Rotate labels of the stored image to the upright one; labels of the upright one are
+        unchanged.
+        """
         height, width = labels.shape
         return labels if (width, height) == self.upright else upright(labels, self.orientation)
 
 
 @dataclass
 class Drawn:
-    """A region as pixels.
+    """A rasterised region.
 
     Attributes:
         mask: (H, W) bool; None = it has no area in the image.
-        polygons: its outlines within the image; none where it has holes or came as a mask.
-        problems: what was left out or changed of it.
+        polygons: its outlines within the image; empty if it has holes or was a mask.
+        problems: what was left out or changed.
     """
 
     mask: np.ndarray | None = None
@@ -72,7 +74,7 @@ class Drawn:
 
 
 def draw(region: Region, height: int, width: int) -> Drawn:
-    """The pixels of a region in an image of that size."""
+    """Rasterise a region in an image of this size."""
     if region.rle is not None:
         mask = mask_util.decode(region.rle).astype(bool)
         return Drawn(mask if mask.any() else None, problems=[] if mask.any() else [EMPTY])
@@ -114,14 +116,14 @@ def _filled(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
 
 
 def clip(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The part of a polygon that is in the image (Sutherland and Hodgman's way).
+    """Clip a polygon to the image (Sutherland-Hodgman).
 
     Args:
         polygon: (2 n,) x and y.
         height, width: of the image.
 
     Returns:
-        The same, or (2 m,); of fewer than three points where nothing is left.
+        (2 m,); fewer than three points if nothing is left.
     """
     points = polygon.reshape(-1, 2)
     if points.min() >= 0 and (points <= [width, height]).all():
@@ -146,13 +148,13 @@ def clip(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
 def paint(
     regions: list[Region], table: ClassTable, height: int, width: int
 ) -> tuple[np.ndarray, list[str]]:
-    """A label map of regions.
+    """Paint regions into a label map.
 
-    Later ones lie over earlier ones where the source orders them, else smaller ones over larger
+    Later regions cover earlier ones if the source orders them, otherwise smaller ones cover larger
     ones; crowds are below all others.
 
     Returns:
-        (H, W) uint8, and what was left out or changed, a line for each region.
+        (H, W) uint8, and what was left out or changed, one line per region.
     """
     labels = np.full((height, width), table.fill, np.uint8)
     notes: list[str] = []

@@ -1,6 +1,6 @@
 """ADE20K's instances and segments from ``annotations`` and ``annotations_instance``.
 
-The second folder is of the archive ``annotations_instance.tar`` of the Places Challenge 2017
+The second folder comes from the archive ``annotations_instance.tar`` of the Places Challenge 2017
 (http://sceneparsing.csail.mit.edu), unpacked into ``ADEChallengeData2016``: PNGs whose red channel
 is the category, 1 to 100, and whose green channel numbers the instances of the image.
 """
@@ -36,18 +36,18 @@ _LAYOUT = (
 def prepare_ade20k(*, workers: int = 0, progress: Progress | None = None) -> list[Prepared]:
     """Write ``ade20k_instance_{train,val}.json`` and ``ade20k_panoptic_{train,val}{.json,/}``.
 
-    A pixel of a class of things that is in no instance is in no segment. Category ids are the
-    classes' places in the list of 150, from 0.
+    A pixel of a thing class outside all instances is in no segment. Category ids are the classes'
+    indices in the list of 150, from 0.
 
     Args:
-        workers: processes that convert images; 0 = this one alone.
+        workers: number of worker processes; 0 = this process.
         progress: wraps the iteration over the images.
 
     Returns:
         What was written for each split.
 
     Raises:
-        DataError: files are missing, do not pair up, or have values that cannot be.
+        DataError: files are missing or unpaired, or have invalid values.
     """
     return [_prepare(split, workers, progress) for split in FOLDERS]
 
@@ -79,7 +79,7 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
 
 
 def _convert(label_root: str, instance_root: str, target: str, stem: str) -> Annotated:
-    """Stuff first, instances over it."""
+    """Paint stuff first, then instances over it."""
     path = os.path.join(instance_root, f"{stem}.png")
     label_path = os.path.join(label_root, f"{stem}.png")
     picture, label = read_image(path), read_label(label_path)
@@ -105,7 +105,7 @@ def _category(values: Sequence[int] | np.ndarray, number: int, path: str) -> int
     found = np.unique(values).tolist()
     if len(found) != 1 or not 1 <= found[0] <= len(THINGS):
         raise DataError(
-            f"In '{path}' instance {number} (green) has the categories {found} (red); it needs one "
-            f"of 1..{len(THINGS)}."
+            f"In '{path}' instance {number} (green channel) has the categories {found} (red "
+            f"channel); it needs exactly one of 1..{len(THINGS)}."
         )
     return THINGS[found[0] - 1]

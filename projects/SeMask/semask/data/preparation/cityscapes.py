@@ -1,8 +1,8 @@
 """Cityscapes' instances and segments from ``*_gtFine_instanceIds.png``, without its scripts.
 
-A pixel's value is the label id (0..33) of stuff and of groups that are not told apart, and 1000
-times the label id plus a number of instances. The panoptic files are those that
-``createPanopticImgs`` of the dataset's own scripts writes, the segments' ids are the values.
+A pixel's value is the label id (0..33) for stuff and for groups of unseparated objects, and for
+instances 1000 times the label id plus the instance number. The panoptic files equal those that
+``createPanopticImgs`` of the dataset's own scripts writes; segment ids are the pixel values.
 """
 
 import os
@@ -44,18 +44,18 @@ _CATEGORIES = {entry["id"]: entry for entry in CITYSCAPES_CATEGORIES}
 def prepare_cityscapes(*, workers: int = 0, progress: Progress | None = None) -> list[Prepared]:
     """Write ``gtFine/cityscapes_{instance,panoptic}_{train,val}.json`` and the panoptic maps.
 
-    Also ``*_gtFine_labelTrainIds.png`` where there is none, which Detectron2's own panoptic dataset
-    asks for. Labels that are not evaluated are in no segment; groups of things are crowds.
+    Also write missing ``*_gtFine_labelTrainIds.png``, which Detectron2's own panoptic dataset
+    needs. Labels that are not evaluated are in no segment; groups of things are crowds.
 
     Args:
-        workers: processes that convert images; 0 = this one alone.
+        workers: number of worker processes; 0 = this process.
         progress: wraps the iteration over the images.
 
     Returns:
         What was written for each split.
 
     Raises:
-        DataError: files are missing, do not pair up, or have values that cannot be.
+        DataError: files are missing or unpaired, or have invalid values.
     """
     return [_prepare(split, workers, progress) for split in PREPARED_SPLITS]
 
@@ -82,12 +82,12 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
 
 
 def _convert(label_root: str, target: str, name: str) -> Annotated:
-    """An image, by its path below the folder without its suffix."""
+    """Convert an image, named by its relative path without suffix."""
     path = os.path.join(label_root, name + _INSTANCE_IDS)
     with opened_image(path, "map of instances") as image:
         values = np.asarray(image).astype(np.int64)
     if values.ndim != 2 or values.min() < 0:
-        raise DataError(f"'{path}' is no map of instance ids: it has {values.ndim} dimensions.")
+        raise DataError(f"'{path}' is not a map of instance ids: it has {values.ndim} dimensions.")
     labels = np.where(values >= 1000, values // 1000, values)
     segments = [
         Segment(

@@ -1,4 +1,4 @@
-"""What the preparations share: the segments of an image, and COCO's files of them."""
+"""Shared by all preparations: the segments of an image, and COCO's files."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ Progress = Callable[..., Iterable["Annotated"]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written for a split.
+    """The files written for a split.
 
     Attributes:
         split: its name.
-        images: how many there are.
+        images: number of images.
         paths: the files, and the folder of panoptic maps.
     """
 
@@ -34,13 +34,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Segment:
-    """A connected or scattered set of pixels with one class.
+    """A set of pixels with one class, not necessarily connected.
 
     Attributes:
         number: its id in the panoptic map, at least 1.
         category: the dataset's id of its class.
-        thing: it is an instance.
-        crowd: several objects that are not told apart.
+        thing: whether it is an instance.
+        crowd: a group of objects that are not separated.
     """
 
     number: int
@@ -72,7 +72,7 @@ def describe_segments(stem: str, ids: np.ndarray, segments: Sequence[Segment]) -
     Args:
         stem: its name.
         ids: (H, W), the number of each pixel's segment; 0 = none.
-        segments: those of which no pixel is left are left out.
+        segments: those without pixels are left out.
     """
     infos: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def describe_segments(stem: str, ids: np.ndarray, segments: Sequence[Segment]) -
 
 
 def save_ids(path: str, ids: np.ndarray) -> None:
-    """Write a map of segment ids as COCO does, R + 256 G + 65536 B."""
+    """Write a map of segment ids in COCO's encoding, R + 256 G + 65536 B."""
     with replacing(path) as file:
         Image.fromarray(panoptic_picture(ids)).save(file, format="PNG")
 
@@ -117,12 +117,12 @@ def prepare_split(
     Args:
         split: its name.
         task: converts an image and writes its panoptic map.
-        images: what ``task`` takes of each.
-        categories: "id", "name" and "isthing"; the file of instances gets the things.
+        images: the argument of ``task`` for each image.
+        categories: "id", "name" and "isthing"; the file of instances has the things.
         paths: "json_file" of the instances, "panoptic_json" and "panoptic_root".
         image_name: from an image's stem to its file, relative to the folder of images.
-        map_name: the same of its panoptic map.
-        workers: processes that convert images; 0 = this one alone.
+        map_name: the same for its panoptic map.
+        workers: number of worker processes; 0 = this process.
         progress: wraps the iteration over the images.
     """
     annotated = list(_each_image(task, images, workers, progress))
@@ -136,7 +136,7 @@ def _each_image(
     workers: int,
     progress: Progress | None,
 ) -> Iterator[Annotated]:
-    """Run ``task`` for each image, in order, in ``workers`` processes; 0 = in this one."""
+    """Run ``task`` for each image, in order, in ``workers`` processes; 0 = in this process."""
 
     def shown(results: Iterable[Annotated]) -> Iterable[Annotated]:
         return progress(results, total=len(stems)) if progress else results

@@ -1,7 +1,7 @@
-"""COCO's format for detection, also as Roboflow, CVAT and Label Studio export it.
+"""COCO's detection format, also as exported by Roboflow, CVAT and Label Studio.
 
 One or several JSON files with "images", "categories" and "annotations". Roboflow puts each file
-beside its images, with a category 0 that no annotation has and that is the parent of the others.
+next to its images, with an unused category 0 as parent of the others.
 """
 
 from collections import defaultdict
@@ -32,12 +32,12 @@ from semask.data.importers.files import (
 )
 from semask.errors import DataError
 
-# Larger files than any of one image, and so few that reading them all costs little.
+# Files of a dataset are larger than files of one image, and few, so that reading them is cheap.
 _LOOKED_AT = 6
 
 
 def json_files(source: Source) -> list[Path]:
-    """The JSON files that are looked at to recognise a format of few large files."""
+    """The JSON files that are read to recognise a format of few large files."""
     if source.root.is_file():
         return [source.root] if source.root.suffix.lower() == ".json" else []
     files = some_files(source.folder, ".json", limit=4)
@@ -45,7 +45,7 @@ def json_files(source: Source) -> list[Path]:
 
 
 def is_coco(content: Any, *, panoptic: bool) -> bool:
-    """Whether the content of a JSON file is COCO's, of the panoptic kind or the other."""
+    """Whether the content of a JSON file is COCO's panoptic or detection format."""
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), list) for part in ("images", "annotations", "categories")
     ):
@@ -71,7 +71,7 @@ def category_names(path: Path, content: Mapping[str, Any]) -> dict[Any, str]:
     """The names of a file's categories by their ids, in the order of the ids.
 
     Raises:
-        DataError: an id or a name is missing, or an id is there twice.
+        DataError: an id or a name is missing, or an id is duplicate.
     """
     names: dict[Any, str] = {}
     for entry in content["categories"]:
@@ -80,7 +80,7 @@ def category_names(path: Path, content: Mapping[str, Any]) -> dict[Any, str]:
         if names.setdefault(entry["id"], str(entry["name"])) != str(entry["name"]):
             raise DataError(
                 f"'{path}' has the category id {entry['id']} twice, as '{names[entry['id']]}' and "
-                f"'{entry['name']}'. Each category needs an id of its own."
+                f"'{entry['name']}'. Category ids must be unique."
             )
     return dict(sorted(names.items(), key=lambda entry: str(entry[0]).zfill(12)))
 
@@ -116,7 +116,7 @@ class Coco(Importer):
             if entry.get("category_id") not in names:
                 raise DataError(
                     f"'{path}': annotation {entry.get('id')} has the category id "
-                    f"{entry.get('category_id')!r}, which is in no entry of 'categories'. Add it "
+                    f"{entry.get('category_id')!r}, which is not in 'categories'. Add it "
                     "there, or correct the annotation."
                 )
             by_image[entry.get("image_id")].append(entry)
@@ -152,7 +152,7 @@ class Coco(Importer):
 
 
 def _used_names(content: Mapping[str, Any], names: Mapping[Any, str]) -> Iterator[str]:
-    """The categories, without the parent that Roboflow lists as a category of its own."""
+    """The categories, without the parent that Roboflow lists as a category."""
     used = {entry["category_id"] for entry in content["annotations"]}
     parents = {entry.get("supercategory") for entry in content["categories"]}
     for number, name in names.items():
@@ -163,7 +163,7 @@ def _used_names(content: Mapping[str, Any], names: Mapping[Any, str]) -> Iterato
             for entry in content["categories"]
             if entry.get("name") == name
         ):
-            yield name  # its own parent: no more than a habit of the exporting program
+            yield name  # its own parent: an artefact of some exporters
 
 
 def _regions_of(
@@ -181,12 +181,12 @@ def coco_region(annotation: Mapping[str, Any], name: str, height: int, width: in
     """An annotation as a region.
 
     Args:
-        annotation: with "segmentation" and "bbox", as COCO has them.
+        annotation: with "segmentation" and "bbox", in COCO's format.
         name: of its class.
         height, width: of the labelled image.
 
     Raises:
-        LabelFileError: nothing of it can be used; it says what is wrong.
+        LabelFileError: no part of it is usable; the message says why.
     """
     found = inspect(annotation, height, width)
     crowd = bool(annotation.get("iscrowd", 0))

@@ -1,6 +1,6 @@
 """CVAT's XML for images: polygons, boxes, ellipses and masks of each image, in their z order.
 
-CVAT's other exports are read as what they are: COCO, YOLO, and coloured masks with labelmap.txt.
+CVAT's other exports are read by other importers: COCO, YOLO, and coloured masks with labelmap.txt.
 """
 
 import math
@@ -59,7 +59,7 @@ class Cvat(Importer):
             root = load_xml(path)
             if root.find("track") is not None:
                 raise DataError(
-                    f"'{path}' is of the format 'CVAT for video', whose frames are no files.",
+                    f"'{path}' is in the format 'CVAT for video', whose frames are not files.",
                     "Export the task as 'CVAT for images', with 'Save images'.",
                 )
             self._read_classes(root, labels)
@@ -124,7 +124,7 @@ def _regions(image: Element, where: str) -> Callable[[int, int], list[Region]]:
                 region = _region(shape, height, width)
             except (KeyError, ValueError) as error:
                 raise LabelFileError(f"{where}: a {shape.tag} cannot be read ({error})") from error
-            # Of the same z order, the later ones lie on top.
+            # Shapes of equal z order cover earlier ones.
             region.order = int(float(shape.get("z_order", "0"))) * 100_000 + index
             found.append(region)
         return found
@@ -154,18 +154,18 @@ def _region(shape: Element, height: int, width: int) -> Region:
         if runs.min() < 0 or runs.sum() > w * h:
             raise ValueError("the runs do not fit its box")
         values = np.zeros(w * h, bool)
-        filled = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # The first run is outside.
+        filled = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # The first run is background.
         values[: filled.size] = filled
         mask = np.zeros((height, width), bool)
         target = mask[max(0, top) : max(0, top + h), max(0, left) : max(0, left + w)]
         part = values.reshape(h, w)[max(0, -top) :, max(0, -left) :]
         target[:] = part[: target.shape[0], : target.shape[1]]
         return Region(name, rle=rle_of_mask(mask))
-    raise ValueError(f"its kind '{shape.tag}' is not known")
+    raise ValueError(f"its kind '{shape.tag}' is unknown")
 
 
 def _turned(points: np.ndarray, given: Mapping[str, str]) -> np.ndarray:
-    """Points around their middle, clockwise in the picture by the attribute "rotation"."""
+    """Points rotated about their centre, clockwise in the image, by the attribute "rotation"."""
     angle = math.radians(float(given.get("rotation", "0")))
     middle = (points.min(axis=0) + points.max(axis=0)) / 2
     x, y = (points - middle).T

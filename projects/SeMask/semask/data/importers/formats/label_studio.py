@@ -1,8 +1,8 @@
-"""Label Studio's JSON exports (JSON and JSON_MIN), the brush's masks among them.
+"""Label Studio's JSON exports (JSON and JSON_MIN), including brush masks.
 
 Coordinates are percent of the image. A brush mask is a bit stream of its RGBA pixels, whose last
-channel is the mask. Its COCO and YOLO exports are read as such; its brush PNGs do not say which
-image they belong to, and are refused.
+channel is the mask. Its COCO and YOLO exports are read by other importers; its brush PNGs do not
+state their image, and are refused.
 """
 
 import re
@@ -73,9 +73,8 @@ class LabelStudio(Importer):
                 self._read_task(task, path, source, images, labels, used)
         if not exports:
             raise DataError(
-                f"'{source.root}' has Label Studio's brush masks, which do not say which image "
-                "they belong to.",
-                "Export the project as JSON, and put the images beside it (or --images DIR).",
+                f"'{source.root}' has Label Studio's brush masks, which do not state their image.",
+                "Export the project as JSON, and put the images next to it (or use --images DIR).",
             )
         for path in unused_images(images, used):
             labels.leave_out(path, "an image that no task lists")
@@ -121,7 +120,7 @@ class LabelStudio(Importer):
 
 
 def _tasks(content: Any) -> list[Mapping[str, Any]]:
-    """The tasks of an export; nothing where the content is something else."""
+    """The tasks of an export; empty if the content is not an export."""
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list) or not all(isinstance(task, Mapping) for task in content):
@@ -145,7 +144,7 @@ def _results(task: Mapping[str, Any]) -> list[Result]:
 
 
 def _min_results(task: Mapping[str, Any]) -> list[Result]:
-    """The same of JSON_MIN, where the values stand in lists of the control's name."""
+    """The same for JSON_MIN, with the values in lists named after the control."""
     found: list[Result] = []
     for values in task.values():
         for value in values if isinstance(values, list) else ():
@@ -163,7 +162,7 @@ def _names(result: Result) -> list[str]:
 
 
 def _image_names(task: Mapping[str, Any]) -> Iterator[str]:
-    """Texts of a task that can be the image's address."""
+    """Strings of a task that may be the image's path or URL."""
     data = task.get("data") if isinstance(task.get("data"), Mapping) else task
     for value in data.values():  # type: ignore[union-attr]
         if isinstance(value, str) and re.search(r"\.\w{2,5}($|\?)|\?d=", value):
@@ -171,7 +170,7 @@ def _image_names(task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _find(images: ImageFiles, address: str, path: Path) -> Path | None:
-    """The image of an address; the random beginning that uploads get may be missing."""
+    """The image at a path or URL; the random prefix of uploads may be missing."""
     parts = urlparse(address)
     name = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
     found = images.find(name, path) if name else None
@@ -219,11 +218,11 @@ def _region(name: str, result: Result, height: int, width: int) -> Region:
 
 
 def decode_brush(rle: list[int]) -> np.ndarray:
-    """Label Studio's bit stream of a mask.
+    """Decode Label Studio's bit stream of a mask.
 
-    32 bits: the number of values; 5: their bits - 1; four times 4: the bits of a length - 1. Then,
-    until all values are there: a bit, whether one value repeats; two bits, which of the four sizes
-    the length - 1 has; the length; and one value, or as many as the length says.
+    Header: 32 bits, the number of values; 5 bits, bits per value - 1; four times 4 bits, bits per
+    length - 1. Then runs until all values are read: 1 bit, whether one value repeats; 2 bits, which
+    of the four length sizes is used; the length - 1; and one value, or ``length`` values.
 
     Args:
         rle: the bytes, 0..255.
@@ -232,7 +231,7 @@ def decode_brush(rle: list[int]) -> np.ndarray:
         (values,) uint8: of RGBA pixels, row by row.
 
     Raises:
-        ValueError: it ends too early.
+        ValueError: the stream is truncated.
     """
     bits = "".join(f"{byte:08b}" for byte in rle)
     position = 0
@@ -240,7 +239,7 @@ def decode_brush(rle: list[int]) -> np.ndarray:
     def read(count: int) -> int:
         nonlocal position
         if position + count > len(bits):
-            raise ValueError("the brush mask ends too early")
+            raise ValueError("the brush mask is truncated")
         position += count
         return int(bits[position - count : position], 2)
 

@@ -1,8 +1,8 @@
 """LabelMe: a JSON file for each image, with "shapes" in pixels.
 
-Shapes of the same group and label are one instance. "__ignore__" marks pixels that do not count,
-"_background_" is the background. Points and lines have no area. Where the image file is missing,
-it is taken from the "imageData" of the JSON.
+Shapes of the same group and label are one instance. "__ignore__" marks ignored pixels,
+"_background_" is the background. Points and lines have no area. If the image file is missing, it is
+decoded from the JSON's "imageData".
 """
 
 import base64
@@ -111,7 +111,7 @@ def _is_labelme(content: Any) -> bool:
 
 
 def _listed(folder: Path) -> list[str]:
-    """The names of labels.txt, which LabelMe's own converters ask for."""
+    """The names in labels.txt, which LabelMe's own converters need."""
     for path in files_below(folder, "labels.txt"):
         return [line.strip() for line in load_lines(path) if line.strip()]
     return []
@@ -121,7 +121,7 @@ def _decoded(data: str, path: Path) -> bytes:
     try:
         return base64.b64decode(data, validate=False)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise LabelFileError(f"'{path}': its imageData is no image ({error})") from error
+        raise LabelFileError(f"'{path}': its imageData is not an image ({error})") from error
 
 
 def _regions(shapes: list[Mapping[str, Any]], path: Path) -> Callable[[int, int], list[Region]]:
@@ -147,7 +147,7 @@ def _region(shape: Mapping[str, Any], path: Path, height: int, width: int, order
     try:
         points = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError) as error:
-        raise LabelFileError(f"'{path}': a shape '{name}' has points that are no x, y") from error
+        raise LabelFileError(f"'{path}': a shape '{name}' has points that are not x, y") from error
     if kind in _NO_AREA:
         return Region(name, order=order)
     if kind == "mask":
@@ -167,12 +167,12 @@ def _region(shape: Mapping[str, Any], path: Path, height: int, width: int, order
 def _pasted(
     shape: Mapping[str, Any], points: np.ndarray, path: Path, height: int, width: int
 ) -> dict[str, Any]:
-    """A shape of the kind "mask": a PNG of its box, whose corners are the points."""
+    """A shape of kind "mask": a PNG of its box, whose corners are the points."""
     try:
         data = io.BytesIO(base64.b64decode(shape["mask"]))
         with Image.open(data, formats=["PNG"]) as picture:
             part = np.asarray(picture.convert("L")) > 0
-    except Exception as error:  # Decoders raise nearly anything at damaged data.
+    except Exception as error:  # Decoders raise many kinds of errors on damaged data.
         raise LabelFileError(f"'{path}': a mask cannot be read ({error})") from error
     x, y = (int(value) for value in points[0])
     mask = np.zeros((height, width), bool)

@@ -1,8 +1,8 @@
-"""Coloured or grey label maps beside images: Pascal VOC, CVAT's segmentation masks, and others.
+"""Images with coloured or grey label maps: Pascal VOC, CVAT's segmentation masks, and others.
 
-The names of the colours are in a file (``--palette``, CVAT's labelmap.txt, class_dict.csv, ...),
-those of Pascal VOC are known, and maps of two values are background and object. Otherwise the
-colours are listed with their counts, to be named once.
+The names of the colours come from a file (``--palette``, CVAT's labelmap.txt, class_dict.csv, ...);
+Pascal VOC's are built in, and maps of two values are background and object. Otherwise the colours
+are listed with their counts for the user to name.
 """
 
 import re
@@ -51,7 +51,7 @@ _MASK_WORDS = (
     *("segmentationclass", "segmentationclasspng", "segmentation", "seg", "labelmaps", "labelmap"),
     *("target", "l"),
 )
-# Pictures of labels that are not the labels.
+# Visualisations of labels.
 _PASSED_OVER = (
     *("segmentationobject", "segmentationobjectpng", "segmentationobjectvisualization"),
     *("segmentationclassvisualization", "overlay", "visualization"),
@@ -74,7 +74,7 @@ def voc_palette() -> Palette:
 
 
 def voc_color(index: int) -> int:
-    """The colour of an index in Pascal VOC's palette, which LabelMe's converter has too."""
+    """The colour of an index in Pascal VOC's palette, which LabelMe's converter also uses."""
     channels = [0, 0, 0]
     for bit in range(8):
         channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
@@ -92,7 +92,7 @@ class Masks(Importer):
     def recognise(self, source: Source) -> str:
         try:
             pairs, images, _ = _paired(source)
-        except DataError:  # Reading says it.
+        except DataError:  # raised again on reading
             return "label maps and images"
         if not pairs:
             return ""
@@ -132,13 +132,13 @@ class Masks(Importer):
         """The names of all colours.
 
         Raises:
-            DataError: there are none; the colours are listed in ``source.palette_target``.
+            DataError: names are missing; the colours are listed in ``source.palette_target``.
         """
         if source.palette is not None:
             if missing := _missing_names(source.palette):
                 raise DataError(
                     f"Palette '{source.palette}' has no name for {listed(missing)}; write it in "
-                    "the fourth column, 'ignore' for pixels that do not count."
+                    "the fourth column, or 'ignore' for ignored pixels."
                 )
             return read_palette(source.palette)
         colors = sorted(found.pixels)
@@ -165,13 +165,15 @@ class Masks(Importer):
         raise DataError(
             f"The label maps have {pluralize(len(colors), 'value')} without names: {shown}.",
             f"Write the name of each into the fourth column of '{source.palette_target}', "
-            "'ignore' for pixels that do not count and the same name for values that mean the "
-            f"same, and run again with --palette '{source.palette_target}'.",
+            "or 'ignore' for ignored pixels, with the same name for values of the same class, and "
+            f"run again with --palette '{source.palette_target}'.",
         )
 
 
 def _indexed_palette(path: Path, colors: list[int]) -> Palette:
-    """The names of a list, as LabelMe's converter to Pascal VOC writes it, in order of indices."""
+    """The names of a list in the order of indices, as written by LabelMe's converter to Pascal
+    VOC.
+    """
     names = [line.strip() for line in load_lines(path) if line.strip()]
     names = [name for name in names if name != "__ignore__"]
     palette = {voc_color(255): "ignore"} | {voc_color(i): name for i, name in enumerate(names)}
@@ -183,7 +185,7 @@ def _indexed_palette(path: Path, colors: list[int]) -> Palette:
 def _noise_note(found: Found) -> Note:
     reason = (
         f"{pluralize(len(found.noisy), 'label map')} with compression noise or soft edges: each "
-        "pixel got the most similar named colour, at edges that of the nearest clear pixel"
+        "pixel got the most similar named colour, at edges that of the nearest pixel inside a class"
     )
     return Note("changed", str(min(found.noisy)), reason)
 
@@ -194,7 +196,7 @@ def _missing_names(path: Path) -> list[int]:
 
 
 def _check_unknown(found: Found, palette: Palette, source: Source) -> None:
-    """Refuse colours without a name, which would be lost."""
+    """Raise an error for colours without a name."""
     exact = [color for color in found.pixels if color not in palette]
     near = np.array([rgb(color) for color in palette]).reshape(-1, 3)
     unknown = [
@@ -211,7 +213,7 @@ def _check_unknown(found: Found, palette: Palette, source: Source) -> None:
             f"The label maps have {pluralize(len(unknown), 'colour')} that the palette does not "
             f"name: {shown}.",
             f"All colours are listed in '{source.palette_target}'; add the missing ones to the "
-            "palette ('ignore' for pixels that do not count), and name it with --palette.",
+            "palette ('ignore' for ignored pixels), and pass it as --palette.",
         )
 
 
@@ -222,20 +224,20 @@ def _reader(mask: Path, indices: dict[int, int], *, noisy: bool) -> Callable[[],
         if share > 0.01:
             worst = listed([color for color, _ in unknown.most_common(3)])
             raise LabelFileError(
-                f"'{mask}': {100 * share:.0f} % of its pixels have colours of no name ({worst})"
+                f"'{mask}': {100 * share:.0f} % of its pixels have colours without a name ({worst})"
             )
         return np.where(labels == 255, IGNORE, labels)
 
     return read
 
 
-# ---- which map belongs to which image
+# ---- pairing of maps and images
 
 
 def _paired(
     source: Source,
 ) -> tuple[dict[str, tuple[Path, Path]], dict[str, Path], dict[str, Path]]:
-    """Pairs of image and map by what their paths share, and both kinds of single files."""
+    """Pairs of image and map with matching paths, and unpaired files of both kinds."""
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
     files = [
@@ -245,15 +247,15 @@ def _paired(
     ]
     outside = {path for _, path in files if not (source.images and source.images in path.parents)}
     maps = {path for relative, path in files if _has_word(relative, _MASK_WORDS)} & outside
-    if source.images and not maps:  # the folder of images is named, and no name says "map"
+    if source.images and not maps:  # the folder of images is given, and no name indicates a map
         maps = outside
     for relative, path in files:
         if path not in maps:
             _enter(images, _key(relative, _IMAGE_WORDS), path)
-        elif path.suffix.lower() != ".npy":  # LabelMe's converter has them beside PNGs.
+        elif path.suffix.lower() != ".npy":  # LabelMe's converter writes them next to PNGs.
             _enter(masks, _key(relative, _MASK_WORDS), path)
     shared = images.keys() & masks.keys()
-    if not shared and images and masks:  # parts and folders differ: by the names alone
+    if not shared and images and masks:  # folders differ: match by file names
         images, masks = ({Path(key).name: path for key, path in d.items()} for d in (images, masks))
         shared = images.keys() & masks.keys()
     pairs = {key: (images[key], masks[key]) for key in shared}
@@ -269,8 +271,8 @@ def _relative_paths(source: Source) -> Iterator[tuple[str, Path]]:
 def _enter(files: dict[str, Path], key: str, path: Path) -> None:
     if key in files:
         raise DataError(
-            f"'{files[key]}' and '{path}' have the same name up to the suffix, so that it is not "
-            "clear which is meant; rename or remove one."
+            f"'{files[key]}' and '{path}' have the same name up to the suffix, which is ambiguous; "
+            "rename or remove one."
         )
     files[key] = path
 
@@ -289,7 +291,7 @@ def _has_word(path: Path, words: tuple[str, ...]) -> bool:
 
 
 def _ending(stem: str, words: tuple[str, ...]) -> str:
-    """The part of a name that says its kind, such as "_mask"."""
+    """The suffix of a name that indicates its kind, such as "_mask"."""
     match = re.search(r"[_\-. ]([A-Za-z]+)$", stem)
     return match[0] if match and match[1].lower() in words else ""
 
@@ -315,7 +317,7 @@ def _folder_names(source: Source) -> set[str]:
 
 
 def _image_sets(folder: Path) -> dict[str, str]:
-    """The part of each stem, from Pascal VOC's ImageSets/Segmentation/train.txt and val.txt."""
+    """The split of each stem, from Pascal VOC's ImageSets/Segmentation/train.txt and val.txt."""
     found: dict[str, str] = {}
     by_part: dict[str, list[Path]] = defaultdict(list)
     for path in files_below(folder, "train.txt", "val.txt", "test.txt"):

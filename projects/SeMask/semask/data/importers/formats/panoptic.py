@@ -27,7 +27,7 @@ from semask.errors import DataError
 
 @register_format
 class Panoptic(Importer):
-    """Pixels of no segment do not count, as in COCO."""
+    """See the module. Pixels outside all segments are ignored, as in COCO."""
 
     name = "coco-panoptic"
     title = "COCO panoptic"
@@ -82,7 +82,7 @@ class Panoptic(Importer):
 
 
 def _segment_folder(path: Path) -> Path:
-    """The folder of the PNGs: called as the JSON file, or the only one of that kind."""
+    """The folder of the PNGs: named like the JSON file, or the only one with PNGs."""
     folder = path.with_suffix("")
     if folder.is_dir():
         return folder
@@ -92,7 +92,7 @@ def _segment_folder(path: Path) -> Path:
         return named[0]
     raise DataError(
         f"'{path}' needs its folder of PNGs, '{folder}', which does not exist.",
-        "The maps of a panoptic file lie in a folder of the file's name.",
+        "The maps of a panoptic file must be in a folder with the file's name.",
     )
 
 
@@ -122,7 +122,7 @@ def _regions(
             if segment["category_id"] not in names:
                 raise DataError(
                     f"{where}: segment {segment['id']} has the category id "
-                    f"{segment['category_id']!r}, which is in no entry of 'categories'."
+                    f"{segment['category_id']!r}, which is not in 'categories'."
                 )
             rle = rle_of_mask(ids == segment["id"])
             crowd = bool(segment.get("iscrowd", 0))

@@ -1,6 +1,6 @@
 """Supervisely: meta.json with the classes, DATASET/ann/NAME.json and DATASET/img/NAME.
 
-Polygons have holes ("interior"); a bitmap is a PNG of its part of the image, compressed.
+Polygons can have holes ("interior"); a bitmap is a compressed PNG of a crop of the image.
 """
 
 import base64
@@ -109,7 +109,7 @@ def _regions(objects: list[Mapping[str, Any]], path: Path) -> Callable[[int, int
         for order, entry in enumerate(objects):
             try:
                 region = _region(entry, height, width)
-            except Exception as error:  # Decoders raise nearly anything at damaged data.
+            except Exception as error:  # Decoders raise many kinds of errors on damaged data.
                 raise LabelFileError(f"'{path}': an object cannot be read ({error})") from error
             region.order = order
             found.append(region)
@@ -134,9 +134,12 @@ def _region(entry: Mapping[str, Any], height: int, width: int) -> Region:
     points = entry["points"]
     outline = np.array(points["exterior"], dtype=np.float64).reshape(-1, 2)
     if kind == "rectangle":
-        (x0, y0), (x1, y1) = outline.min(axis=0), outline.max(axis=0) + 1  # pixels, inclusive
+        (x0, y0), (x1, y1) = (
+            outline.min(axis=0),
+            outline.max(axis=0) + 1,
+        )  # pixel indices, inclusive
         outline = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
     elif kind != "polygon":
-        raise ValueError(f"its kind '{kind}' is not known")
+        raise ValueError(f"its kind '{kind}' is unknown")
     holes = [np.array(hole, dtype=np.float64).reshape(-1) for hole in points.get("interior") or ()]
     return Region(name, [outline.reshape(-1)], holes)

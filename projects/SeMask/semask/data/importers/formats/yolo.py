@@ -1,8 +1,8 @@
-"""YOLO's segmentation polygons: a .txt for each image, with the class and x, y in 0..1 a line.
+"""YOLO's segmentation polygons: a .txt for each image, each line a class and x, y in 0..1.
 
-Names and folders are in data.yaml (or another .yaml with "names"), as Ultralytics, Roboflow and
-CVAT write it; Label Studio has classes.txt. The labels of ``images/a.jpg`` are ``labels/a.txt``. An
-image without a file, or with an empty one, has no objects.
+Names and folders are in data.yaml (or another .yaml with "names"), as written by Ultralytics,
+Roboflow and CVAT; Label Studio writes classes.txt. The labels of ``images/a.jpg`` are
+``labels/a.txt``. An image without a file, or with an empty one, has no objects.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from semask.errors import DataError
 from semask.utils.text import one_line
 
 _NAME_FILES = ("classes.txt", "obj.names")
-# Text files beside labels that are no labels.
+# Text files next to labels that are not labels.
 _NOT_LABELS = ("classes.txt", "train.txt", "val.txt", "test.txt", "readme", "notes")
 
 
@@ -70,7 +70,7 @@ class Yolo(Importer):
             if text in used:
                 raise DataError(
                     f"'{used[text]}' and '{image}' have the same name up to the suffix, so that "
-                    f"the labels '{text}' can be of either; rename or remove one."
+                    f"the labels '{text}' can belong to either; rename or remove one."
                 )
             bare += text is None
             if text is not None:
@@ -86,8 +86,8 @@ class Yolo(Importer):
             )
         if bare == len(labels.images):
             raise DataError(
-                f"None of the {bare} images below '{source.folder}' has a label file.",
-                "The labels of 'images/a.jpg' have to be 'labels/a.txt'.",
+                f"None of the {bare} images in '{source.folder}' has a label file.",
+                "The labels of 'images/a.jpg' must be in 'labels/a.txt'.",
             )
         if bare:
             for item in labels.images:
@@ -99,7 +99,7 @@ class Yolo(Importer):
         return labels
 
     def _names(self, source: Source) -> tuple[list[str], dict[str, list[Path]]]:
-        """The classes, and the folders of each part where data.yaml has them."""
+        """The classes, and the folders of each split if data.yaml has them."""
         candidates = [source.root] if source.root.is_file() else _yaml_files(source.folder)
         for path in candidates:
             description = _description(path)
@@ -113,8 +113,8 @@ class Yolo(Importer):
         if source.classes:
             return list(source.classes), {}
         raise DataError(
-            f"There are YOLO labels below '{source.folder}', but no data.yaml or classes.txt with "
-            "the names of the classes; give them in the order of their numbers: --classes ..."
+            f"There are YOLO labels in '{source.folder}', but no data.yaml or classes.txt with "
+            "the class names; list them in the order of their indices with --classes."
         )
 
 
@@ -129,7 +129,7 @@ def _yaml_files(folder: Path) -> list[Path]:
 
 
 def _description(path: Path) -> dict[str, Any] | None:
-    """The content of a file like data.yaml; None where it is another."""
+    """The content of a file like data.yaml; None for other files."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
@@ -142,14 +142,14 @@ def _ordered(path: Path, names: dict[Any, Any]) -> list[Any]:
     try:
         numbers = sorted(int(number) for number in names)
     except (TypeError, ValueError) as error:
-        raise DataError(f"'{path}': the keys of 'names' have to be numbers: {error}.") from error
+        raise DataError(f"'{path}': the keys of 'names' must be numbers: {error}.") from error
     if numbers != list(range(len(numbers))):
-        raise DataError(f"'{path}': the numbers of 'names' have to be 0..{len(numbers) - 1}.")
+        raise DataError(f"'{path}': the keys of 'names' must be 0..{len(numbers) - 1}.")
     return [{int(number): name for number, name in names.items()}[number] for number in numbers]
 
 
 def _folders(path: Path, description: dict[str, Any]) -> dict[str, list[Path]]:
-    """The folders of each part; those that do not exist are ignored."""
+    """The folders of each split; those that do not exist are ignored."""
     found: dict[str, list[Path]] = {}
     roots = [path.parent]
     if isinstance(description.get("path"), str):
@@ -160,14 +160,14 @@ def _folders(path: Path, description: dict[str, Any]) -> dict[str, list[Path]]:
         for entry in entries:
             if not isinstance(entry, str):
                 continue
-            # Roboflow writes "../train/images" for what lies in "train/images".
+            # Roboflow writes "../train/images" for the folder "train/images".
             for name in (entry, entry.removeprefix("../")):
                 places = [(root / name).resolve() for root in roots]
                 found.setdefault(split, []).extend(place for place in places if place.is_dir())
                 for place in places:
                     if place.is_file() and place.suffix == ".txt":
                         found[split] += [(place.parent / line).resolve() for line in _listed(place)]
-    # A folder that two parts share says nothing.
+    # A folder that two splits share is ambiguous.
     shared = [place for places in found.values() for place in set(places)]
     return {
         split: [place for place in places if shared.count(place) == 1]
@@ -205,7 +205,7 @@ def _looks_like_labels(path: Path) -> bool:
 
 
 def _label_paths(image: Path) -> list[Path]:
-    """Where the labels of an image can be: in "labels" in place of "images", or beside it."""
+    """Possible label files of an image: in "labels" instead of "images", or next to the image."""
     parts = list(image.with_suffix(".txt").parts)
     places = []
     for index in reversed([i for i, part in enumerate(parts) if part == "images"]):
@@ -226,15 +226,15 @@ def _regions(path: Path | None, names: list[str]) -> Callable[[int, int], list[R
                 index, values = int(fields[0]), np.array(fields[1:], dtype=np.float64)
             except ValueError as error:
                 raise LabelFileError(
-                    f"{where}: it is no class and coordinates ({one_line(error)})"
+                    f"{where}: not a class and coordinates ({one_line(error)})"
                 ) from error
             if not 0 <= index < len(names):
                 raise DataError(
-                    f"{where}: the class is {index}, but the names are 0..{len(names) - 1}.",
+                    f"{where}: the class is {index}, but the names are for 0..{len(names) - 1}.",
                     "Add its name to data.yaml, or correct the file.",
                 )
             if not np.isfinite(values).all():
-                raise LabelFileError(f"{where}: a coordinate is no number")
+                raise LabelFileError(f"{where}: a coordinate is not a number")
             scaled = values.copy()
             scaled[0::2] *= width
             scaled[1::2] *= height
