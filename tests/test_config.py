@@ -20,11 +20,11 @@ def write(folder: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has to be a mapping of keys to values; it holds nothing"),
+        ("", "must be a mapping of keys to values; it holds nothing"),
         ("- a\n- b\n", "it holds list"),
         ("just words\n", "it holds str"),
-        ("MODEL:\n", "gives None for 'MODEL', which is a section"),
-        ("SOLVER: [1, 2]\n", "gives .* for 'SOLVER', which is a section"),
+        ("MODEL:\n", "sets 'MODEL' to None, but it is a section"),
+        ("SOLVER: [1, 2]\n", "sets 'SOLVER' to .*, but it is a section"),
         ("MODEL: [\n", "is not valid YAML"),
         ("_BASE_: config.yaml\n", "is its own _BASE_"),
         ("MODEL: " + "[" * 100_000, "is nested too deeply"),

@@ -239,7 +239,7 @@ def test_nobody_waits_for_a_tracker_that_does_not_answer(
         writer.close()
     writer.finish(timeout=0.01)
     assert any("does not answer" in record.getMessage() for record in caplog.records)
-    assert any("has not ended" in record.getMessage() for record in caplog.records)
+    assert any("did not finish" in record.getMessage() for record in caplog.records)
     answer.set()
     writer.finish()
     assert Recorder.ended == [False]

@@ -1,4 +1,4 @@
-"""The configuration: its keys, how files are read, and the shipped ones."""
+"""The configuration: its keys, loading of files, and the shipped configs."""
 
 from semask.config.keys import add_semask_config
 from semask.config.loading import (

@@ -1,4 +1,4 @@
-"""Config files that were written under another version of Detectron2."""
+"""Compatibility with config files written under another version of Detectron2."""
 
 import logging
 from typing import Any
@@ -9,7 +9,7 @@ from semask.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Keys that Detectron2's main branch has and its release v0.6 has not, with main's defaults.
+# Keys that are in Detectron2's main branch but not in release v0.6, with main's defaults.
 MAIN_KEYS: dict[str, Any] = {
     "DATALOADER.REPEAT_SQRT": True,
     "FLOAT32_PRECISION": "",
@@ -25,7 +25,7 @@ MAIN_KEYS: dict[str, Any] = {
 
 
 def remove_main_keys(loaded: dict[str, Any], cfg: CfgNode, config_file: str) -> bool:
-    """Remove keys that only Detectron2's main branch has and that are at its defaults, in place.
+    """Remove keys that only Detectron2's main branch has if they have its defaults, in place.
 
     Args:
         loaded: the sections of a config file.
@@ -51,8 +51,8 @@ def remove_main_keys(loaded: dict[str, Any], cfg: CfgNode, config_file: str) -> 
         if section[name] != default:
             raise ConfigError(
                 f"Config file '{config_file}': {key} {section[name]!r} needs Detectron2's main "
-                f"branch; the installed Detectron2 does not know the key. With {default!r}, or "
-                "without it, the file can be used here."
+                f"branch; the installed Detectron2 does not have the key. Remove it, or set it to "
+                f"{default!r}."
             )
         del section[name]
         removed.append(key)
@@ -66,14 +66,15 @@ def remove_main_keys(loaded: dict[str, Any], cfg: CfgNode, config_file: str) -> 
 
 
 def float32_precision(cfg: CfgNode) -> str:
-    """``FLOAT32_PRECISION`` of Detectron2's main branch: of matrix products on GPUs; "" = as is.
+    """``FLOAT32_PRECISION`` of Detectron2's main branch, for matrix products on GPUs; "" =
+    unchanged.
 
     Raises:
-        ConfigError: PyTorch does not know the value.
+        ConfigError: the value is unknown to PyTorch.
     """
     precision = cfg.get("FLOAT32_PRECISION", "") or cfg.MODEL.get("FLOAT32_PRECISION", "")
     if precision not in ("", "highest", "high", "medium"):
         raise ConfigError(
-            f"FLOAT32_PRECISION is '{precision}'; it can be 'highest', 'high' or 'medium'."
+            f"FLOAT32_PRECISION is '{precision}'; set it to 'highest', 'high' or 'medium'."
         )
     return precision

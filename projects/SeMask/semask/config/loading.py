@@ -1,6 +1,6 @@
-"""How a config file is read, without ever running code from it.
+"""Loading of config files, without running code from them.
 
-A mistyped key becomes a sentence with the nearest key that exists.
+For an unknown key, the error message names the most similar existing key.
 """
 
 import difflib
@@ -26,15 +26,15 @@ OLD_TASK_KEY = "INPUT.MAPPER"
 
 _KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)=(.*)", re.DOTALL)
 
-# Functions that complete a loaded config, such as a number of classes of 0 ("as the dataset").
+# Functions that complete a loaded config, such as 0 classes ("as the dataset").
 Resolver = Callable[[CfgNode], None]
 _resolvers: list[Resolver] = []
 
 
 def register_resolver(resolver: Resolver) -> Resolver:
-    """Register a function that completes every loaded config; they run in the order given.
+    """Register a function that completes every loaded config; they run in order of registration.
 
-    This is how the data room, which this module must not import, takes part in loading.
+    It lets higher packages such as ``data``, which this module must not import, take part.
 
     Args:
         resolver: changes a config that is not frozen, in place; it may raise ``ConfigError``.
@@ -54,7 +54,7 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's defaults, this project's keys, then ``config_file``, then ``overrides``.
+    """Load a config: Detectron2's defaults, this project's keys, ``config_file``, ``overrides``.
 
     The datasets in ``DATASETS.FOLDERS`` are registered.
 
@@ -67,9 +67,8 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
         The merged config, not frozen.
 
     Raises:
-        ConfigError: the file is missing, is no YAML mapping, carries a tag that would run code,
-            has a key that does not exist or a value of another type, or describes own datasets
-            wrongly.
+        ConfigError: the file is missing, is not a YAML mapping, has a tag that would run code, an
+            unknown key or a value of the wrong type, or describes datasets incorrectly.
     """
     cfg = get_cfg()
     add_semask_config(cfg)
@@ -87,7 +86,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
             content = _parse(file.read(), config_file)
         if not isinstance(content, Mapping):
             raise ConfigError(
-                f"Config file '{config_file}' has to be a mapping of keys to values; it holds "
+                f"Config file '{config_file}' must be a mapping of keys to values; it holds "
                 f"{'nothing' if content is None else type(content).__name__}."
             )
         loaded = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
@@ -102,8 +101,8 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
             cfg.merge_from_file(config_file, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(
-            f"Config file '{config_file}' is refused: it carries a YAML tag that would run "
-            f"code when loaded ({one_line(error)}). Write the value out instead."
+            f"Config file '{config_file}' is refused: it has a YAML tag that would run code "
+            f"when loaded ({one_line(error)}). Write the value itself instead."
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"'{config_file}' is not valid YAML: {one_line(error)}") from error
@@ -151,40 +150,40 @@ def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:
             f"Config file '{config_file}': {OLD_TASK_KEY} is {mapper!r}; it is now TASK, and can "
             "be 'semantic', 'instance' or 'panoptic'."
         )
-    if loaded.get("TASK") not in tasks[mapper]:  # a new file below it may say it already
+    if loaded.get("TASK") not in tasks[mapper]:  # a newer file based on it may set it already
         loaded["TASK"] = tasks[mapper][0]
     logger.info(
-        "Config file '%s' is of an older release: its %s '%s' is now TASK '%s'.",
+        "Config file '%s' is from an older release: its %s '%s' is now TASK '%s'.",
         *(config_file, OLD_TASK_KEY, mapper, loaded["TASK"]),
     )
     return True
 
 
 def _not_sections(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
-    """The error message where a section is not a mapping of keys; "" otherwise."""
+    """The error message if a section is not a mapping of keys; otherwise ""."""
     for name, value in loaded.items():
         if isinstance(cfg.get(name), CfgNode) and not isinstance(value, Mapping):
-            return f"gives {value!r} for '{name}', which is a section and has to hold keys."
+            return f"sets '{name}' to {value!r}, but it is a section and must contain keys."
     return ""
 
 
 def _newer_version(loaded: Mapping[str, Any], cfg: CfgNode) -> str:
-    """The error message for a file of a newer release than the installed one; "" otherwise."""
+    """The error message for a file of a newer release than the installed one; otherwise ""."""
     if loaded.get("SEMASK_VERSION", KEYS_VERSION) > KEYS_VERSION:
         return (
-            f"is of a newer release of this project (SEMASK_VERSION {loaded['SEMASK_VERSION']}, "
+            f"is from a newer release of this project (SEMASK_VERSION {loaded['SEMASK_VERSION']}, "
             f"here {KEYS_VERSION}): update the project."
         )
     if loaded.get("VERSION", cfg.VERSION) > cfg.VERSION:
         return (
-            f"is of a newer release of Detectron2 (VERSION {loaded['VERSION']}, here "
+            f"is from a newer release of Detectron2 (VERSION {loaded['VERSION']}, here "
             f"{cfg.VERSION}): update Detectron2."
         )
     return ""
 
 
 def split_overrides(overrides: Sequence[str]) -> list[str]:
-    """Overrides as a flat list of keys and values.
+    """Split overrides into a flat list of keys and values.
 
     Args:
         overrides: ``KEY, VALUE`` or ``KEY=VALUE``, in any mixture.
@@ -203,8 +202,8 @@ def split_overrides(overrides: Sequence[str]) -> list[str]:
     if len(flat) % 2:
         option = next((text for text in flat if text.startswith("--")), "--resume")
         raise ConfigError(
-            f"Overrides come in pairs KEY VALUE or as KEY=VALUE; got {' '.join(overrides)}. "
-            f"Options such as {option} go before them."
+            f"Overrides must be pairs KEY VALUE or KEY=VALUE; got {' '.join(overrides)}. "
+            f"Put options such as {option} before them."
         )
     return flat
 
@@ -217,7 +216,7 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
         overrides: as for ``split_overrides``.
 
     Raises:
-        ConfigError: a key does not exist or a value is of another type or cannot be used.
+        ConfigError: a key does not exist, or a value is invalid or of the wrong type.
     """
     flat = split_overrides(overrides)
     if OLD_TASK_KEY in flat[::2]:
@@ -234,7 +233,7 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
 
 
 def _explain(cfg: CfgNode, error: Exception) -> str:
-    """yacs's complaint, with the nearest existing key where a key does not exist."""
+    """yacs's error message, with the most similar existing key if a key does not exist."""
     # str() of a KeyError is the repr of its message
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     marker = "Non-existent "

@@ -1,4 +1,4 @@
-"""Experiment trackers (``TRACKERS``): the contract, the writer, and a file for each of them."""
+"""Experiment trackers (``TRACKERS``): the interface, the writer, and a file for each tracker."""
 
 from semask.engine.trackers.base import (
     TRACKER_REGISTRY,

@@ -1,7 +1,7 @@
-"""A tracker: a service or program that records experiments, beside what is in OUTPUT_DIR.
+"""The tracker interface: a service or program that records experiments in addition to OUTPUT_DIR.
 
-``TRACKERS`` names entries of ``TRACKER_REGISTRY``. An own one is a class derived from ``Tracker``,
-in a module of your own that ``--import`` names:
+``TRACKERS`` names entries of ``TRACKER_REGISTRY``. To add one, derive a class from ``Tracker`` in a
+module that is passed to ``--import``:
 
     @TRACKER_REGISTRY.register()
     class MyTracker(Tracker):
@@ -30,13 +30,13 @@ DEFAULT_PROJECT = "semask"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run.
+    """The description of a run for a tracker.
 
     Attributes:
         project: of the tracker (MLflow: experiment) that the run belongs to.
-        name: of the run, as people see it.
+        name: display name of the run.
         folder: OUTPUT_DIR, as an absolute path; ``config.yaml`` is in it.
-        config: the whole config, as nested dicts of plain values.
+        config: the complete config, as nested dicts of plain values.
     """
 
     project: str
@@ -46,14 +46,14 @@ class TrackedRun:
 
 
 class Tracker(ABC):
-    """One run in a tracker. What its methods raise ends no training.
+    """One run in a tracker. Exceptions of its methods do not end a training.
 
-    ``start`` is called in the main thread, ``log`` and ``finish`` in another one, one after the
-    other, so that the training never waits for a network.
+    ``start`` is called in the main thread, ``log`` and ``finish`` sequentially in another thread,
+    so that the training never waits for a network.
 
     Attributes:
         name: the entry of ``TRACKERS``.
-        package: the module to import, within the methods alone: it is optional. "" = none.
+        package: the optional module, imported only within methods. "" = none.
         project_variable: environment variable of the tracker for the project, or "".
         name_variable: environment variable of the tracker for the run's name, or "".
     """
@@ -65,34 +65,34 @@ class Tracker(ABC):
 
     @abstractmethod
     def start(self, run: TrackedRun, run_id: str | None) -> str:
-        """Begin a run, or go on with one, and record the config.
+        """Start or resume a run, and record the config.
 
         Args:
-            run: what is recorded.
-            run_id: what this method returned for the run that is resumed; None for a new one.
+            run: the run to record.
+            run_id: the id of the run to resume; None for a new run.
 
         Returns:
-            What identifies the run.
+            The id of the run.
         """
 
     @abstractmethod
     def log(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]
     ) -> None:
-        """Record what is new.
+        """Record new scalars and images.
 
         Args:
-            step: iteration of the training, from 0. After a resumption, steps can come again.
+            step: iteration of the training, from 0. After a resumption, steps can repeat.
             scalars: by name, such as "sem_seg/mIoU"; possibly not finite, possibly empty.
             images: by name, (height, width, 3) uint8, RGB; possibly empty.
         """
 
     @abstractmethod
     def finish(self, complete: bool) -> None:
-        """Write what is left and end the run.
+        """Write everything pending and end the run.
 
         Args:
-            complete: the training has come to its end; otherwise it can be resumed.
+            complete: the training is complete; otherwise it can be resumed.
         """
 
 
@@ -100,10 +100,10 @@ AnyTracker = TypeVar("AnyTracker", bound=type[Tracker])
 
 
 class TrackerRegistry(Registry):
-    """The trackers by their ``name``."""
+    """The registry of trackers, by their ``name``."""
 
     def register(self, obj: Any = None) -> Any:
-        """A decorator: enter a subclass of ``Tracker``."""
+        """A decorator that registers a subclass of ``Tracker``."""
 
         def enter(tracker: AnyTracker) -> AnyTracker:
             self._do_register(tracker.name, tracker)
@@ -116,7 +116,7 @@ TRACKER_REGISTRY = TrackerRegistry("TRACKER")
 
 
 def check_trackers(cfg: CfgNode) -> None:
-    """Refuse what ``TRACKERS`` cannot name.
+    """Check the entries of ``TRACKERS``.
 
     Raises:
         ConfigError: an entry is not registered, or its package is not installed.
@@ -125,26 +125,26 @@ def check_trackers(cfg: CfgNode) -> None:
         if not isinstance(name, str) or name not in TRACKER_REGISTRY:
             known = ", ".join(sorted(known for known, _ in TRACKER_REGISTRY))
             raise ConfigError(
-                f"TRACKERS has {name!r}; registered are {known}. A module of yours that registers "
-                "a tracker is imported with --import MODULE."
+                f"TRACKERS has {name!r}; registered are {known}. Import a module that registers "
+                "your own tracker with --import MODULE."
             )
         package = TRACKER_REGISTRY.get(name).package
         if package and not _is_installed(package):
             raise ConfigError(
-                f"TRACKERS has '{name}', whose package '{package}' is not installed: \"pip install "
-                "'semask[trackers]'\" installs it. Or leave it out of TRACKERS."
+                f"TRACKERS has '{name}', but its package '{package}' is not installed: install it "
+                "with \"pip install 'semask[trackers]'\", or remove it from TRACKERS."
             )
 
 
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it would be in
+    except ModuleNotFoundError:  # of its parent package
         return False
 
 
 def tracked_run(cfg: CfgNode, tracker: type[Tracker]) -> TrackedRun:
-    """What ``tracker`` is told of the run of a config."""
+    """The description for ``tracker`` of the run of a config."""
     folder = os.path.abspath(cfg.OUTPUT_DIR)
     return TrackedRun(
         project=cfg.TRACKING.PROJECT or os.environ.get(tracker.project_variable) or DEFAULT_PROJECT,
@@ -157,15 +157,15 @@ def tracked_run(cfg: CfgNode, tracker: type[Tracker]) -> TrackedRun:
 
 
 def start_tracker(tracker: Tracker, run: TrackedRun, run_id: str | None) -> str:
-    """``tracker.start``, with one sentence for whatever it raises.
+    """Call ``tracker.start``, and convert any exception to a ``ConfigError``.
 
     Raises:
-        ConfigError: the tracker cannot begin the run, for instance without a login or network.
+        ConfigError: the tracker cannot start the run, for instance without a login or network.
     """
     try:
         return tracker.start(run, run_id)
-    except Exception as error:  # each package has its own
+    except Exception as error:  # each package has its own exceptions
         raise ConfigError(
             f"TRACKERS: '{tracker.name}' cannot record this run: {one_line(error).rstrip('.')}. "
-            "Correct its settings, or leave it out of TRACKERS."
+            "Correct its settings, or remove it from TRACKERS."
         ) from error

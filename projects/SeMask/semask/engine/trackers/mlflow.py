@@ -1,4 +1,4 @@
-"""MLflow, by the client that both packages ``mlflow`` and ``mlflow-skinny`` have."""
+"""MLflow, through the client in both packages ``mlflow`` and ``mlflow-skinny``."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ import numpy as np
 
 from semask.engine.trackers.base import TRACKER_REGISTRY, TrackedRun, Tracker
 
-# What a server takes at once.
+# Limits of one request to a server.
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE, _PARAM_LENGTH, _NAME_LENGTH = 1000, 100, 500, 250
 
 Item = TypeVar("Item")
@@ -20,10 +20,10 @@ Item = TypeVar("Item")
 
 @TRACKER_REGISTRY.register()
 class MLflowTracker(Tracker):
-    """A run of MLflow, where ``mlflow.set_tracking_uri`` or MLFLOW_TRACKING_URI says.
+    """A run in MLflow, at the URI of ``mlflow.set_tracking_uri`` or MLFLOW_TRACKING_URI.
 
-    Without either it is MLflow's own default, the database mlflow.db in the current folder. The
-    package mlflow-skinny has no databases: with it alone it is the folder mlruns.
+    Without either, MLflow's default is used, the database mlflow.db in the current folder. The
+    package mlflow-skinny has no databases, and uses the folder mlruns.
     """
 
     name = "mlflow"
@@ -31,12 +31,12 @@ class MLflowTracker(Tracker):
     project_variable = "MLFLOW_EXPERIMENT_NAME"
 
     def start(self, run: TrackedRun, run_id: str | None) -> str:
-        import mlflow  # of an extra
+        import mlflow  # optional dependency
         from mlflow.entities import Metric, Param
 
         uri = _tracking_uri(mlflow)
         if ":/" not in uri or uri.startswith("file:"):
-            # MLflow asks for this assent since it would rather have all users on a database.
+            # MLflow requires this variable for runs in a folder, as it recommends a database.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._metric, self._param = Metric, Param
         self._client = mlflow.MlflowClient(uri)
@@ -65,7 +65,7 @@ class MLflowTracker(Tracker):
         self._client.set_terminated(self._id, "FINISHED" if complete else "KILLED")
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment, which another run may just be making."""
+        """The id of the experiment, which another run may be creating at the same time."""
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
@@ -101,14 +101,14 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _valid(name: str, letters: re.RegexFlag = re.UNICODE) -> str:
-    """A name that MLflow takes, on a disk, too; class names can have any character.
+    """A name that MLflow accepts, also as a file; class names can have any character.
 
     Args:
         name: any.
-        letters: ``re.ASCII`` for images, in whose names MLflow takes no other letters.
+        letters: ``re.ASCII`` for images, whose names can only have ASCII letters in MLflow.
     """
     name = re.sub(r"[^\w\-. /]", "_", name[:_NAME_LENGTH], flags=letters)
-    # Neither empty parts of a path nor "." and "..".
+    # No empty path components, no "." and "..".
     return re.sub(r"/{2,}|^/|/$|(?<![^/])\.+(?![^/])", "_", name)
 
 

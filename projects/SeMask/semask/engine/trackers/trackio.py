@@ -1,4 +1,4 @@
-"""trackio, which keeps its runs in a local folder or in a Space of the Hugging Face Hub."""
+"""trackio, which stores runs in a local folder or in a Space of the Hugging Face Hub."""
 
 import uuid
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ import numpy as np
 
 from semask.engine.trackers.base import TRACKER_REGISTRY, TrackedRun, Tracker
 
-# "time" is a name of trackio's own.
+# "time" is reserved by trackio.
 _NAMES = {"time": "iteration_time"}
 
 
 @TRACKER_REGISTRY.register()
 class TrackioTracker(Tracker):
-    """A run of trackio; its environment variables (TRACKIO_DIR, TRACKIO_SPACE_ID, ...) count."""
+    """A run in trackio; its environment variables (TRACKIO_DIR, TRACKIO_SPACE_ID, ...) apply."""
 
     name = "trackio"
     package = "trackio"
 
     def start(self, run: TrackedRun, run_id: str | None) -> str:
-        import trackio  # of an extra
+        import trackio  # optional dependency
 
         self._image = trackio.Image
-        # A run is resumed by its name, so there has to be one of that name alone.
+        # A run is resumed by its name, so the name must be unique.
         name = run_id or f"{run.name}-{uuid.uuid4().hex[:6]}"
         self._run: Any = trackio.init(
             project=run.project,
@@ -32,7 +32,7 @@ class TrackioTracker(Tracker):
             resume="allow" if run_id else "never",
             embed=False,
         )
-        trackio.context_vars.current_run.set(None)  # otherwise trackio ends it again at exit
+        trackio.context_vars.current_run.set(None)  # otherwise trackio finishes it again at exit
         return self._run.name
 
     def log(

@@ -8,15 +8,15 @@ import numpy as np
 
 from semask.engine.trackers.base import TRACKER_REGISTRY, TrackedRun, Tracker
 
-# Not wandb's own step, which must never fall: a resumed run goes back to its checkpoint.
+# Not wandb's own step, which must not decrease: a resumed run goes back to its checkpoint.
 _STEP = "iteration"
 
 
 @TRACKER_REGISTRY.register()
 class WandbTracker(Tracker):
-    """A run of Weights & Biases; its environment variables (WANDB_MODE, WANDB_ENTITY, ...) count.
+    """A run in Weights & Biases; its environment variables (WANDB_MODE, WANDB_ENTITY, ...) apply.
 
-    Its files are in OUTPUT_DIR/wandb, or where WANDB_DIR says.
+    Its files are in OUTPUT_DIR/wandb, or in WANDB_DIR.
     """
 
     name = "wandb"
@@ -25,7 +25,7 @@ class WandbTracker(Tracker):
     name_variable = "WANDB_NAME"
 
     def start(self, run: TrackedRun, run_id: str | None) -> str:
-        import wandb  # of an extra
+        import wandb  # optional dependency
 
         self._image = wandb.Image
         self._run: Any = wandb.init(

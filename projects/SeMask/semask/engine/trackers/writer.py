@@ -1,4 +1,4 @@
-"""Detectron2's ``EventWriter`` of a tracker; no training waits for it or fails with it."""
+"""A Detectron2 ``EventWriter`` for a tracker; a training neither waits for it nor fails with it."""
 
 import contextlib
 import json
@@ -30,16 +30,16 @@ from semask.utils.text import one_line, pluralize
 
 logger = logging.getLogger(__name__)
 
-# In OUTPUT_DIR: the id of the run in each tracker, for --resume.
+# File in OUTPUT_DIR with the id of the run in each tracker, for --resume.
 IDS_FILE = "trackers.json"
 
-# Records that wait for a tracker which does not answer; later ones are left out.
+# Maximum number of records that wait for a tracker; later ones are left out.
 _MAX_WAITING = 1000
 
 
 @dataclass
 class _Record:
-    """What is new at an iteration."""
+    """The new scalars and images of an iteration."""
 
     scalars: dict[str, float] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
@@ -48,11 +48,11 @@ class _Record:
 class TrackerWriter(EventWriter):
     """Sends scalars and images of Detectron2's ``EventStorage`` to a tracker, in its own thread.
 
-    Records that the tracker does not take are left out. The first one is warned of, and their
-    number is said at the end; metrics.json and TensorBoard's files have all of them.
+    Records that the tracker rejects are left out, with a warning for the first one and their number
+    at the end; metrics.json and TensorBoard's files have all of them.
 
-    Of several writers this one has to stand before ``TensorboardXWriter``, which removes the images
-    from the storage.
+    In a list of writers it must come before ``TensorboardXWriter``, which removes the images from
+    the storage.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TrackerWriter(EventWriter):
         """
         Args:
             tracker: not yet started.
-            run: what it is told of the run.
+            run: the description of the run.
             max_iter: iterations of a complete training.
             window_size: of the median filter for noisy scalars, in iterations.
         """
@@ -78,20 +78,20 @@ class TrackerWriter(EventWriter):
 
     @property
     def name(self) -> str:
-        """Of the tracker."""
+        """The tracker's name."""
         return self._tracker.name
 
     def start(self, run_id: str | None = None) -> str:
-        """Begin the run in the tracker, before the first :meth:`write`.
+        """Start the run in the tracker, before the first :meth:`write`.
 
         Args:
-            run_id: what this method returned for the run that is resumed.
+            run_id: the id of the run to resume.
 
         Returns:
-            What identifies the run.
+            The id of the run.
 
         Raises:
-            ConfigError: the tracker cannot record the run; what is written is then left out.
+            ConfigError: the tracker cannot record the run; all records are then left out.
         """
         run_id = start_tracker(self._tracker, self._run, run_id)
         self._thread = threading.Thread(target=self._send, name=f"tracker {self.name}", daemon=True)
@@ -100,7 +100,7 @@ class TrackerWriter(EventWriter):
         return run_id
 
     def write(self) -> None:
-        """Hand over what is new in the current ``EventStorage``."""
+        """Pass the new records of the current ``EventStorage`` to the tracker's thread."""
         new = self._collect(get_event_storage())
         if not self._running:
             return
@@ -118,10 +118,10 @@ class TrackerWriter(EventWriter):
             self._records.put(None)
 
     def finish(self, timeout: float = 60.0) -> None:
-        """Wait until the tracker has everything; also after a failure without :meth:`close`.
+        """Wait until the tracker has all records; also after a failure without :meth:`close`.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: maximum waiting time in seconds.
         """
         if self._running:
             self._running = False
@@ -130,7 +130,7 @@ class TrackerWriter(EventWriter):
             return
         self._thread.join(timeout)
         if self._thread.is_alive():
-            logger.warning("Tracker '%s' has not ended within %.0f s.", self.name, timeout)
+            logger.warning("Tracker '%s' did not finish within %.0f s.", self.name, timeout)
         if self._left_out:
             logger.warning(
                 "Tracker '%s' lacks %s, which metrics.json has.",
@@ -138,30 +138,30 @@ class TrackerWriter(EventWriter):
             )
 
     def _collect(self, storage: EventStorage) -> dict[int, _Record]:
-        """What is new, by its iteration; scalars as TensorBoard and metrics.json have them."""
+        """The new records by iteration; scalars as in TensorBoard and metrics.json."""
         new: dict[int, _Record] = defaultdict(_Record)
         last = self._last_write
         for name, (value, step) in storage.latest_with_smoothing_hint(self._window_size).items():
             if step > last:
                 new[step].scalars[name] = value
                 self._last_write = max(self._last_write, step)
-        for name, image, step in storage._vis_data:  # where TensorboardXWriter finds it, too
+        for name, image, step in storage._vis_data:  # also used by TensorboardXWriter
             if step > last:
                 new[step].images[name] = _as_rgb(image)
         return new
 
     def _send(self) -> None:
-        """The thread: every record in turn, then the end."""
+        """The thread's function: send every record in order, then finish the run."""
         while (record := self._records.get()) is not None:
             step, new = record
             try:
                 self._tracker.log(step, new.scalars, new.images)
-            except Exception as error:  # each package has its own
+            except Exception as error:  # each package has its own exceptions
                 self._leave_out(one_line(error))
         try:
             self._tracker.finish(self._complete)
         except Exception as error:
-            logger.warning("Tracker '%s' at its end: %s", self.name, one_line(error))
+            logger.warning("Tracker '%s' failed to finish: %s", self.name, one_line(error))
 
     def _leave_out(self, reason: str) -> None:
         if not self._left_out:
@@ -173,7 +173,7 @@ class TrackerWriter(EventWriter):
 
 
 def build_tracker_writers(cfg: CfgNode) -> list[TrackerWriter]:
-    """The writers of ``TRACKERS``, not yet started; for the main process.
+    """The writers for ``TRACKERS``, not yet started; for the main process.
 
     Raises:
         ConfigError: as :func:`semask.engine.trackers.base.check_trackers`.
@@ -188,16 +188,16 @@ def build_tracker_writers(cfg: CfgNode) -> list[TrackerWriter]:
 
 @contextlib.contextmanager
 def tracked(writers: Sequence[TrackerWriter], folder: str, *, resume: bool) -> Iterator[None]:
-    """Within it, the trackers record the run; at its end they have everything.
+    """A context in which the trackers record the run; on exit they have all records.
 
     Args:
         writers: not yet started.
         folder: OUTPUT_DIR; exists.
-        resume: go on with the runs that ``trackers.json`` in it names.
+        resume: resume the runs listed in its ``trackers.json``.
 
     Raises:
-        ConfigError: a tracker cannot begin a run. Where it cannot go on with one, a warning says
-            so: a restarted run must not end for want of a network.
+        ConfigError: a tracker cannot start a new run. If it cannot resume one, a warning is logged
+            instead: a restarted run must not end because the network is down.
     """
     try:
         if writers:
