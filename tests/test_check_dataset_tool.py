@@ -89,9 +89,9 @@ def test_several_datasets_and_configs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Give names of datasets"),
+        ([], "Pass names of datasets"),
         (["camvid_sem_seg_vall"], "Did you mean 'camvid_sem_seg_val'"),
-        (["own", "--images", "a", "--labels", "b"], "Give names of datasets"),
+        (["own", "--images", "a", "--labels", "b"], "Pass names of datasets"),
         (["--images", "a", "--classes", "b"], "needs --images, --labels"),
         (["--images", "a", "--labels", "b"], "--classes or --num-classes"),
         (["--images", "a", "--labels", "b", "--classes", "c", "c"], "different names"),

@@ -213,7 +213,7 @@ def test_command_on_a_folder(
     assert document["images_without_instances"] == 1
     assert main.run("check", own[2:]) == 2
     assert main.run("check", [*own, "--classes", "a"]) == 2
-    assert "goes with --images alone" in capsys.readouterr().err
+    assert "is used with --images only" in capsys.readouterr().err
 
 
 def test_semantic_datasets_are_told_apart() -> None:

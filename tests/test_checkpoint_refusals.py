@@ -33,7 +33,7 @@ def refusal(model: nn.Module, path: Path, **options: Any) -> str:
 
 def test_class_count(tmp_path: Path) -> None:
     message = refusal(Toy(classes=5), saved(tmp_path / "m.pth", {"model": values(Toy(classes=3))}))
-    assert "4 of another shape" in message
+    assert "4 with another shape" in message
     assert "sem_seg_head.predictor.weight (3, 4) -> (5, 4)" in message
     assert "set MODEL.SEM_SEG_HEAD.NUM_CLASSES to 3" in message
 
@@ -175,7 +175,7 @@ TABLE = "blocks.0.attn.relative_position_bias_table"
     ("name", "value", "words"),
     [
         (f"layers.0.{TABLE}", torch.zeros(25, 1, dtype=torch.int64), "another shape"),
-        (f"layers.0.{TABLE}", torch.zeros(9, 1, dtype=torch.int64), "without fractions"),
+        (f"layers.0.{TABLE}", torch.zeros(9, 1, dtype=torch.int64), "not floating-point"),
         (f"layers.0.{TABLE}", torch.zeros(25), "another shape"),
         (f"layers.0.{TABLE}", torch.zeros(()), "another shape"),
         (f"layers.0.{TABLE}", torch.zeros(0, 1), "another shape"),

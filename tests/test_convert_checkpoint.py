@@ -85,7 +85,7 @@ def test_imagenet_swin_converted_is_still_a_start(
     with torch.device("meta"):
         small, large = Model("semask_t_ade20k"), Model("semask_l_cityscapes")
     SeMaskCheckpointer(small).check(str(target))
-    with pytest.raises(CheckpointError, match=r"names\) does not fit.*of another shape"):
+    with pytest.raises(CheckpointError, match=r"names\) does not fit.*with another shape"):
         SeMaskCheckpointer(large).check(str(target))
     converted = torch.load(target, weights_only=True)["model"]
     del converted["backbone.encoder.stages.0.blocks.0.attn.qkv.bias"]
@@ -234,6 +234,6 @@ def test_weights_behind_a_url(
 
     assert main.run("convert", [f"{address}/weights.pth", str(tmp_path / "local.safetensors")]) == 0
     assert requests == ["/weights.pth"]
-    with pytest.raises(CheckpointError, match=r"Cannot fetch checkpoint .*none.pth.*404"):
+    with pytest.raises(CheckpointError, match=r"Cannot download checkpoint .*none.pth.*404"):
         read_checkpoint(f"{address}/none.pth")
     assert not (tmp_path / "cache" / "none.pth").exists()

@@ -265,7 +265,7 @@ def test_device_under_torchrun(
     [
         ("cuda", 1, 4, 2, "started 4 processes on this machine, which has 2 CUDA device"),
         ("cuda", 1, 2, 0, "started 2 processes on this machine, which has 0 CUDA device"),
-        ("cuda:0", 1, 2, 2, "it has to be 'cuda'"),
+        ("cuda:0", 1, 2, 2, "set it to 'cuda'"),
         ("cuda", 2, 2, 2, "torchrun has started the processes already: leave --num-gpus"),
     ],
 )

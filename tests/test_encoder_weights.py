@@ -120,12 +120,12 @@ def changed(state: dict[str, Any], change: str) -> dict[str, Any]:
     name = next(name for name in state if "stages.1" in name)
     if change == "missing":
         return {key: value for key, value in state.items() if key != name}
-    if change == "left over":
+    if change == "not in the model":
         return {**state, "stages.9.extra": torch.zeros(1)}
     return {**state, name: torch.zeros(3, 1, 1)}
 
 
-@pytest.mark.parametrize("change", ["missing", "left over", "of another shape"])
+@pytest.mark.parametrize("change", ["missing", "not in the model", "with another shape"])
 def test_what_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
     state = changed(timm.create_model("test_convnext").state_dict(), change)
     torch.save(state, tmp_path / "weights.pth")

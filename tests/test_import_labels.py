@@ -527,7 +527,7 @@ def test_empty_files(tmp_path: Path) -> None:
     result = convert_labels(root, tmp_path / "labelme_out")
     assert sum(result.images.values()) == 8
     assert re.search(r"left out,.*garden_3\.json,.*is empty", notes(result))
-    assert re.search(r"left out,.*garden_4\.json,.*no JSON", notes(result))
+    assert re.search(r"left out,.*garden_4\.json,.*not valid JSON", notes(result))
 
 
 @pytest.mark.parametrize("kind", ["coco", "labelme", "cvat", "masks", "label_studio"])

@@ -239,7 +239,7 @@ def test_nothing_half_written(
 
 
 def test_bad_requests(dataset: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match="At least one image"):
+    with pytest.raises(ValueError, match="num_images must be at least 1"):
         render_panels(Model(), NAME, dict, 0)
     del dataset[0]["sem_seg_file_name"]
     with pytest.raises(DataError, match=r"0\.jpg' has no label map"):

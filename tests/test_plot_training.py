@@ -127,10 +127,10 @@ def test_not_finite_losses_are_gaps(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "There is no"),
-        ("", "no measurement yet"),
-        ("\n\n", "no measurement yet"),
-        ('{"iteration": 3', "no measurement yet"),
-        ('nonsense\n{"iteration": 3, "lr": 1}\n', r"Line 1 of .* is no measurement: 'nonsense'"),
+        ("", "no entries yet"),
+        ("\n\n", "no entries yet"),
+        ('{"iteration": 3', "no entries yet"),
+        ('nonsense\n{"iteration": 3, "lr": 1}\n', r"Line 1 of .* is not an entry: 'nonsense'"),
         ("[" * 100_000 + '\n{"iteration": 3, "lr": 1}\n', "Line 1 of"),
         ('[1]\n{"iteration": 3, "lr": 1}\n', "Line 1 of"),
         ('{"lr": 1}\n{"iteration": 3, "lr": 1}\n', "Line 1 of"),
@@ -156,7 +156,7 @@ def test_files_that_cannot_be_used(
 def test_unknown_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path, losses(0))
     assert run([str(folder), "--output", str(tmp_path / "picture.xyz")]) == 2
-    assert "should end in .png, .svg, .pdf" in capsys.readouterr().err
+    assert "must end in .png, .svg, .pdf" in capsys.readouterr().err
 
 
 def test_picture_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

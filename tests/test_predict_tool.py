@@ -177,7 +177,7 @@ def test_what_cannot_be_read_is_left_out_and_told(
         (["nowhere.png"], {}, "no file or folder 'nowhere.png'"),
         (["nothing"], {}, "nothing to segment in 'nothing'"),
         (["*.csv"], {}, "as a pattern it matches nothing"),
-        (["a.png", "TEST.PROTOCOL=slide"], {}, "behind --opts"),
+        (["a.png", "TEST.PROTOCOL=slide"], {}, "after --opts"),
         (["a.png", "--alpha", "2"], {}, "--alpha"),
         (["a.png"], {"config": "none.yaml"}, "no config file 'none.yaml'"),
         (["a.png"], {"weights": "none.pth"}, "none.pth"),

@@ -227,11 +227,11 @@ def test_schedules_of_detectron2_are_still_there() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("SOLVER.OPTIMIZER", "ADAGRAD"), "SOLVER.OPTIMIZER is 'ADAGRAD'; it can be 'ADAMW'"),
+        (("SOLVER.OPTIMIZER", "ADAGRAD"), "SOLVER.OPTIMIZER is 'ADAGRAD'; set it to 'ADAMW'"),
         (("SOLVER.LR_SCHEDULER_NAME", "Polly"), "SOLVER.LR_SCHEDULER_NAME 'Polly'"),
         (
             ("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.WARMUP_METHOD", "constant"),
-            "SOLVER.WARMUP_METHOD of 'WarmupPolyLR' can only be 'linear'",
+            "SOLVER.WARMUP_METHOD must be 'linear'",
         ),
     ],
 )

@@ -9,12 +9,12 @@ __version__ = "0.1.0"
 
 
 def _is_command() -> bool:
-    """Whether this process is the ``semask`` command, and not one that it has started.
+    """Whether this process is the ``semask`` command, and not one of its child processes.
 
-    So are the scripts of this repository, but no other program of such a name.
+    This includes the scripts of this repository, but not other programs of the same name.
 
-    The command reads its arguments before it loads PyTorch; any other program gets all of the
-    package at once, because Detectron2 has to know the registered classes.
+    The command parses its arguments before it loads PyTorch; any other program imports the whole
+    package at once, so that Detectron2 knows the registered classes.
     """
     if sys.argv[:1] == ["-m"]:  # while the package of `python -m semask` is imported
         return ("-m", "semask") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)

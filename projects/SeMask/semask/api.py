@@ -1,4 +1,6 @@
-"""The names of the package, and with them PyTorch, Detectron2 and every registered class."""
+"""The public names of the package; importing it loads PyTorch, Detectron2 and all registered
+classes.
+"""
 
 from semask import compat
 

@@ -1,9 +1,9 @@
-"""What Detectron2 v0.6 needs on today's NumPy, Pillow and setuptools, before any of it is imported.
+"""Patches that Detectron2 v0.6 needs on current NumPy, Pillow and setuptools, before its import.
 
 Detectron2's tagged release is older than NumPy 1.24 (which dropped ``np.int`` and the like), Pillow
 10 (``Image.LINEAR``) and setuptools 82 (``pkg_resources``), and its pure-Python installation has no
-compiled ``detectron2._C``. Each step below looks for one thing and does nothing where it is there,
-so Detectron2's main branch, built from its repository, stays as it is.
+compiled ``detectron2._C``. Each step below checks for one of these and does nothing if it exists,
+so Detectron2's main branch, built from its repository, is not changed.
 """
 
 import importlib
@@ -24,14 +24,14 @@ INSTALL_DETECTRON2 = (
     "README describes."
 )
 
-# What Detectron2 v0.6 uses and today's packages lack: the one file of it to look into, the text
-# that tells, and the names to add. Looking into all of its files would slow every import down.
+# What Detectron2 v0.6 uses and current packages lack: the file to search, the text to find, and the
+# names to add. Searching all of its files would slow down every import.
 NUMPY_ALIASES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
 USES_NUMPY_ALIASES = ("structures/masks.py", "np.bool)")
 USES_PILLOW_LINEAR = ("data/transforms/transform.py", "Image.LINEAR")
 USES_PKG_RESOURCES = ("model_zoo/model_zoo.py", "import pkg_resources")
 
-# What `apply` changed, as dotted names; empty until then, and where nothing is needed.
+# What `apply` changed, as dotted names; empty before it, and if nothing was needed.
 changes: list[str] = []
 
 
@@ -66,7 +66,7 @@ def apply() -> None:
 
 
 def uses(folders: Iterable[Path], file: str, text: str) -> bool:
-    """Whether the package in ``folders`` has a file of that name with that text in it."""
+    """Whether the package in ``folders`` has a file of this name that contains the text."""
     found = (folder / file for folder in folders)
     return any(path.is_file() and text in path.read_text(encoding="utf-8") for path in found)
 
@@ -83,7 +83,7 @@ def add_missing(module: ModuleType, names: Mapping[str, Any]) -> None:
 
 
 def _works_without_extension() -> bool:
-    """Whether this Detectron2 copes by itself with a missing ``detectron2._C``, as main does."""
+    """Whether this Detectron2 works without ``detectron2._C``, as the main branch does."""
     try:
         importlib.import_module("detectron2.layers")
     except ImportError as error:
@@ -94,7 +94,7 @@ def _works_without_extension() -> bool:
 
 
 def missing_op(name: str) -> Callable[..., Any]:
-    """A function that says, when it is called, that ``name`` needs the compiled Detectron2."""
+    """A function that raises an error when called: ``name`` needs the compiled Detectron2."""
 
     def raise_error(*_args: Any, **_kwargs: Any) -> Any:
         raise NotImplementedError(
@@ -108,12 +108,12 @@ def missing_op(name: str) -> Callable[..., Any]:
 
 
 def _stand_in_for_extension() -> None:
-    """Put modules in the place of ``detectron2._C`` and of what only works with it."""
+    """Install placeholder modules for ``detectron2._C`` and for what only works with it."""
     import torch
     from pycocotools.cocoeval import COCOeval
 
     extension = _new_module("detectron2._C")
-    # Detectron2's report of the environment asks these three of every installation.
+    # Detectron2's environment report calls these three in every installation.
     extension.get_compiler_version = lambda: "none (pure-Python installation)"  # type: ignore[attr-defined]
     extension.get_cuda_version = lambda: "none (pure-Python installation)"  # type: ignore[attr-defined]
     extension.has_cuda = lambda: False  # type: ignore[attr-defined]
@@ -126,7 +126,7 @@ def _stand_in_for_extension() -> None:
     extension.__getattr__ = __getattr__  # type: ignore[method-assign]
     importlib.import_module("detectron2")._C = extension  # type: ignore[attr-defined]
 
-    # The one operator that v0.6 reaches by another way.
+    # The one operator that v0.6 accesses in another way.
     add_missing(torch.ops.detectron2, {"nms_rotated": missing_op("nms_rotated")})
 
     # The fast COCO evaluation is compiled too; pycocotools computes the same more slowly.

@@ -1,12 +1,12 @@
-"""Mistakes in a config, a dataset or a checkpoint, each said in one sentence."""
+"""Errors in a config, a dataset or a checkpoint that a user can correct."""
 
 
 class UserError(ValueError):
-    """Something that a user can correct; the message is one sentence and needs no traceback."""
+    """An error that a user can correct; the message is one sentence and needs no traceback."""
 
 
 class ConfigError(UserError):
-    """A configuration file or override that cannot be used; the message says where and why."""
+    """A config file, key or override that cannot be used; the message says where and why."""
 
 
 class DataError(UserError):
@@ -26,7 +26,7 @@ class UnreadableError(DataError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, broken or of another model; the message lists what and why."""
+    """A checkpoint that is missing, damaged or of another model; the message says why."""
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -34,7 +34,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class MissingCheckpointError(DamagedCheckpointError):
-    """A checkpoint whose file is not there."""
+    """A checkpoint whose file does not exist."""
 
 
 class UnwritableCheckpointError(CheckpointError):
@@ -42,4 +42,4 @@ class UnwritableCheckpointError(CheckpointError):
 
 
 class OutOfMemoryError(RuntimeError):
-    """A device has too little memory; the message says which settings would have fitted."""
+    """A device has too little memory; the message lists settings that would fit."""

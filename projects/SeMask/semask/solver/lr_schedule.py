@@ -1,4 +1,4 @@
-"""Polynomial decay, multiplied by a linear warm-up."""
+"""Learning-rate schedule: polynomial decay, multiplied by a linear warm-up."""
 
 import logging
 
@@ -20,7 +20,7 @@ class WarmupPoly(ParamScheduler):
         (1 - t / T) ** power * (1 - (1 - t / W) * (1 - warmup_factor))
 
     where the second factor is 1 from iteration W on. The warm-up multiplies the decaying rate,
-    whereas Detectron2's own warm-up ends at the rate that the decay has reached at W.
+    whereas Detectron2's warm-up ends at the rate of the decay at W.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class WarmupPoly(ParamScheduler):
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """``WarmupPolyLR`` is this project's; every other ``SOLVER.LR_SCHEDULER_NAME`` Detectron2's.
+    """Build ``WarmupPolyLR``, or Detectron2's schedule for any other ``SOLVER.LR_SCHEDULER_NAME``.
 
     Raises:
-        ConfigError: Detectron2 does not know the name, or the warm-up is not a linear one.
+        ConfigError: Detectron2 does not know the name, or the warm-up is not linear.
     """
     name = cfg.SOLVER.LR_SCHEDULER_NAME
     if name != "WarmupPolyLR":
@@ -68,7 +68,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
                 f"SOLVER.LR_SCHEDULER_NAME '{name}': {error}. This project adds 'WarmupPolyLR'."
             ) from error
     if cfg.SOLVER.WARMUP_METHOD != "linear":
-        raise ConfigError("SOLVER.WARMUP_METHOD of 'WarmupPolyLR' can only be 'linear'.")
+        raise ConfigError("SOLVER.WARMUP_METHOD must be 'linear' with 'WarmupPolyLR'.")
     if "POLY_LR_CONSTANT_ENDING" in cfg.SOLVER:
         logger.warning(
             "DeepLab's keys have been added to this config, and with them perhaps its own default "

@@ -1,4 +1,4 @@
-"""AdamW (or SGD) with the published rules on weight decay, rates and clipping."""
+"""AdamW (or SGD) with the published rules for weight decay, learning rates and clipping."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from semask.ops.apply import select_fast_paths
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
 
-# Names for SOLVER.NO_DECAY, and the modules whose own parameters they mean.
+# Names for SOLVER.NO_DECAY, and the modules whose own parameters they select.
 NO_DECAY_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "layer_norm": (nn.LayerNorm,),
     "group_norm": (nn.GroupNorm,),
@@ -41,15 +41,15 @@ def parameter_groups(
     appendix A) add the other norms and embeddings, and train the backbone more slowly.
 
     Args:
-        model: any module; frozen parameters are left out, shared ones come once.
+        model: any module; frozen parameters are skipped, shared ones included once.
         weight_decay: of the parameters that decay.
-        no_decay: those that do not, by keys of ``NO_DECAY_MODULES``.
-        learning_rate: of the parameters outside the backbone; None = the optimizer's own for all.
+        no_decay: kinds of parameters that do not, keys of ``NO_DECAY_MODULES``.
+        learning_rate: of the parameters outside the backbone; None = the optimizer's for all.
         backbone_multiplier: factor on ``learning_rate`` for modules named "backbone".
 
     Returns:
-        Groups for a torch optimizer, without empty ones: those with decay, then those without,
-        each in the order of the model; with another rate for the backbone, its two come last.
+        Parameter groups for a torch optimizer, without empty ones: with decay, then without, each
+        in the model's order; if the backbone has another rate, its two groups come last.
     """
     exempt = tuple(kind for name in no_decay for kind in NO_DECAY_MODULES[name])
     split_backbone = learning_rate is not None and backbone_multiplier != 1
@@ -78,8 +78,8 @@ def parameter_groups(
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` over ``parameter_groups``, with gradient clipping if asked.
 
-    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "value" and "norm" are Detectron2's, each parameter by
-    itself; "full_model" scales all gradients alike to a common L2 norm of at most ``CLIP_VALUE``.
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "value" and "norm" are Detectron2's, per parameter;
+    "full_model" scales all gradients by one factor to a joint L2 norm of at most ``CLIP_VALUE``.
 
     Raises:
         ConfigError: the optimizer's name, a kind of parameters or of clipping is unknown, or no
@@ -88,9 +88,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     unknown = [name for name in solver.NO_DECAY if name not in NO_DECAY_MODULES]
     if unknown:
-        raise ConfigError(
-            f"SOLVER.NO_DECAY has '{unknown[0]}'; it can have {', '.join(NO_DECAY_MODULES)}."
-        )
+        raise ConfigError(f"SOLVER.NO_DECAY has '{unknown[0]}'; use {', '.join(NO_DECAY_MODULES)}.")
     groups = parameter_groups(
         model,
         solver.WEIGHT_DECAY,
@@ -99,7 +97,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
     )
     if not groups:
-        raise ConfigError("The model has no trainable parameter: everything is frozen.")
+        raise ConfigError("The model has no trainable parameters: all are frozen (FREEZE_AT).")
     name = solver.OPTIMIZER
     optimizer: torch.optim.Optimizer
     if name == "ADAMW":
@@ -112,7 +110,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         momentum, nesterov = solver.MOMENTUM, solver.NESTEROV
         optimizer = sgd(groups, lr=solver.BASE_LR, momentum=momentum, nesterov=nesterov)
     else:
-        raise ConfigError(f"SOLVER.OPTIMIZER is '{name}'; it can be 'ADAMW' or 'SGD'.")
+        raise ConfigError(f"SOLVER.OPTIMIZER is '{name}'; set it to 'ADAMW' or 'SGD'.")
     if _clips_full_model(cfg):
         clip_full_model(optimizer, solver.CLIP_GRADIENTS.CLIP_VALUE)
     return optimizer
@@ -122,8 +120,8 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
     """Scale all gradients by one factor before each step, so that their norm is bounded.
 
     Args:
-        optimizer: clips from now on; gradients are unscaled when it steps.
-        max_norm: largest L2 norm of the gradients of all parameters together.
+        optimizer: clips from now on; gradients must be unscaled before its step.
+        max_norm: maximum L2 norm of the gradients of all parameters together.
     """
 
     def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -144,7 +142,7 @@ def _with_parameter_clipping(cfg: CfgNode, optimizer: type[T]) -> type[T]:
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):
         raise ConfigError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; it can be 'value', 'norm' "
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; set it to 'value', 'norm' "
             "or 'full_model'."
         )
     clipped: type[T] = maybe_add_gradient_clipping(cfg, optimizer)

@@ -1,4 +1,4 @@
-"""What kind of run a config describes: ``TASK`` names one of the entries of this folder."""
+"""The tasks that the key ``TASK`` selects."""
 
 from detectron2.config import CfgNode
 

@@ -1,8 +1,8 @@
-"""A task: everything that depends on what is predicted, in one place.
+"""The task interface: everything that depends on what is predicted.
 
 ``TASK`` names an entry of ``TASK_REGISTRY``. Trainer, checks, evaluation, prediction and reports
-call the entry; no other code depends on the kind of run. An own task is a class derived from
-``Task``, or from one of the entries here, in a module of your own:
+call the entry; no other code depends on the task. To add a task, derive a class from ``Task``, or
+from one of the tasks here, in your own module:
 
     @TASK_REGISTRY.register()
     class MyTask(SemanticTask):
@@ -32,7 +32,7 @@ from semask.inference.predictor import ImagePredictor
 
 
 class InputMapper(Protocol):
-    """What turns a dataset dict, which it does not change, into a model's input."""
+    """Maps a dataset dict, which it does not modify, to a model's input."""
 
     augmentations: T.AugmentationList
 
@@ -44,14 +44,15 @@ class InputMapper(Protocol):
 
 
 class Task(ABC):
-    """What a run trains, evaluates, predicts and reports.
+    """What a run trains on, evaluates, predicts and reports.
 
     Attributes:
         name: the value of ``TASK``.
         predictor: predicts single images with a trained model.
-        shapes_only: the cost of a model depends on the shapes of its tensors only, not on their
+        shapes_only: a model's cost depends only on the shapes of its tensors, not on their
             values; see :func:`semask.engine.analysis.analyze_model`.
-        fixed_size: training images all have :meth:`training_size`, so that ``torch.compile`` pays.
+        fixed_size: all training images have :meth:`training_size`, so ``torch.compile`` is
+            worthwhile.
         cfg: the config of the run.
     """
 
@@ -63,7 +64,7 @@ class Task(ABC):
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
-            cfg: with this project's keys; only :meth:`resolve_classes` changes it.
+            cfg: with this project's keys; only :meth:`resolve_classes` modifies it.
         """
         self.cfg = cfg
 
@@ -72,18 +73,18 @@ class Task(ABC):
         """Replace a number of classes of 0 in ``cfg`` by that of the datasets, in place.
 
         Raises:
-            ConfigError: there is no dataset to ask.
+            ConfigError: no dataset is registered.
         """
 
     @abstractmethod
     def build_mapper(self, is_train: bool) -> InputMapper:
-        """What reads and augments an image with its annotations.
+        """Build the mapper, which reads and augments an image with its annotations.
 
         Args:
             is_train: for training; else for evaluation, without random augmentation.
 
         Raises:
-            ConfigError: it cannot be built from the config.
+            ConfigError: the config does not allow it.
         """
 
     @property
@@ -96,11 +97,11 @@ class Task(ABC):
 
         Args:
             names: of the datasets; there is at least one.
-            eval_only: nothing is trained.
+            eval_only: whether the run only evaluates.
 
         Raises:
             ConfigError: a dataset is not registered, or does not fit the config or the others.
-            DataError: a dataset has to be listed for its metadata, and cannot be.
+            DataError: a dataset cannot be loaded, which its metadata need.
         """
         for name in names:
             self.check_metadata(name)
@@ -115,13 +116,13 @@ class Task(ABC):
 
     @abstractmethod
     def check_images(self, name: str, *, is_train: bool, resume: bool = False) -> None:
-        """List a dataset and try a sample of ``DATASETS.CHECK_SAMPLE`` images of it.
+        """Load a dataset and check a sample of ``DATASETS.CHECK_SAMPLE`` images.
 
         Args:
             name: of a registered dataset.
-            is_train: it is trained on.
-            resume: up to ``DATALOADER.MAX_UNREADABLE`` files may be unreadable, as the run skips
-                them.
+            is_train: whether it is trained on.
+            resume: accept up to ``DATALOADER.MAX_UNREADABLE`` unreadable files, which the run
+                skips.
 
         Raises:
             DataError: the dataset is missing or empty, or images or annotations cannot be used.
@@ -130,11 +131,11 @@ class Task(ABC):
 
     @abstractmethod
     def build_evaluator(self, dataset_name: str, folder: str) -> DatasetEvaluator:
-        """The evaluator of a dataset.
+        """Build the evaluator of a dataset.
 
         Args:
             dataset_name: of a registered dataset.
-            folder: where it writes its results.
+            folder: for the results.
 
         Raises:
             ConfigError: the dataset does not fit the config, or cannot be evaluated.
@@ -142,19 +143,19 @@ class Task(ABC):
 
     @abstractmethod
     def write_report(self, model: nn.Module, dataset_name: str, folder: str) -> str:
-        """Write the page about an evaluation; in one process only.
+        """Write the report of an evaluation; in one process only.
 
         Args:
             model: the evaluated model, possibly wrapped for distributed training.
             dataset_name: of the evaluated dataset.
-            folder: where the evaluator has written its results.
+            folder: of the evaluator's results.
 
         Returns:
             The path of the page.
         """
 
     def panels_path(self) -> str | None:
-        """The picture with predictions that a run writes; None where it writes none."""
+        """The path of the picture with predictions that a run writes; None if it writes none."""
         return None
 
     def draw_panels(self, model: nn.Module) -> np.ndarray | None:
@@ -166,17 +167,17 @@ class Task(ABC):
             model: possibly wrapped for distributed training; its mode is not changed.
 
         Returns:
-            The picture, (height, width, 3) uint8, RGB; None where none is asked for.
+            The picture, (height, width, 3) uint8, RGB; None if none is requested.
         """
         return None
 
     @abstractmethod
     def training_size(self) -> tuple[int, int]:
-        """Height and width of a training image in pixels, at most."""
+        """Maximum height and width of a training image in pixels."""
 
     @abstractmethod
     def placeholder_inputs(self, size: tuple[int, int], count: int) -> list[dict[str, Any]]:
-        """Inputs for a training step, of any content.
+        """Dummy inputs for a training step.
 
         Args:
             size: height and width of the images in pixels.
@@ -184,13 +185,13 @@ class Task(ABC):
         """
 
     def analysis_config(self) -> CfgNode:
-        """A config, not frozen, of a model that does as much untrained as it will trained."""
+        """A config, not frozen, whose untrained model costs as much as a trained one."""
         cfg = self.cfg.clone()
         cfg.defrost()
         return cfg
 
     def _facts(self, model: nn.Module, name: str) -> list[tuple[str, str]]:
-        """What a report says about the model, its weights and the command."""
+        """The facts in a report about the model, its weights and the command."""
         parameters = sum(parameter.numel() for parameter in model.parameters())
         facts = [("Model", name), ("Parameters", f"{parameters:,}"), *_origin.get()]
         return [*facts, ("Command", command)] if (command := _command()) else facts
@@ -202,11 +203,11 @@ _origin: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("origin", default=
 
 @contextlib.contextmanager
 def evaluated_weights(name: str, iteration: int | None, of: int | None = None) -> Iterator[None]:
-    """Reports that are written within it say which weights were evaluated.
+    """A context in which reports state these weights as the evaluated ones.
 
     Args:
         name: the file, or a description.
-        iteration: number of training steps; None = not known.
+        iteration: number of training steps; None = unknown.
         of: number of steps of the whole run.
     """
     facts = [("Weights", name)]
@@ -220,7 +221,7 @@ def evaluated_weights(name: str, iteration: int | None, of: int | None = None) -
 
 
 def _command() -> str:
-    """The command of this process, where it is one of this project's; "" in a notebook."""
+    """The command of this process, if it is one of this project's; "" in a notebook."""
     program, arguments = sys.argv[0], sys.argv[1:]
     name = os.path.basename(program)
     if name == "__main__.py" and os.path.basename(os.path.dirname(program)) == "semask":
@@ -234,10 +235,10 @@ AnyTask = TypeVar("AnyTask", bound=type[Task])
 
 
 class TaskRegistry(Registry):
-    """The tasks by their ``name``."""
+    """The registry of tasks, by their ``name``."""
 
     def register(self, obj: Any = None) -> Any:
-        """A decorator: enter a subclass of ``Task``, which its predictor then accepts, too."""
+        """A decorator that registers a subclass of ``Task``, also with its predictor."""
 
         def enter(task: AnyTask) -> AnyTask:
             self._do_register(task.name, task)
@@ -251,27 +252,27 @@ TASK_REGISTRY = TaskRegistry("TASK")
 
 
 def build_task(cfg: CfgNode) -> Task:
-    """The task that ``TASK`` names.
+    """Build the task of the key ``TASK``.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no task of that name is registered.
     """
     if cfg.TASK not in TASK_REGISTRY:
         known = ", ".join(sorted(name for name, _ in TASK_REGISTRY))
         raise ConfigError(
-            f"TASK is '{cfg.TASK}'; registered are {known}. A module of yours that registers a "
-            "task is imported with --import MODULE."
+            f"TASK is '{cfg.TASK}'; registered are {known}. Import a module that registers your "
+            "own task with --import MODULE."
         )
     return TASK_REGISTRY.get(cfg.TASK)(cfg)
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where everything about the evaluation on a dataset goes."""
+    """The folder for all files of the evaluation on a dataset."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
 
 
 def write_reports(cfg: CfgNode, model: nn.Module) -> list[str]:
-    """The report of each dataset of ``DATASETS.TEST``, right after its evaluation.
+    """Write the report of each dataset of ``DATASETS.TEST``, right after its evaluation.
 
     To be called in the main process only.
 
@@ -280,7 +281,7 @@ def write_reports(cfg: CfgNode, model: nn.Module) -> list[str]:
         model: the evaluated model, possibly wrapped for distributed training.
 
     Returns:
-        The paths of the pages; none where ``TEST.REPORT`` is off.
+        The paths of the reports; empty if ``TEST.REPORT`` is off.
     """
     if not cfg.TEST.REPORT:
         return []

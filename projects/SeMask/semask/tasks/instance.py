@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @TASK_REGISTRY.register()
 class InstanceTask(Task):
-    """Images with instances; models give "instances", with boxes and, mostly, masks."""
+    """Images with instances; models return "instances", with boxes and usually masks."""
 
     name = "instance"
     predictor = InstancePredictor
@@ -50,10 +50,10 @@ class InstanceTask(Task):
     fixed_size = False
 
     def resolve_classes(self) -> None:
-        """As :meth:`Task.resolve_classes`, of the detector and of its semantic map.
+        """As :meth:`Task.resolve_classes`, for the detector and its semantic map.
 
-        The detector's stays 0 if the dataset cannot be read, so that a config can be loaded without
-        its data; code that uses the data raises the error.
+        The detector's number stays 0 if the dataset cannot be read, so that a config can be loaded
+        without its data; code that uses the data raises the error.
         """
         if not is_mask_classification(self.cfg):
             resolve_semantic_classes(self.cfg)
@@ -67,7 +67,7 @@ class InstanceTask(Task):
 
     @property
     def filter_empty(self) -> bool:
-        """As ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` says."""
+        """The value of ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``."""
         return self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
 
     def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
@@ -94,11 +94,11 @@ class InstanceTask(Task):
             )
 
     def check_metadata(self, name: str) -> None:
-        """See :meth:`Task.check_metadata`; datasets that are evaluated need an evaluator."""
+        """See :meth:`Task.check_metadata`; evaluated datasets need an evaluator."""
         categories, expected = categories_of(name), detector_classes(self.cfg)
         if len(categories) != expected:
             raise ConfigError(
-                f"The numbers of categories disagree: dataset '{name}' has {len(categories)}, "
+                f"The numbers of categories differ: dataset '{name}' has {len(categories)}, but "
                 f"MODEL.{classes_section(self.cfg)}.NUM_CLASSES is {expected}. Set it to "
                 f"{len(categories)}."
             )
@@ -108,16 +108,16 @@ class InstanceTask(Task):
             self._check_semantic_map(name)
 
     def evaluates_panoptic(self, name: str) -> bool:
-        """Whether a dataset is evaluated for panoptic segmentation as well.
+        """Whether a dataset is also evaluated for panoptic segmentation.
 
         Raises:
-            ConfigError: there is no evaluator for the dataset, or a package for it is missing.
+            ConfigError: there is no evaluator for the dataset, or its package is missing.
         """
         check_evaluator_type(name)
         return False
 
     def _check_semantic_map(self, name: str) -> None:
-        """Check a dataset's semantic maps, where any are used, against the heads."""
+        """Check a dataset's semantic maps, if they are used, against the heads."""
         head = self.cfg.MODEL.SEM_SEG_HEAD
         supervised = prior_is_supervised(self.cfg)  # which checks MODEL.SEMASK.NUM_CLASSES
         of_prior = is_mask_classification(self.cfg)
@@ -135,16 +135,16 @@ class InstanceTask(Task):
             )
         if len(classes) != expected:
             raise ConfigError(
-                f"The numbers of semantic classes disagree: dataset '{name}' has {len(classes)}, "
+                f"The numbers of semantic classes differ: dataset '{name}' has {len(classes)}, but "
                 f"MODEL.{key}.NUM_CLASSES is {expected}. Set it to {len(classes)}."
             )
         check_ignore_value(self.cfg, name)
 
     def check_images(self, name: str, *, is_train: bool, resume: bool = False) -> None:
-        """As :meth:`Task.check_images`, and look at all annotations.
+        """As :meth:`Task.check_images`, and check all annotations.
 
-        Annotations that cannot be used are counted in a warning; training skips them. So is an
-        image with more instances than ``TEST.DETECTIONS_PER_IMAGE``, where they are evaluated.
+        A warning counts unusable annotations, which training skips. Another warning is logged if an
+        evaluated image has more instances than ``TEST.DETECTIONS_PER_IMAGE``.
         """
         mapper, masks = self.build_mapper(is_train), predicts_masks(self.cfg)
         records = list_dataset(name)
@@ -164,7 +164,7 @@ class InstanceTask(Task):
                 )
             raise DataError(f"Dataset '{name}' has no annotated instance to train on{hint}.")
         limit = self.cfg.DATALOADER.MAX_UNREADABLE if resume else 0
-        # With CHECK_SAMPLE 0 one image still goes through the pipeline.
+        # With CHECK_SAMPLE 0 one image still passes through the pipeline.
         sample = evenly_spaced(records, max(1, self.cfg.DATASETS.CHECK_SAMPLE))
         dataset = ReadableDataset(sample, mapper, limit)
         for index in range(len(dataset)):
@@ -172,7 +172,7 @@ class InstanceTask(Task):
         self._warn_of_dark(name, sample)
 
     def _warn(self, name: str, records: Sequence[dict[str, Any]], *, masks: bool) -> None:
-        """Warn of what does not keep a run from going on, but is hardly wanted."""
+        """Warn about problems that do not prevent a run, but are rarely intended."""
         numbers = [len(record.get("annotations", ())) for record in records]
         counts, examples = list_problems(records, masks=masks)
         for kind, number in counts.most_common():
@@ -197,7 +197,7 @@ class InstanceTask(Task):
             )
 
     def _warn_of_queries(self, name: str, numbers: Sequence[int]) -> None:
-        """Warn of images in which mask classification cannot find everything.
+        """Warn about images with more objects than the model has queries.
 
         Args:
             name: of the dataset.
@@ -242,7 +242,7 @@ class InstanceTask(Task):
     def training_size(self) -> tuple[int, int]:
         """The crop of ``INPUT.LSJ``, or the largest MIN_SIZE_TRAIN x MAX_SIZE_TRAIN.
 
-        Of mask classification the square that crops are padded to, or the crop.
+        For mask classification, the square that crops are padded to, or the crop.
         """
         inputs = self.cfg.INPUT
         if inputs.LSJ.ENABLED or inputs.DATASET_MAPPER_NAME.endswith("_lsj"):
@@ -282,10 +282,10 @@ class InstanceTask(Task):
         return [dict(sample) for _ in range(count)]
 
     def analysis_config(self) -> CfgNode:
-        """As :meth:`Task.analysis_config`; ``TEST.DETECTIONS_PER_IMAGE`` boxes get a mask."""
+        """As :meth:`Task.analysis_config`; ``TEST.DETECTIONS_PER_IMAGE`` boxes get masks."""
         cfg = super().analysis_config()
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # untrained scores are below any other
-        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0  # and how many of the boxes overlap is chance
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # untrained scores are below the default
+        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0  # the number of overlapping boxes is random
         return cfg
 
 
@@ -296,8 +296,8 @@ def check_same_categories(names: Sequence[str]) -> None:
         names: of registered datasets.
 
     Raises:
-        ConfigError: they are not the same ones in the same order, or there are none.
-        DataError: a dataset has to be listed for the names of its categories, and cannot be.
+        ConfigError: the categories differ in names or order, or there are none.
+        DataError: a dataset cannot be loaded, which its category names need.
     """
     first = names[0]
     for name in names[1:]:
@@ -305,10 +305,10 @@ def check_same_categories(names: Sequence[str]) -> None:
         for index, (known, other) in enumerate(pairs):
             if known != other:
                 raise ConfigError(
-                    f"The categories disagree: number {index} is '{known}' in dataset '{first}' "
-                    f"and '{other}' in '{name}'. All datasets of a run need the same ones in the "
-                    "same order, in COCO's format that of their ids; 'categories' may list some "
-                    "that no annotation has."
+                    f"The categories differ: number {index} is '{known}' in dataset '{first}' and "
+                    f"'{other}' in '{name}'. All datasets of a run need the same categories in the "
+                    "same order, in COCO's format the order of their ids; 'categories' may list "
+                    "unused ones."
                 )
 
 
@@ -317,7 +317,7 @@ def categories_of(name: str) -> list[str]:
 
     Raises:
         ConfigError: the dataset is not registered, or has no categories.
-        DataError: it has to be listed for them, and cannot be.
+        DataError: the dataset cannot be loaded, which its categories need.
     """
     metadata = registered_metadata(name)
     if not metadata.get("thing_classes"):
@@ -329,7 +329,7 @@ def categories_of(name: str) -> list[str]:
 
 
 def resolve_detector_classes(cfg: CfgNode) -> None:
-    """Replace a 0 in the detector's number of categories by the first dataset's number.
+    """Replace 0 as the detector's number of categories by that of the first dataset.
 
     Args:
         cfg: not frozen.
@@ -359,10 +359,10 @@ def resolve_detector_classes(cfg: CfgNode) -> None:
 
 
 def resolve_prior_classes(cfg: CfgNode) -> None:
-    """Let a ``MODEL.SEMASK.NUM_CLASSES`` of 0 be as many as the prior's target has, in place.
+    """Replace a ``MODEL.SEMASK.NUM_CLASSES`` of 0 by the prior target's number, in place.
 
-    Backbones by themselves follow ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, which in mask classification
-    is that of the queries.
+    Backbones use ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` instead, which in mask classification is the
+    number of classes of the queries.
 
     Raises:
         ConfigError: see :func:`prior_classes`.

@@ -31,18 +31,17 @@ from semask.utils.text import pluralize
 
 @TASK_REGISTRY.register()
 class PanopticTask(InstanceTask):
-    """Images with segments of things and stuff; models give "panoptic_seg".
+    """Images with segments of things and stuff; models return "panoptic_seg".
 
-    The classes of Panoptic FPN's things and stuff are counted separately. Those of mask
-    classification are one series, the metadata's ``stuff_classes``, in which
-    ``thing_dataset_id_to_contiguous_id`` says which are things (Detectron2's "standard" form of
-    COCO's panoptic datasets).
+    Panoptic FPN indexes things and stuff separately. Mask classification has one list, the
+    metadata's ``stuff_classes``, in which ``thing_dataset_id_to_contiguous_id`` marks the things
+    (Detectron2's "standard" form of COCO's panoptic datasets).
     """
 
     name = "panoptic"
 
     def resolve_classes(self) -> None:
-        """As :meth:`InstanceTask.resolve_classes`; of mask classification, all classes."""
+        """As :meth:`InstanceTask.resolve_classes`; for mask classification, all classes."""
         if not is_mask_classification(self.cfg):
             super().resolve_classes()
             return
@@ -55,7 +54,7 @@ class PanopticTask(InstanceTask):
         for name in names:
             if name not in DatasetCatalog:
                 continue
-            with contextlib.suppress(DataError):  # reported where the data are used
+            with contextlib.suppress(DataError):  # raised when the data are used
                 self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(segment_classes(name))
             return
         raise ConfigError(
@@ -64,18 +63,18 @@ class PanopticTask(InstanceTask):
         )
 
     def build_mapper(self, is_train: bool) -> InputMapper:
-        """See :class:`PanopticMapper`; of Panoptic FPN :class:`InstanceMapper`."""
+        """See :class:`PanopticMapper`; for Panoptic FPN, :class:`InstanceMapper`."""
         if is_mask_classification(self.cfg):
             return PanopticMapper(self.cfg, is_train=is_train)
         return super().build_mapper(is_train)
 
     def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
-        """As :meth:`InstanceTask.check_datasets`; the model has to predict segments."""
+        """As :meth:`InstanceTask.check_datasets`; the model must predict segments."""
         if not is_mask_classification(self.cfg):
             if not has_semantic_head(self.cfg):
                 raise ConfigError(
                     "TASK is 'panoptic', but MODEL.META_ARCHITECTURE "
-                    f"'{self.cfg.MODEL.META_ARCHITECTURE}' predicts instances alone: set TASK to "
+                    f"'{self.cfg.MODEL.META_ARCHITECTURE}' predicts only instances: set TASK to "
                     "'instance', or the architecture to 'SeMaskPanopticFPN' or 'SeMaskMaskFormer'."
                 )
             super().check_datasets(names, eval_only=eval_only)
@@ -85,8 +84,8 @@ class PanopticTask(InstanceTask):
         for name in names[1:]:
             if segment_classes(name) != first:
                 raise ConfigError(
-                    f"The classes of the datasets '{names[0]}' and '{name}' are not the same ones "
-                    "in the same order, as all datasets of a run need."
+                    f"The classes of the datasets '{names[0]}' and '{name}' differ in names or "
+                    "order; all datasets of a run need the same."
                 )
         for name in names:
             self.check_metadata(name)
@@ -99,8 +98,8 @@ class PanopticTask(InstanceTask):
         classes, expected = segment_classes(name), self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if len(classes) != expected:
             raise ConfigError(
-                f"The numbers of classes disagree: dataset '{name}' has {len(classes)} of things "
-                f"and stuff, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {expected}. Set it to "
+                f"The numbers of classes differ: dataset '{name}' has {len(classes)} of things "
+                f"and stuff, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {expected}. Set it to "
                 f"{len(classes)}."
             )
         supervised = prior_is_supervised(self.cfg)
@@ -126,7 +125,7 @@ class PanopticTask(InstanceTask):
         self._warn_of_queries(name, [len(record.get("segments_info", ())) for record in records])
         if is_train and not any(record.get("segments_info") for record in records):
             raise DataError(
-                f"Dataset '{name}' has no segment to train on: its entries need "
+                f"Dataset '{name}' has no segment to train on: its dicts need "
                 "'pan_seg_file_name' and 'segments_info'."
             )
         limit = self.cfg.DATALOADER.MAX_UNREADABLE if resume else 0
@@ -138,17 +137,17 @@ class PanopticTask(InstanceTask):
         if is_train and listed and not any(map(_has_a_segment, listed)):
             raise DataError(
                 f"The maps of dataset '{name}' have no pixel of the segments in its JSON file, in "
-                f"{pluralize(len(listed), 'image')} that have been looked at: are they the maps of "
-                "this file, with ids as colours (R + 256 G + 65536 B)? `semask check` says more."
+                f"{pluralize(len(listed), 'image')} checked: they must be the maps of this file, "
+                "with ids as colours (R + 256 G + 65536 B). `semask check` reports more."
             )
         self._warn_of_dark(name, sample)
 
     def evaluates_panoptic(self, name: str) -> bool:
-        """On datasets with panoptic maps; on others the instances alone are evaluated."""
+        """Whether a dataset has panoptic maps; on others only instances are evaluated."""
         return check_evaluator_type(name)
 
     def build_evaluator(self, dataset_name: str, folder: str) -> DatasetEvaluator:
-        """PQ, and what else is predicted: AP of the things, mIoU of all classes."""
+        """PQ, and if predicted, AP of the things and mIoU of all classes."""
         if not is_mask_classification(self.cfg):
             return super().build_evaluator(dataset_name, folder)
         test = self.cfg.MODEL.MASK_FORMER.TEST
@@ -192,7 +191,7 @@ def segment_classes(name: str) -> list[str]:
 
     Raises:
         ConfigError: the dataset is not registered, or has no classes.
-        DataError: it has to be listed for them, and cannot be.
+        DataError: the dataset cannot be loaded, which its classes need.
     """
     metadata = registered_metadata(name)
     if not metadata.get("stuff_classes"):
@@ -200,7 +199,7 @@ def segment_classes(name: str) -> list[str]:
     classes = MetadataCatalog.get(name).get("stuff_classes")
     if not classes:
         raise ConfigError(
-            f"Dataset '{name}' has no classes of segments: its metadata need stuff_classes, which "
-            "names things and stuff."
+            f"Dataset '{name}' has no classes: its metadata need stuff_classes, with the names of "
+            "things and stuff."
         )
     return list(classes)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @TASK_REGISTRY.register()
 class SemanticTask(Task):
-    """Images with label maps; models give "sem_seg", scores of each class at each pixel."""
+    """Images with label maps; models return "sem_seg", the scores of each class at each pixel."""
 
     name = "semantic"
     predictor = Predictor
@@ -43,11 +43,11 @@ class SemanticTask(Task):
         resolve_semantic_classes(self.cfg)
 
     def build_mapper(self, is_train: bool) -> SemSegMapper:
-        """The one that ``INPUT.DATASET_MAPPER_NAME`` names."""
+        """The mapper of the key ``INPUT.DATASET_MAPPER_NAME``."""
         return build_semantic_mapper(self.cfg, is_train)
 
     def check_datasets(self, names: Sequence[str], *, eval_only: bool) -> None:
-        """As :meth:`Task.check_datasets`; an index has to mean the same class in all datasets."""
+        """As :meth:`Task.check_datasets`; an index must mean the same class in all datasets."""
         super().check_datasets(names, eval_only=eval_only)
         first = registered_metadata(names[0]).stuff_classes
         for name in names[1:]:
@@ -58,12 +58,14 @@ class SemanticTask(Task):
                 continue
             index, known, other = differing[0]
             words = (
-                f"The classes disagree: number {index} is '{known}' in dataset '{names[0]}' and "
+                f"The classes differ: number {index} is '{known}' in dataset '{names[0]}' and "
                 f"'{other}' in '{name}'."
             )
             if sorted(first) == sorted(classes):
-                raise ConfigError(f"{words} All datasets of a run need the same order.")
-            logger.warning("%s Do they mean the same?", words)
+                raise ConfigError(
+                    f"{words} All datasets of a run need the same classes in the same order."
+                )
+            logger.warning("%s Check that they mean the same.", words)
 
     def check_metadata(self, name: str) -> None:
         """See :meth:`Task.check_metadata`."""
@@ -77,7 +79,7 @@ class SemanticTask(Task):
         in_backbone = self.cfg.MODEL.SEMASK.NUM_CLASSES or head.NUM_CLASSES
         if not len(classes) == head.NUM_CLASSES == in_backbone:
             raise ConfigError(
-                f"The numbers of classes disagree: dataset '{name}' has {len(classes)}, "
+                f"The numbers of classes differ: dataset '{name}' has {len(classes)}, "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES} and "
                 f"MODEL.SEMASK.NUM_CLASSES is {self.cfg.MODEL.SEMASK.NUM_CLASSES} (0 = as the "
                 f"head). Set the head's to {len(classes)} and leave the other at 0."
@@ -99,7 +101,7 @@ class SemanticTask(Task):
         ReadableDataset(records[: limit + 1], mapper, limit)[0]
 
     def build_evaluator(self, dataset_name: str, folder: str) -> DatasetEvaluator:
-        """mIoU and its relatives, with what ``cfg.TEST`` asks for beside them."""
+        """mIoU and related metrics, and the additional ones enabled in ``cfg.TEST``."""
         metadata = MetadataCatalog.get(dataset_name)
         names = metadata.get("stuff_classes", [])
         metrics: list[Metric] = []
@@ -127,13 +129,13 @@ class SemanticTask(Task):
         return write_report(model, dataset_name, self.build_mapper(False), folder, facts=facts)
 
     def panels_path(self) -> str | None:
-        """None where ``TEST.NUM_PANELS`` is 0 or nothing is evaluated."""
+        """None if ``TEST.NUM_PANELS`` is 0 or nothing is evaluated."""
         if self.cfg.TEST.NUM_PANELS < 1 or not self.cfg.DATASETS.TEST:
             return None
         return os.path.join(self.cfg.OUTPUT_DIR, "panels.png")
 
     def draw_panels(self, model: nn.Module) -> np.ndarray | None:
-        """See :meth:`Task.draw_panels`; the images are of the first of ``DATASETS.TEST``."""
+        """See :meth:`Task.draw_panels`; the images are from the first of ``DATASETS.TEST``."""
         path = self.panels_path()
         if path is None:
             return None
@@ -155,7 +157,7 @@ class SemanticTask(Task):
         channels = len(self.cfg.MODEL.PIXEL_MEAN)
         image, label = torch.zeros(channels, *size), torch.zeros(size, dtype=torch.int64)
         sample = {"image": image, "sem_seg": label, "height": size[0], "width": size[1]}
-        instances = Instances(size)  # made here: shapes alone say nothing of a label map's classes
+        instances = Instances(size)  # masks are made here: their number does not follow from shapes
         instances.gt_classes = torch.zeros(1, dtype=torch.int64)
         instances.gt_masks = torch.ones(1, *size, dtype=torch.bool)
         sample["instances"] = instances
@@ -166,7 +168,7 @@ def resolve_semantic_classes(cfg: CfgNode) -> None:
     """Replace a ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of 0 by the first dataset's number of classes.
 
     Raises:
-        ConfigError: there is no dataset to ask.
+        ConfigError: no dataset is registered.
     """
     if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != 0:
         return
@@ -181,15 +183,15 @@ def resolve_semantic_classes(cfg: CfgNode) -> None:
 
 
 def check_ignore_value(cfg: CfgNode, name: str) -> None:
-    """Check the label that a dataset ignores against ``MODEL.SEM_SEG_HEAD.IGNORE_VALUE``.
+    """Check a dataset's ignore value against ``MODEL.SEM_SEG_HEAD.IGNORE_VALUE``.
 
     Raises:
-        ConfigError: they are not the same.
+        ConfigError: they differ.
     """
     expected = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     ignore_value = MetadataCatalog.get(name).get("ignore_label", expected)
     if ignore_value != expected:
         raise ConfigError(
             f"Dataset '{name}' ignores the label {ignore_value}, but "
-            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {expected}: they have to be the same."
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {expected}: set both to the same value."
         )

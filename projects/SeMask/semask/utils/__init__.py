@@ -1,1 +1,1 @@
-"""What every room may use: files, text, colours, random numbers."""
+"""Utilities for all packages: files, text, colours, random numbers."""

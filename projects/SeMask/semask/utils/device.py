@@ -27,7 +27,7 @@ class Torchrun:
 
     @classmethod
     def from_environment(cls) -> "Torchrun | None":
-        """None where these variables are not set."""
+        """Read the variables; None if they are not set."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(name in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
             return None
@@ -38,24 +38,26 @@ class Torchrun:
 def resolve_device(
     cfg: CfgNode, num_gpus: int, *, explicit: bool, torchrun: Torchrun | None = None
 ) -> None:
-    """Let ``MODEL.DEVICE`` fall back to "cpu" where there is no GPU, and refuse what cannot work.
+    """Set ``MODEL.DEVICE`` to "cpu" if there is no GPU, and check the device.
 
     Args:
         cfg: not frozen; ``MODEL.DEVICE`` is changed in place.
         num_gpus: requested on this machine; 0 means the CPU.
-        explicit: the user has named this device, so it does not fall back.
-        torchrun: its variables, if it has started this process; it then decides on the processes.
+        explicit: the user has set this device, so it does not fall back.
+        torchrun: its variables, if it has started this process; it then determines the processes.
 
     Raises:
-        ConfigError: the device or so many GPUs do not exist, or the two do not go together.
+        ConfigError: the device or that number of GPUs does not exist, or the two are inconsistent.
     """
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
-        raise ConfigError(f"MODEL.DEVICE '{cfg.MODEL.DEVICE}' is no device of PyTorch.") from error
+        raise ConfigError(
+            f"MODEL.DEVICE '{cfg.MODEL.DEVICE}' is not a PyTorch device; set it to 'cuda' or 'cpu'."
+        ) from error
     found = torch.cuda.device_count()
     if num_gpus < 0:
-        raise ConfigError(f"--num-gpus is {num_gpus}; it cannot be negative.")
+        raise ConfigError(f"--num-gpus is {num_gpus}; it must be 0 or more.")
     if torchrun is not None:
         _check_torchrun(cfg, torchrun, num_gpus, found, explicit)
         return
@@ -72,19 +74,19 @@ def resolve_device(
     elif device.type == "cuda" and (device.index or 0) >= found:
         raise ConfigError(
             f"MODEL.DEVICE is '{device}', but PyTorch finds {found} CUDA device(s). Leave "
-            "MODEL.DEVICE out to run on the CPU where there is no GPU."
+            "MODEL.DEVICE out to run on the CPU if there is no GPU."
         )
     if num_gpus > 1 and (device.type != "cuda" or device.index is not None):
         raise ConfigError(
-            f"--num-gpus {num_gpus} gives each process a GPU of its own, but MODEL.DEVICE is "
-            f"'{device}'; it has to be 'cuda'."
+            f"--num-gpus {num_gpus} assigns one GPU to each process, but MODEL.DEVICE is "
+            f"'{device}'; set it to 'cuda'."
         )
 
 
 def _check_torchrun(
     cfg: CfgNode, torchrun: Torchrun, num_gpus: int, found: int, explicit: bool
 ) -> None:
-    """As ``resolve_device``, for a process that torchrun has started."""
+    """As ``resolve_device``, for a process started by torchrun."""
     processes = torchrun.local_world_size
     device = torch.device(cfg.MODEL.DEVICE)
     if num_gpus > 1:
@@ -98,8 +100,8 @@ def _check_torchrun(
         cfg.MODEL.DEVICE = "cpu"
     elif device.index is not None and processes > 1:
         raise ConfigError(
-            f"torchrun gives each of its {processes} processes a GPU of its own, but MODEL.DEVICE "
-            f"is '{device}'; it has to be 'cuda'."
+            f"torchrun assigns one GPU to each of its {processes} processes, but MODEL.DEVICE "
+            f"is '{device}'; set it to 'cuda'."
         )
     elif processes > found:
         raise ConfigError(

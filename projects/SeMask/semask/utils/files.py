@@ -1,4 +1,4 @@
-"""Files that are either complete or absent."""
+"""Atomic writing of files, and reading of JSON."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ from detectron2.utils.file_io import PathManager
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """Write ``path`` through a temporary file beside it, which takes its place at the end.
+    """Write ``path`` atomically, through a temporary file in the same folder.
 
-    If anything fails, ``path`` stays as it was and nothing is left behind. Missing folders are
-    made. Several processes, of several machines too, may write the same file at once.
+    If anything fails, ``path`` is unchanged and the temporary file is removed. Missing folders are
+    created. Several processes, also on several machines, may write the same file at once.
 
     Args:
         path: a local file.
@@ -40,24 +40,24 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Args:
-        path: a file, or a URL that Detectron2's ``PathManager`` fetches.
+        path: a file, or a URL supported by Detectron2's ``PathManager``.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON, or nested too deeply.
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or nested too deeply.
     """
     with PathManager.open(path, "r", encoding="utf-8") as file:
         return parse_json(file.read())
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -66,10 +66,10 @@ def parse_json(text: str) -> Any:
 
 
 def remove_temporaries(folder: str) -> None:
-    """Remove what processes that were killed in ``replacing`` have left in a folder.
+    """Remove temporary files that processes killed in ``replacing`` have left in a folder.
 
     Args:
-        folder: no process may be writing into it; its sub-folders stay as they are.
+        folder: no process may be writing into it; subfolders are not searched.
     """
     for name in os.listdir(folder):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name):
@@ -78,18 +78,18 @@ def remove_temporaries(folder: str) -> None:
 
 
 def without_suffixes(names: Collection[Path], folders: Collection[Path] = ()) -> dict[Path, Path]:
-    """Names of files without their suffixes, as far as they stay different.
+    """Names of files without their suffixes, if they stay unique.
 
     Args:
-        names: relative paths, each different.
-        folders: those names at which a folder will be made.
+        names: relative paths, all different.
+        folders: names at which a folder will be created.
 
     Returns:
-        {name: name without suffix}; the whole name where two would be equal, or where one
-        would be a folder that contains another.
+        {name: name without suffix}; the full name if two would be equal, or if one would be a
+        folder that contains another.
     """
     short = {name: name.with_suffix("") for name in names}
-    while True:  # A whole name may be another's without suffix: "a.jpg" and "a.jpg.png".
+    while True:  # A full name may be another's without suffix: "a.jpg" and "a.jpg.png".
         count = Counter(short.values())
         parents = {parent for value in short.values() for parent in value.parents}
         meeting = [

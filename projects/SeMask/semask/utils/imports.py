@@ -1,4 +1,4 @@
-"""Modules of a user that register a task, a decoder, a dataset or the like."""
+"""Import of user modules that register a task, a decoder, a dataset or the like."""
 
 import importlib
 import os
@@ -9,7 +9,7 @@ from semask.errors import ConfigError
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import modules by name, also from the current folder; what fails inside them is not hidden.
+    """Import modules by name, also from the current folder; errors inside them are not hidden.
 
     Args:
         names: as in an import statement, such as "my_project.decoder".
@@ -18,14 +18,14 @@ def import_modules(names: Sequence[str]) -> None:
         ConfigError: there is no module of a name.
     """
     if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as ``python -m`` does, but behind what is installed
+        sys.path.append(os.getcwd())  # as for ``python -m``, but after installed packages
     for name in names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and lacks another one
+                raise  # the module exists, but imports a missing one
             raise ConfigError(
                 f"--import {name}: there is no module '{error.name}', neither installed nor in "
-                f"'{os.getcwd()}'. It takes a name as in an import statement, without '.py'."
+                f"'{os.getcwd()}'. Use the name of an import statement, without '.py'."
             ) from error

@@ -1,11 +1,11 @@
-"""Colours to draw classes in."""
+"""Colours of classes."""
 
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-# Not to be confused with the picture's background, its text and the hatching of ignored pixels.
+# Class colours are distinct from these: background, text and the hatching of ignored pixels.
 _RESERVED = [(255, 255, 255), (0, 0, 0), (150, 150, 150)]
 _FIRST = (46, 110, 186)
 
@@ -13,7 +13,7 @@ _FIRST = (46, 110, 186)
 def class_colors(
     num_classes: int, stuff_colors: Sequence[Sequence[int]] | None = None
 ) -> np.ndarray:
-    """The dataset's own colours, or the first K of a fixed series where it has none.
+    """The dataset's own colours, or the first K of a fixed palette if it has none.
 
     Args:
         num_classes: K.
@@ -30,7 +30,7 @@ def class_colors(
     colors = np.asarray(stuff_colors)
     if colors.shape != (num_classes, 3) or colors.min() < 0 or colors.max() > 255:
         raise ValueError(
-            f"stuff_colors of the metadata have to be {num_classes} RGB triples in 0..255 (one "
+            f"stuff_colors of the metadata must be {num_classes} RGB triples in 0..255 (one "
             f"per class of stuff_classes); got an array of shape {colors.shape}."
         )
     return colors.astype(np.uint8)
@@ -38,10 +38,10 @@ def class_colors(
 
 @functools.lru_cache
 def _distinct_colors(number: int) -> np.ndarray:
-    """A series in which each colour is as far as possible from all before it.
+    """A palette in which each colour is as far as possible from all previous ones.
 
-    Distances are those of CIELAB, about as the eye sees them, so that few classes never get
-    colours that look alike. The series does not depend on how long it gets.
+    Distances are in CIELAB, which is roughly perceptually uniform, so a few classes never get
+    similar colours. The palette's first colours do not depend on its length.
     """
     levels = np.linspace(20, 250, 14).round()
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)

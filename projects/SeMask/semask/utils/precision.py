@@ -1,4 +1,4 @@
-"""Mixed precision: ``SOLVER.AMP`` of training and ``TEST.AMP`` of evaluation."""
+"""Mixed precision: ``SOLVER.AMP`` for training and ``TEST.AMP`` for evaluation."""
 
 import contextlib
 from typing import Any
@@ -14,14 +14,14 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def amp_dtype(cfg: CfgNode, section: str) -> torch.dtype | None:
-    """What matrix products and convolutions are computed in; None = as the parameters.
+    """The dtype of matrix products and convolutions; None = the parameters' dtype.
 
     Args:
         cfg: ``AMP`` of the section, and ``MODEL.DEVICE``.
         section: "SOLVER" or "TEST".
 
     Raises:
-        ConfigError: the device cannot compute in it; the message names the key.
+        ConfigError: the device does not support it; the message names the key.
     """
     amp, device = cfg[section].AMP, torch.device(cfg.MODEL.DEVICE).type
     if not amp.ENABLED:
@@ -46,7 +46,7 @@ def amp_dtype(cfg: CfgNode, section: str) -> torch.dtype | None:
 
 
 def evaluation_autocast(cfg: CfgNode) -> contextlib.AbstractContextManager[Any]:
-    """The context of evaluation and prediction, as ``TEST.AMP`` asks for.
+    """The autocast context of evaluation and prediction, by ``TEST.AMP``.
 
     Raises:
         ConfigError: see :func:`amp_dtype`.
@@ -60,16 +60,16 @@ def evaluation_autocast(cfg: CfgNode) -> contextlib.AbstractContextManager[Any]:
 class Precision:
     """Mixed precision, or float32 throughout.
 
-    float16 has few exponents: its loss is scaled up before the backward pass, and a step whose
-    gradients overflow is left out (Mixed Precision Training, arXiv 1710.03740). bfloat16 needs
-    neither. The losses are computed in float32 in both.
+    float16 has a small exponent range: the loss is scaled up before the backward pass, and a step
+    whose gradients overflow is skipped (Mixed Precision Training, arXiv 1710.03740). bfloat16 needs
+    neither. Losses are computed in float32 in both.
     """
 
     def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         """
         Args:
-            device: type of the device that the model is on, "cuda" or "cpu".
-            dtype: of the matrix products and convolutions; None = as the parameters.
+            device: type of the model's device, "cuda" or "cpu".
+            dtype: of matrix products and convolutions; None = the parameters' dtype.
         """
         self._device = device
         self._dtype = dtype
@@ -77,46 +77,46 @@ class Precision:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Precision":
-        """That of ``SOLVER.AMP`` on ``MODEL.DEVICE``.
+        """The precision of ``SOLVER.AMP`` on ``MODEL.DEVICE``.
 
         Raises:
-            ConfigError: the device cannot compute in it.
+            ConfigError: the device does not support it.
         """
         return cls(torch.device(cfg.MODEL.DEVICE).type, amp_dtype(cfg, "SOLVER"))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context of a forward pass."""
+        """The autocast context of a forward pass."""
         if self._dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self._device, dtype=self._dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients."""
+        """Accumulate the gradients of the loss."""
         self._scaler.scale(loss).backward()
 
     def step(self, optimizer: Optimizer) -> None:
         """Update the parameters."""
         if self._scaler.is_enabled():
-            # A fused optimizer would unscale by itself, behind the clipping of the gradients.
+            # A fused optimizer would unscale the gradients itself, after they have been clipped.
             self._scaler.unscale_(optimizer)
         self._scaler.step(optimizer)
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale; empty where there is none."""
+        """The state of the loss scale; empty if there is none."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave, unless one of the two has no scale."""
+        """Load a state dict, unless it or this object has no loss scale."""
         if state_dict and self._scaler.is_enabled():
             self._scaler.load_state_dict(state_dict)
 
 
 def check_precision(cfg: CfgNode) -> None:
-    """Refuse what ``SOLVER.AMP`` or ``TEST.AMP`` asks for and the device cannot do.
+    """Check that the device supports ``SOLVER.AMP`` and ``TEST.AMP``.
 
     Raises:
-        ConfigError: it names key and device.
+        ConfigError: the device does not support one; the message names key and device.
     """
     for section in ("SOLVER", "TEST"):
         amp_dtype(cfg, section)

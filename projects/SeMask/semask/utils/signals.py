@@ -1,4 +1,4 @@
-"""Handlers of signals that are there for a while."""
+"""Temporary signal handlers."""
 
 import contextlib
 import signal
@@ -11,10 +11,10 @@ from typing import Any
 def handled(
     handler: Callable[[int, FrameType | None], Any], numbers: Collection[int]
 ) -> Iterator[None]:
-    """A context in which some signals are given to a handler; for the main thread.
+    """A context in which a handler receives some signals; for the main thread.
 
     Args:
-        handler: see ``signal.signal``. The earlier ones are there again afterwards.
+        handler: see ``signal.signal``. The previous handlers are restored on exit.
         numbers: of the signals.
     """
     before = {number: signal.signal(number, handler) for number in numbers}

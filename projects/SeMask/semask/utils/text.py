@@ -1,4 +1,4 @@
-"""Words and sizes that messages and arguments share."""
+"""Texts and sizes in messages and arguments."""
 
 import re
 
@@ -12,13 +12,13 @@ def pluralize(number: int, noun: str) -> str:
 
     Args:
         number: of the things, 0 or more.
-        noun: what one of them is called; its plural ends in "s".
+        noun: in the singular; its plural must end in "s".
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def is_worth_logging(count: int) -> bool:
-    """Whether to log the ``count``-th of many similar events: not each of them floods the log."""
+    """Whether to log the ``count``-th of many similar events, to limit their number in the log."""
     return count <= 3 or count in (10, 100, 1000, 10000)
 
 
@@ -28,16 +28,16 @@ def one_line(error: BaseException) -> str:
 
 
 def parse_size(text: str, option: str) -> int:
-    """Bytes from a number with a unit, such as 24GiB, 24G or 16000M.
+    """Parse a size with a unit, such as 24GiB, 24G or 16000M; returns bytes.
 
     Args:
-        text: as it was given.
-        option: where, for the message.
+        text: the size.
+        option: the option's name, for the message.
 
     Raises:
-        ConfigError: it is no size.
+        ConfigError: the text is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
-        raise ConfigError(f"{option} '{text}' is no size: give for example 24GiB.")
+        raise ConfigError(f"{option} '{text}' is not a size: use a value such as 24GiB.")
     return int(float(match[1]) * _UNITS[match[2].lower()])

@@ -1,7 +1,7 @@
-"""Pictures of semantic segmentation: an image beside its label, prediction and prior maps.
+"""Pictures of semantic segmentation: images with their labels, predictions and prior maps.
 
-Ground-truth pixels with the ignore value are hatched in grey, in the maps and in the legend, which
-Detectron2's Visualizer cannot; it also takes twelve times as long.
+Ignored pixels of the ground truth are hatched in grey, in the maps and in the legend, which
+Detectron2's Visualizer does not support; it also takes twelve times as long.
 """
 
 import functools
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from semask.utils.files import replacing
 
 TITLES = ("Image", "Ground truth", "Prediction", "Semantic prior")
-# Every image is shrunk to fit into this (width, height), or enlarged by a whole number.
+# Every image is shrunk to fit into this (width, height), or enlarged by an integer factor.
 MAP_BOX = (400, 360)
 MARGIN = 16
 GAP = 8
@@ -34,12 +34,12 @@ _HATCH_PERIOD = 8
 
 @dataclass(frozen=True)
 class Panel:
-    """What one row shows.
+    """The content of one row.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
         label: (H, W) integers, classes or the ignore value.
-        prediction: (H, W) integers, classes; None = neither prediction nor prior.
+        prediction: (H, W) integers, classes; None = no prediction and no prior.
         prior: integers of any height and width, the classes of the semantic prior; None = the
             model has no prior.
         caption: a line below the row; "" = none.
@@ -59,7 +59,7 @@ def compose_panels(
     ignore_label: int,
     class_names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Rows below one another, with column titles at the top and a legend at the bottom.
+    """Compose rows of pictures, with column titles at the top and a legend at the bottom.
 
     The columns of predictions and of semantic priors are shown if any row has one.
 
@@ -126,14 +126,16 @@ def _shown_size(width: int, height: int) -> tuple[int, int]:
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Resize: shrinking averages, so that thin objects stay visible; enlarging repeats pixels."""
+    """Resize: shrink by averaging, so that thin objects stay visible; enlarge by repeating
+    pixels.
+    """
     picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
     shrinks = size[0] < picture.width or size[1] < picture.height
     return picture.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST)
 
 
 def painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A map of classes in their colours; other pixels are hatched."""
+    """A class map in the classes' colours; other pixels are hatched."""
     classes = classes.astype(np.int64)
     known = (classes >= 0) & (classes < len(colors))
     shades = np.where(known[..., None], colors[np.where(known, classes, 0)], _HATCH[0])
@@ -146,7 +148,7 @@ def painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> I
 
 
 def hatching(size: tuple[int, int]) -> Image.Image:
-    """Diagonal stripes of ``size`` (width, height), which mark ignored pixels."""
+    """Diagonal stripes of ``size`` (width, height), for ignored pixels."""
     rows, columns = np.indices((size[1], size[0]))
     dark = (rows + columns) % _HATCH_PERIOD < _HATCH_PERIOD // 3
     return Image.fromarray(np.array(_HATCH, dtype=np.uint8)[dark.astype(int)])
@@ -159,7 +161,7 @@ def _legend(
     class_names: Sequence[str] | None,
     width: int,
 ) -> Image.Image | None:
-    """Colour squares with names, in as many columns as fit; None without class names."""
+    """Coloured squares with names, in as many columns as fit; None without class names."""
     if class_names is None:
         return None
     swatch = (SWATCH, SWATCH)
@@ -173,7 +175,7 @@ def _legend(
 
 
 def draw_legend(class_names: Sequence[str], colors: np.ndarray, width: int = 640) -> np.ndarray:
-    """Colour squares with the names of classes.
+    """Coloured squares with the names of classes.
 
     Args:
         class_names: K names.
@@ -194,7 +196,7 @@ def draw_legend(class_names: Sequence[str], colors: np.ndarray, width: int = 640
 
 
 def _swatches(entries: Sequence[tuple[str, Image.Image]], width: int) -> Image.Image:
-    """Squares with the text beside each, in as many columns as fit."""
+    """Squares, each with its text, in as many columns as fit."""
     pitch = SWATCH + 6 + max(text_width(name, TEXT_SIZE) for name, _ in entries) + 2 * GAP
     per_line = max(1, (width + 2 * GAP) // pitch)
     line_height = SWATCH + GAP
@@ -221,15 +223,15 @@ def _listed_classes(panels: Sequence[Panel], num_classes: int) -> list[int]:
 
 @functools.lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib's DejaVu Sans: Pillow's own font has no umlauts and accents."""
-    import matplotlib  # 30 MiB, which processes that draw nothing do not need
+    """matplotlib's DejaVu Sans: Pillow's own font has no accented letters."""
+    import matplotlib  # imported here: it takes 30 MiB
 
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(path, size)
 
 
 def text_width(text: str, size: int) -> int:
-    """Of one line, in pixels."""
+    """The width of one line, in pixels."""
     return int(np.ceil(_font(size).getlength(text)))
 
 
@@ -240,16 +242,16 @@ def write_text(
     size: int,
     color: tuple[int, int, int],
 ) -> None:
-    """One line of text, its upper left corner at ``position`` (x, y)."""
+    """Draw one line of text with its upper left corner at ``position`` (x, y)."""
     draw.text(position, text, font=_font(size), fill=color)
 
 
 def save_picture(picture: np.ndarray, path: str) -> None:
-    """Write an RGB picture as PNG; an older file stays as it was until the new one is complete.
+    """Write an RGB picture as PNG, atomically.
 
     Args:
         picture: (H, W, 3) uint8.
-        path: the file to write; missing folders are made.
+        path: the file to write; missing folders are created.
     """
     with replacing(path) as file:
         Image.fromarray(picture).save(file, format="PNG")

@@ -1,7 +1,7 @@
-"""Pictures of instances (masks, boxes, scores, names of categories) and of segments over an image.
+"""Pictures of instances (masks, boxes, scores, category names) and of segments over an image.
 
-Detectron2's Visualizer draws other colours each time and takes 205 ms for 20 instances on 640 x 480
-pixels, this 14 ms.
+Detectron2's Visualizer uses other colours each time, and takes 205 ms for 20 instances on 640 x 480
+pixels instead of 14 ms.
 """
 
 import itertools
@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from semask.utils.palette import class_colors
 from semask.visualize.drawing import text_width, write_text
 
-# Number of colours that separate neighbours of one category.
+# Number of colours that separate neighbouring instances of one category.
 _INSTANCE_COLORS = 24
-# In an image with more instances, only instances as wide as their text get one.
+# In an image with more instances, only instances as wide as their label get one.
 _ALWAYS_NAMED = 30
 _TEXT_SIZE = 12
 _LINE = _TEXT_SIZE + 3
@@ -33,12 +33,12 @@ def draw_instances(
     outlines: bool = True,
     alpha: float = 0.5,
 ) -> np.ndarray:
-    """An image with instances laid over it, each in a colour of its own.
+    """An image with instances blended over it, each in its own colour.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         boxes: (N, 4) x0, y0, x1, y1 in pixels.
-        masks: N times (H, W) bool; None = there are boxes alone.
+        masks: N times (H, W) bool; None = boxes only.
         texts: N labels for the boxes; () = none. A label is above the box, or inside or below it if
             another label is there. In crowded images it is left out if it is wider than the box
             or no place is free.
@@ -79,7 +79,7 @@ def draw_instances(
 
 
 def instance_colors(number: int) -> np.ndarray:
-    """(number, 3) uint8, RGB, of instances in the order in which they are given."""
+    """(number, 3) uint8, RGB, for instances in order."""
     return class_colors(_INSTANCE_COLORS)[np.arange(number) % _INSTANCE_COLORS]
 
 
@@ -87,8 +87,8 @@ class DrawnSegment(NamedTuple):
     """The appearance of a segment of a panoptic map.
 
     Attributes:
-        text: written on it, where it is large enough.
-        color: (R, G, B); None = one of the series that keeps neighbouring things apart.
+        text: written on it, if it is large enough.
+        color: (R, G, B); None = from the palette that separates neighbouring things.
     """
 
     text: str
@@ -102,7 +102,7 @@ def draw_segments(
     *,
     alpha: float = 0.5,
 ) -> np.ndarray:
-    """An image with the segments of a panoptic map laid over it.
+    """An image with the segments of a panoptic map blended over it.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -120,7 +120,7 @@ def draw_segments(
         if not mask.any():
             continue
         _lay_over(picture, mask, color, alpha)
-        # Where the segment is thickest: inside of it, whatever its shape.
+        # Where the segment is thickest, which is inside it whatever its shape.
         depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
         if depth.max() >= _TEXT_SIZE:
             y, x = divmod(int(depth.argmax()), mask.shape[1])
@@ -135,7 +135,7 @@ def draw_segments(
 
 
 def segment_colors(segments: Mapping[int, DrawnSegment]) -> np.ndarray:
-    """(N, 3) uint8, RGB, of segments in their order; those without a colour get the series'."""
+    """(N, 3) uint8, RGB, for segments in order; those without a colour get one of the palette."""
     series = itertools.cycle(class_colors(_INSTANCE_COLORS))
     colors = [next(series) if each.color is None else each.color for each in segments.values()]
     return np.array(colors, np.uint8).reshape(-1, 3)
@@ -144,11 +144,11 @@ def segment_colors(segments: Mapping[int, DrawnSegment]) -> np.ndarray:
 def detection_texts(
     classes: np.ndarray, scores: np.ndarray | None, names: Sequence[str]
 ) -> list[str]:
-    """Texts such as "name 0.97"; without a name where there is a single category.
+    """Texts such as "name 0.97"; without a name if there is a single category.
 
     Args:
         classes: (N,) indices into ``names``.
-        scores: (N,) in 0..1; None = those of the ground truth, which have none.
+        scores: (N,) in 0..1; None = ground truth, without scores.
         names: of the categories.
     """
     named = [names[index] if len(names) > 1 else "" for index in classes.tolist()]
@@ -158,7 +158,7 @@ def detection_texts(
 
 
 def _overlaps(label: tuple[int, int, int], others: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether a label (left, top, width) lies on one of the others."""
+    """Whether a label (left, top, width) overlaps one of the others."""
     left, top, width = label
     return any(
         left <= x + w + 2 and x <= left + width + 2 and abs(top - y) < _LINE for x, y, w in others

@@ -1,4 +1,4 @@
-"""The curves of training runs, read from their metrics.json."""
+"""Plots of training runs, from their metrics.json."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from semask.errors import UserError
 from semask.utils.files import parse_json, replacing
 
 FILE_NAME = "metrics.json"
-# Okabe and Ito's colours, which can be told apart without full colour vision.
+# Okabe and Ito's colours, distinguishable without full colour vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f")
 LINES = ("-", "--", ":", "-.")
 FORMATS = ("png", "svg", "pdf")
@@ -39,7 +39,7 @@ class Run:
     points: Sequence[tuple[int, Mapping[str, float]]]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Iterations and values of a scalar; no values where it was not written."""
+        """Iterations and values of a scalar, at the iterations at which it was written."""
         found = [(step, values[key]) for step, values in self.points if key in values]
         return [step for step, _ in found], [value for _, value in found]
 
@@ -56,8 +56,8 @@ def read_run(path: str, name: str = "") -> Run:
         name: for the legend; "" = the folder's name.
 
     Raises:
-        MetricsError: it is missing, empty, or has a line that is no JSON object with an
-            "iteration" and cannot be the end of a killed run.
+        MetricsError: the file is missing or empty, or has a line that is neither a JSON object with
+            an "iteration" nor the incomplete last line of a killed run.
     """
     file_name = os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
     try:
@@ -82,16 +82,16 @@ def read_run(path: str, name: str = "") -> Run:
             points = {known: values for known, values in points.items() if known < step}
         points.setdefault(step, {}).update(entry)
     if not points:
-        raise MetricsError(f"'{file_name}' has no measurement yet; wait for the first iterations.")
+        raise MetricsError(f"'{file_name}' has no entries yet; wait for the first iterations.")
     folder = os.path.dirname(os.path.abspath(file_name))
     return Run(name or os.path.basename(folder) or folder, sorted(points.items()))
 
 
 def plot_runs(runs: Sequence[Run]) -> Figure:
-    """Losses, learning rate and mIoU over the iterations, the runs on top of each other.
+    """Plot losses, learning rate and mIoU over the iterations, all runs in the same axes.
 
     Args:
-        runs: at least one; each has a colour.
+        runs: at least one; each gets its own colour.
     """
     figure = Figure(figsize=(9, 10), layout="constrained")
     losses, rate, accuracy = figure.subplots(
@@ -99,7 +99,7 @@ def plot_runs(runs: Sequence[Run]) -> Figure:
     )
     keys = sorted({key for run in runs for key in run.names()})
     loss_keys = [key for key in keys if "loss" in key.rsplit("/", 1)[-1]]
-    # The sum first, with the full line.
+    # The total loss first, as a solid line.
     loss_keys.sort(key=lambda key: (key != "total_loss", key))
     _draw(losses, runs, loss_keys, "loss")
     _draw(rate, runs, [key for key in keys if key == "lr"], "learning rate")
@@ -114,40 +114,40 @@ def plot_runs(runs: Sequence[Run]) -> Figure:
 
 
 def save_figure(figure: Figure, path: str) -> None:
-    """Write a picture, complete or not at all; the suffix is the format.
+    """Write a picture atomically; the suffix determines the format.
 
     Raises:
-        MetricsError: there is no such format.
+        MetricsError: the format is not supported.
     """
     kind = os.path.splitext(path)[1].removeprefix(".").lower()
     if kind not in FORMATS:
-        raise MetricsError(f"'{path}' should end in .{', .'.join(FORMATS)}.")
+        raise MetricsError(f"'{path}' must end in .{', .'.join(FORMATS)}.")
     FigureCanvasAgg(figure)
     with replacing(path) as file:
         figure.savefig(file, format=kind, dpi=140)
 
 
 def _parsed(line: str, file_name: str, number: int, *, is_last: bool) -> dict[str, Any] | None:
-    """One line; None for an unfinished line of a killed run."""
+    """Parse one line; None for an incomplete line of a killed run."""
     entry = _json(line)
     if entry is None and "{" in line[1:]:
-        # A resumed run continues the unfinished line.
+        # A resumed run appends to the incomplete line.
         entry = _json(line[line.rindex("{") :])
         if entry is not None:
-            _warn(f"line {number} of '{file_name}' begins with a fragment, which is left out")
+            _warn(f"line {number} of '{file_name}' begins with a fragment, which is ignored")
     if entry is None and is_last:
-        _warn(f"the last line of '{file_name}' is unfinished and left out")
+        _warn(f"the last line of '{file_name}' is incomplete and ignored")
         return None
     if entry is None:
         raise MetricsError(
-            f"Line {number} of '{file_name}' is no measurement: {line[:60]!r}. The file is "
-            "damaged, or not written by a training run; remove the line to go on without it."
+            f"Line {number} of '{file_name}' is not an entry: {line[:60]!r}. The file is "
+            "damaged, or not written by a training run; remove the line to plot the others."
         )
     return entry
 
 
 def _json(text: str) -> dict[str, Any] | None:
-    """An object with an iteration and numbers, or None."""
+    """Parse an object with an iteration and numbers, or return None."""
     try:
         entry = parse_json(text)
     except ValueError:
@@ -171,7 +171,7 @@ def _draw(
                 color=COLORS[index % len(COLORS)],
                 linestyle=LINES[position % len(LINES)],
                 linewidth=1.4 if position == 0 else 1.0,
-                marker=marker or ("o" if len(steps) == 1 else ""),  # one point makes no line
+                marker=marker or ("o" if len(steps) == 1 else ""),  # a single point has no line
                 markersize=4,
                 label=_label(run, key, several_runs=len(runs) > 1, several_keys=len(keys) > 1),
             )
