@@ -15,7 +15,7 @@ import tiny
 from scripts import ROOT, TOOLS
 from semask.cli import main
 from semask.cli.arguments import COMMANDS
-from semask.cli.parsing import build_parser, parse
+from semask.cli.main import build_parser, parse
 from semask.config import config_names, load_config, split_overrides
 from semask.errors import ConfigError
 

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 
 import tiny
 from semask.config import add_semask_config, load_config
-from semask.config.detectron2_versions import MAIN_KEYS
+from semask.config.loading import MAIN_KEYS
 from semask.engine import Trainer
 from semask.engine.launch.run_setup import prepare_process
 from semask.errors import ConfigError

@@ -14,7 +14,7 @@ from PIL import Image
 import tiny
 import tiny_masks
 import train_command
-from semask.cli.parsing import parse
+from semask.cli.main import parse
 from semask.cli.train import setup
 from semask.config.loading import load_config
 from semask.data.datasets.camvid import CLASSES_AND_COLORS as CAMVID

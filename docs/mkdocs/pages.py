@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from semask.cli.arguments import COMMANDS
-from semask.cli.parsing import build_parser
+from semask.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = "docs/"

@@ -8,7 +8,17 @@ import argparse
 import os
 from collections.abc import Callable
 
-from semask.cli.options import KEY_VALUE, add_config, add_model, add_overrides, add_run
+from semask.cli.options import (
+    KEY_VALUE,
+    add_config,
+    add_configured,
+    add_min_score,
+    add_model,
+    add_overrides,
+    add_predictor,
+    add_run,
+    add_size,
+)
 
 
 def train(parser: argparse.ArgumentParser) -> None:
@@ -85,15 +95,12 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="image, video, folder or pattern"
     )
-    add_model(parser)
+    add_predictor(parser)
     parser.add_argument(
         "--output", default="predictions", help="output folder (default: %(default)s)"
     )
-    parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the labels, 0 to 1")
-    parser.add_argument(
-        "--min-score", type=float, default=0.5, help="of drawn instances (default: %(default)s)"
-    )
+    add_min_score(parser)
     parser.add_argument("--priors", action="store_true", help="also draw the semantic priors")
     parser.add_argument(
         "--video-labels",
@@ -119,8 +126,7 @@ def demo(parser: argparse.ArgumentParser) -> None:
     or SIGTERM; 2 for a mistake in config, checkpoint or arguments, if gradio is missing, or if the
     port is in use.
     """
-    add_model(parser)
-    parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
+    add_predictor(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -144,12 +150,7 @@ def demo(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum frames of a video; later ones are skipped (default: %(default)s)",
     )
-    parser.add_argument(
-        "--min-score",
-        type=float,
-        default=0.5,
-        help="initial value for drawn instances (default: %(default)s)",
-    )
+    add_min_score(parser, "initial value for drawn instances")
 
 
 def import_labels(parser: argparse.ArgumentParser) -> None:
@@ -313,11 +314,8 @@ def analyze(parser: argparse.ArgumentParser) -> None:
     detector runs on the CPU, because the boxes that it keeps depend on their values.
     Exit status: 0; 2 for a mistake in the config or the arguments.
     """
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("opts", nargs="*", metavar=KEY_VALUE, help="overrides of the config")
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the training crop"
-    )
+    add_configured(parser)
+    add_size(parser, "default: the training crop")
     parser.add_argument("--batch-size", type=int, default=1, help="of the training step")
     parser.add_argument("--device", help="of the training step; default: meta, cpu for detectors")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules to list")
@@ -339,19 +337,12 @@ def fit(parser: argparse.ArgumentParser) -> None:
     for the rest. Exit status: 0; 1 if not even one image fits; 2 for a mistake in config or
     arguments.
     """
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("opts", nargs="*", metavar=KEY_VALUE, help="overrides of the config")
+    add_configured(parser)
     parser.add_argument(
         "--memory", metavar="SIZE", help="of one device, such as 24GiB (default: this machine's)"
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs that share IMS_PER_BATCH")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="image size in evaluation, in pixels (default: that of training)",
-    )
+    add_size(parser, "image size in evaluation, in pixels (default: that of training)")
 
 
 def export(parser: argparse.ArgumentParser) -> None:
@@ -371,13 +362,7 @@ def export(parser: argparse.ArgumentParser) -> None:
     """
     add_model(parser)
     parser.add_argument("--output", required=True, help="the file to write: .onnx or .pt2")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="image size, in pixels (default: the training crop)",
-    )
+    add_size(parser, "image size, in pixels (default: the training crop)")
     parser.add_argument("--dynamic", action="store_true", help="accept any batch, height and width")
 
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from semask.cli.check import run as run_check
-from semask.cli.parsing import parse
+from semask.cli.main import parse
 from semask.data.importers import Options, Result, convert_labels
 from semask.data.importers.contract import Note
 from semask.data.importers.conversion import NOTES_FILE, SPLIT_FILE

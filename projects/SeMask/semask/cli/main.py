@@ -1,19 +1,25 @@
-"""``semask COMMAND ...`` and ``python -m semask COMMAND ...``."""
+"""``semask COMMAND ...`` and ``python -m semask COMMAND ...``: parsing and dispatch.
+
+Only the standard library is imported before the arguments have been read.
+"""
 
 import argparse
 import importlib
 import inspect
+import os
+import re
 import sys
 from collections.abc import Sequence
 
 from semask.cli.arguments import COMMANDS
-from semask.cli.parsing import parse
-from semask.errors import UserError
+from semask.errors import ConfigError, UserError
 
 # The module of each sub-command whose name differs.
 _MODULES = {"evaluate": "train", "import": "import_labels"}
 # Sub-commands that run a training or an evaluation; ``exit_statuses`` reports their errors.
 _RUNS = ("train", "evaluate")
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +64,7 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
     if command in _RUNS:
         return module.run(args)
     try:
-        importlib.import_module("semask.utils.imports").import_modules(args.imports)
+        import_modules(args.imports)
         return module.run(args)
     except (UserError, OSError) as error:  # OSError: a requested file cannot be written
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -71,3 +77,92 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
 def _summary(command: str) -> str:
     """The first line of a sub-command's help."""
     return (inspect.getdoc(COMMANDS[command]) or "").partition("\n")[0]
+
+
+def build_parser(command: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser of a sub-command, for ``parse``.
+
+    Args:
+        command: one of ``COMMANDS``.
+        prog: the program's name in messages; None = "semask COMMAND".
+    """
+    add_arguments = COMMANDS[command]
+    parser = argparse.ArgumentParser(
+        prog=prog or f"semask {command}",
+        description=inspect.getdoc(add_arguments),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of yours that registers a task, a decoder, a dataset, ...; can be repeated",
+    )
+    return parser
+
+
+def parse(
+    command: str, argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse the arguments of a sub-command; options and KEY VALUE pairs can come in any order.
+
+    Args:
+        command: one of ``COMMANDS``.
+        argv: what follows the sub-command's name; None = the arguments of this process.
+        prog: as for ``build_parser``.
+
+    Raises:
+        SystemExit: with 0 after --help, with 2 for invalid arguments.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser(command, prog).parse_intermixed_args(_with_negative_numbers(given))
+    first = args.opts[:1] if command in ("train", "evaluate") and not args.config else []
+    if first and (os.path.isfile(first[0]) or not _KEY.fullmatch(first[0].partition("=")[0])):
+        args.config, *args.opts = args.opts
+    return args
+
+
+def _with_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """Rewrite KEY -1e-4 as KEY=-1e-4, which argparse does not mistake for an option."""
+    joined: list[str] = []
+    for token in argv:
+        is_value = bool(joined) and _KEY.fullmatch(joined[-1]) is not None
+        if is_value and token.startswith("-") and _is_number(token):
+            joined[-1] += f"={token}"
+        else:
+            joined.append(token)
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules by name, also from the current folder; errors inside them are not hidden.
+
+    Args:
+        names: as in an import statement, such as "my_project.decoder".
+
+    Raises:
+        ConfigError: there is no module of a name.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as for ``python -m``, but after installed packages
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module exists, but imports a missing one
+            raise ConfigError(
+                f"--import {name}: there is no module '{error.name}', neither installed nor in "
+                f"'{os.getcwd()}'. Use the name of an import statement, without '.py'."
+            ) from error

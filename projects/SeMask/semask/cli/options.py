@@ -31,6 +31,29 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def add_predictor(parser: argparse.ArgumentParser) -> None:
+    """A trained model, and the device to predict on."""
+    add_model(parser)
+    parser.add_argument("--device", help="default: a GPU where there is one, else the CPU")
+
+
+def add_min_score(parser: argparse.ArgumentParser, text: str = "of drawn instances") -> None:
+    """The minimum score of drawn instances."""
+    help_text = f"{text} (default: %(default)s)"
+    parser.add_argument("--min-score", type=float, default=0.5, help=help_text)
+
+
+def add_size(parser: argparse.ArgumentParser, text: str) -> None:
+    """The height and width of an image, in pixels."""
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=text)
+
+
+def add_configured(parser: argparse.ArgumentParser) -> None:
+    """The config of a model without weights, and overrides, both without an option."""
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("opts", nargs="*", metavar=KEY_VALUE, help="overrides of the config")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the options of Detectron2's ``default_argument_parser``, and a positional config."""
     parser.add_argument(

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils import comm
 
+from semask.cli.main import import_modules
 from semask.config import load_config, split_overrides
 from semask.data import register_config_folders
 from semask.engine import (
@@ -25,7 +26,6 @@ from semask.engine import (
 )
 from semask.engine.fit import explained_out_of_memory, log_expected_memory
 from semask.tasks import build_task
-from semask.utils.imports import import_modules
 
 
 def setup(args: argparse.Namespace, torchrun: Torchrun | None = None) -> CfgNode:

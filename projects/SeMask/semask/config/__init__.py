@@ -2,12 +2,13 @@
 
 from semask.config.keys import add_semask_config
 from semask.config.loading import (
+    config_names,
+    config_path,
     load_config,
     merge_overrides,
     register_resolver,
     split_overrides,
 )
-from semask.config.shipped import config_names, config_path
 
 __all__ = [
     "add_semask_config",

@@ -1,25 +1,28 @@
-"""Loading of config files, without running code from them.
+"""The shipped config files, and loading of config files, without running code from them.
 
 For an unknown key, the error message names the most similar existing key.
 """
 
 import difflib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
-from semask.config.detectron2_versions import remove_main_keys
 from semask.config.keys import KEYS_VERSION, add_semask_config
-from semask.config.shipped import config_path
 from semask.errors import ConfigError
 from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
+
+# An installed package contains the folder; in a checkout it is at the top level.
+_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[4] / "configs")
 
 # What TASK was before SEMASK_VERSION 2.
 OLD_TASK_KEY = "INPUT.MAPPER"
@@ -29,6 +32,69 @@ _KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)=(.*)", re.DOTAL
 # Functions that complete a loaded config, such as 0 classes ("as the dataset").
 Resolver = Callable[[CfgNode], None]
 _resolvers: list[Resolver] = []
+
+# Keys that are in Detectron2's main branch but not in release v0.6, with main's defaults.
+MAIN_KEYS: dict[str, Any] = {
+    "DATALOADER.REPEAT_SQRT": True,
+    "FLOAT32_PRECISION": "",
+    "MODEL.FLOAT32_PRECISION": "",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": 50,
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+    "SOLVER.BASE_LR_END": 0.0,
+    "SOLVER.NUM_DECAYS": 3,
+    "SOLVER.RESCALE_INTERVAL": False,
+}
+
+
+def config_folder() -> Path:
+    """The folder of the shipped config files.
+
+    Raises:
+        ConfigError: this installation has none.
+    """
+    for folder in _FOLDERS:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(
+        "This installation of semask has no config files. Install it from a checkout "
+        "with 'pip install .', or give the path of a file."
+    )
+
+
+def config_names() -> list[str]:
+    """The names that `config_path` accepts, such as ``"ade20k/semask_swin_tiny_fpn"``."""
+    folder = config_folder()
+    names = (file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def config_path(name: str | os.PathLike[str]) -> str:
+    """The path of a config file.
+
+    Args:
+        name: a path, or the name of a shipped config such as ``"ade20k/semask_swin_tiny_fpn"``,
+            with or without ``.yaml``.
+
+    Returns:
+        ``name`` itself if such a file exists, otherwise the path of the shipped file.
+
+    Raises:
+        ConfigError: there is neither; the message lists similar names.
+    """
+    given = os.fspath(name)
+    if os.path.isfile(given):
+        return given
+    stem = given.removesuffix(".yaml").removeprefix("configs/")
+    known = config_names()
+    if stem in known:
+        return str(config_folder() / f"{stem}.yaml")
+    near = difflib.get_close_matches(stem, known, n=3, cutoff=0.4) or known
+    raise ConfigError(
+        f"There is no config file '{given}', nor a shipped config of that name. "
+        f"Similar names are: {', '.join(near)}."
+    )
 
 
 def register_resolver(resolver: Resolver) -> Resolver:
@@ -246,3 +312,44 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     ]
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"there is no key '{wrong}'.{hint}"
+
+
+def remove_main_keys(loaded: dict[str, Any], cfg: CfgNode, config_file: str) -> bool:
+    """Remove keys that only Detectron2's main branch has if they have its defaults, in place.
+
+    Args:
+        loaded: the sections of a config file.
+        cfg: a config of the installed Detectron2.
+        config_file: the file's name, for messages.
+
+    Returns:
+        Whether a key was removed.
+
+    Raises:
+        ConfigError: such a key has another value than main's default.
+    """
+    removed = []
+    for key, default in MAIN_KEYS.items():
+        *path, name = key.split(".")
+        section: Any = loaded
+        known: Any = cfg
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+            known = known[part]
+        if not isinstance(section, dict) or name not in section or name in known:
+            continue
+        if section[name] != default:
+            raise ConfigError(
+                f"Config file '{config_file}': {key} {section[name]!r} needs Detectron2's main "
+                f"branch; the installed Detectron2 does not have the key. Remove it, or set it to "
+                f"{default!r}."
+            )
+        del section[name]
+        removed.append(key)
+    if removed:
+        logger.info(
+            "Config file '%s' was written under Detectron2's main branch. The installed "
+            "Detectron2 does not know %s, which the file leaves at main's defaults.",
+            *(config_file, ", ".join(removed)),
+        )
+    return bool(removed)

@@ -15,7 +15,6 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from semask.modeling.layers.precision import autocast_off
 from semask.modeling.layers.resize import resize
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
@@ -28,6 +27,7 @@ from semask.modeling.mask_decoder.postprocess import (
     select_instances,
 )
 from semask.ops.stripes import MapRows, Rows, resized, stripes
+from semask.utils.precision import autocast_off
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from semask.modeling.layers.deformable_attention import Size
-from semask.modeling.layers.precision import autocast_off
 from semask.modeling.pixel_decoder.deformable import (
     DeformablePixelDecoder,
     Encoder,
@@ -26,6 +25,7 @@ from semask.ops.deformable_attention import BaggedDeformableAttention, TokenTabl
 from semask.ops.recompute import Call, call, call_unvalued
 from semask.ops.stripes import MapRows, resized, stripes
 from semask.ops.tracing import evaluated, traced
+from semask.utils.precision import autocast_off
 
 # Tokens at a time: 1,024 hidden channels of them are 8 MiB.
 CHUNK_TOKENS = 2048

@@ -1,4 +1,4 @@
-"""Mixed precision: ``SOLVER.AMP`` for training and ``TEST.AMP`` for evaluation."""
+"""Mixed precision: ``SOLVER.AMP`` for training, ``TEST.AMP`` for evaluation; parts in float32."""
 
 import contextlib
 from typing import Any
@@ -120,3 +120,30 @@ def check_precision(cfg: CfgNode) -> None:
     """
     for section in ("SOLVER", "TEST"):
         amp_dtype(cfg, section)
+
+
+def float32_precision(cfg: CfgNode) -> str:
+    """``FLOAT32_PRECISION`` of Detectron2's main branch, for matrix products on GPUs; "" =
+    unchanged.
+
+    Raises:
+        ConfigError: the value is unknown to PyTorch.
+    """
+    precision = cfg.get("FLOAT32_PRECISION", "") or cfg.MODEL.get("FLOAT32_PRECISION", "")
+    if precision not in ("", "highest", "high", "medium"):
+        raise ConfigError(
+            f"FLOAT32_PRECISION is '{precision}'; set it to 'highest', 'high' or 'medium'."
+        )
+    return precision
+
+
+def autocast_off(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which operations on ``device`` keep the type of their inputs."""
+    if not torch.amp.is_autocast_available(device.type):  # such as the meta device
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; float32 and float64 stay."""
+    return x if x.dtype.itemsize >= 4 else x.float()

@@ -13,14 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
-from semask.config.detectron2_versions import float32_precision
 from semask.engine.launch.overwriting import refuse_overwriting
 from semask.engine.trackers import check_trackers
 from semask.errors import ConfigError, DamagedCheckpointError
 from semask.modeling import check_protocol
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task
-from semask.utils.precision import check_precision
+from semask.utils.precision import check_precision, float32_precision
 from semask.utils.text import one_line
 
 

@@ -13,12 +13,12 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from semask.config.detectron2_versions import float32_precision
 from semask.engine.launch.exit_status import is_expected
 from semask.ops.apply import select_fast_paths
 from semask.ops.malloc import keep_freed_memory
 from semask.utils.device import Torchrun
 from semask.utils.files import read_json, replacing
+from semask.utils.precision import float32_precision
 
 logger = logging.getLogger(__name__)
 

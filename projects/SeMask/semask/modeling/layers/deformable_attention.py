@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semask.modeling.layers.precision import at_least_float32
+from semask.utils.precision import at_least_float32
 
 Size = tuple[int, int]  # height and width of a map, in tokens
 

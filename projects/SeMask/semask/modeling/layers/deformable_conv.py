@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from semask.modeling.layers.precision import at_least_float32, autocast_off
+from semask.utils.precision import at_least_float32, autocast_off
 
 
 class GuidedDeformableConv(nn.Module):

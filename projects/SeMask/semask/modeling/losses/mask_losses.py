@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
-from semask.modeling.layers.precision import at_least_float32, autocast_off
 from semask.modeling.layers.resize import resize
 from semask.modeling.losses.matcher import MaskMatcher, MaskTarget, Match
 from semask.modeling.losses.point_sampling import sample_points, uncertain_points
 from semask.modeling.mask_decoder.base import MaskPrediction
+from semask.utils.precision import at_least_float32, autocast_off
 
 logger = logging.getLogger(__name__)
 

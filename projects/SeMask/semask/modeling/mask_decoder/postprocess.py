@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semask.modeling.layers.precision import autocast_off
 from semask.modeling.layers.resize import resize
+from semask.utils.precision import autocast_off
 
 
 def crop_and_resize(maps: Tensor, image_size: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -15,7 +15,6 @@ from semask.errors import ConfigError, DataError
 from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, semantic_scores
 from semask.modeling.heads.prior import PRIOR_TARGET
-from semask.modeling.layers.precision import at_least_float32
 from semask.modeling.layers.resize import resize, up_to_multiple
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
@@ -28,6 +27,7 @@ from semask.modeling.mask_decoder.postprocess import (
 )
 from semask.modeling.meta_arch.protocol import TestProtocol, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
+from semask.utils.precision import at_least_float32
 
 
 @META_ARCH_REGISTRY.register()

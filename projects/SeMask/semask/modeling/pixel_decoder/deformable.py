@@ -16,9 +16,9 @@ from semask.modeling.layers.deformable_attention import (
     reference_points,
 )
 from semask.modeling.layers.position_encoding import sine_position_encoding
-from semask.modeling.layers.precision import autocast_off
 from semask.modeling.layers.resize import resize
 from semask.modeling.pixel_decoder.base import PixelDecoder, lateral_conv, mask_conv, output_conv
+from semask.utils.precision import autocast_off
 
 
 class EncoderLayer(nn.Module):
