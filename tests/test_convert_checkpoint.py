@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import faults
 from reference import CASES, Model, load_meta
 from semask.checkpoint import SeMaskCheckpointer, read_checkpoint
-from semask.checkpoint.writing import write_checkpoint
+from semask.checkpoint.folder import write_checkpoint
 from semask.cli import main
 from semask.errors import CheckpointError
 

@@ -2,10 +2,9 @@
 
 from semask.checkpoint.checkpointer import SeMaskCheckpointer
 from semask.checkpoint.convert import CheckpointKind, convert_state_dict, resize_bias_tables
-from semask.checkpoint.folder import has_checkpoint, written_checkpoints
+from semask.checkpoint.folder import has_checkpoint, write_checkpoint, written_checkpoints
+from semask.checkpoint.mismatch import starts_partially
 from semask.checkpoint.reading import read_checkpoint
-from semask.checkpoint.start import starts_partially
-from semask.checkpoint.writing import write_checkpoint
 from semask.errors import (
     CheckpointError,
     DamagedCheckpointError,

@@ -19,12 +19,17 @@ from semask.checkpoint.convert import (
     resize_bias_tables,
 )
 from semask.checkpoint.encoder_names import encoder_weights
-from semask.checkpoint.folder import LAST, has_checkpoint, read_last, resumable_checkpoints
-from semask.checkpoint.mismatch import COUNTERS, compare
+from semask.checkpoint.folder import (
+    LAST,
+    has_checkpoint,
+    read_last,
+    resumable_checkpoints,
+    write_checkpoint,
+    written_durably,
+)
+from semask.checkpoint.mismatch import COUNTERS, compare, select_start
 from semask.checkpoint.reading import read_checkpoint
-from semask.checkpoint.start import select_start
 from semask.checkpoint.swin_names import has_former_names
-from semask.checkpoint.writing import write_checkpoint, written_durably
 from semask.errors import CheckpointError, DamagedCheckpointError
 from semask.utils.text import one_line
 
