@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from semask.data.annotations import inspect
 from semask.data.bands import RGB, ImageReader
-from semask.data.checks.panoptic import is_panoptic
+from semask.data.checks.instances import is_panoptic
 from semask.data.mappers.prior_target import annotation_region
 from semask.data.reading import check_same_size, read_label
 from semask.data.segments import read_segment_ids

@@ -1,19 +1,19 @@
-"""Problems of a dataset of instances, found before training.
+"""Problems of a dataset of instances or segments, found before training.
 
 The kinds of problems, and their words, are those of training's own check
 (``semask.engine.check_run``): both come from ``semask.data.annotations``.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 
 from semask.data.annotations import check_stated_size, describe, inspect
 from semask.data.bands import RGB, ImageReader
-from semask.data.checks.panoptic import examine_segments, is_panoptic
 from semask.data.checks.report import (
     UNKNOWN_CATEGORY,
     ImagesReport,
@@ -36,12 +36,15 @@ from semask.data.checks.semantic import (
     noted,
     registered_metadata,
 )
-from semask.data.datasets.annotation_file import AnnotationFileError
-from semask.data.reading import is_nearly_black
+from semask.data.datasets.coco_folder import AnnotationFileError
+from semask.data.reading import check_same_size, is_nearly_black
+from semask.data.segments import compare, has_category, has_id, read_segment_ids
 from semask.errors import ConfigError, DataError
 
 # Detectron2's default of TEST.DETECTIONS_PER_IMAGE.
 USUAL_LIMIT = 100
+
+BAD_MAP = "unusable panoptic map"
 
 
 class InstanceDatasetReport(ImagesReport):
@@ -257,3 +260,64 @@ def _examine_annotation(
     elif found.box is not None:
         report.instances[category] += 1
         report.boxes_alone += found.segmentation is None
+
+
+def is_panoptic(record: Mapping[str, Any]) -> bool:
+    """Whether a dataset dict has segments and no instances."""
+    return "segments_info" in record and "annotations" not in record
+
+
+def examine_segments(
+    record: Record, num_categories: int, reader: ImageReader = RGB
+) -> InstancesOfImage:
+    """Read an image and its map, and compare the map with the segments of the JSON file.
+
+    Args:
+        record: the dataset dict.
+        num_categories: K of things and stuff; category ids are 0..K-1.
+        reader: reads the image.
+
+    Returns:
+        Its report, whose "instances" are the segments.
+    """
+    report = InstancesOfImage()
+    image = None
+    with noted(report, BAD_IMAGE):
+        image = reader.read(record["file_name"])
+        report.size = (image.shape[1], image.shape[0])
+        report.mode = image_mode(record["file_name"], reader)
+        report.dark = is_nearly_black(image, report.mode)
+    if image is not None:
+        with noted(report, BAD_SIZE):
+            check_stated_size(record, *image.shape[:2])
+    path = record.get("pan_seg_file_name")
+    ids = None
+    with noted(report, BAD_MAP):
+        if path is None:
+            raise DataError(f"Image '{record['file_name']}' has no 'pan_seg_file_name'.")
+        ids = read_segment_ids(path)
+    if ids is not None and image is not None:
+        with noted(report, BAD_SIZE):
+            check_same_size(image, ids, record["file_name"], str(path))
+    segments = record["segments_info"]
+    found = set() if ids is None else set(np.unique(ids).tolist())
+    report.instances = Counter()
+    for segment in segments:
+        number, category = segment.get("id"), segment.get("category_id")
+        if not has_id(segment):
+            message = f"A segment of '{path}' has the id {number!r}; ids are whole numbers from 1"
+            report.problems.append(Problem(BAD_MAP, message))
+        elif not has_category(segment, num_categories):
+            message = (
+                f"Segment {number} of '{path}' has the category {category!r}; there are "
+                f"0..{num_categories - 1}"
+            )
+            report.problems.append(Problem(UNKNOWN_CATEGORY, message))
+        elif segment.get("iscrowd", 0):
+            report.crowds += 1
+        elif ids is None or number in found:
+            report.instances[category] += 1
+    if ids is not None:
+        sentences = compare(found, segments).sentences(str(path))
+        report.problems += [Problem(kind, message) for kind, message in sentences]
+    return report

@@ -6,8 +6,7 @@ from semask.data.datasets.catalog import datasets_root, layout_hint, register_se
 from semask.data.datasets.cityscapes import register_cityscapes
 from semask.data.datasets.coco_folder import register_coco_folder
 from semask.data.datasets.coco_stuff import register_coco_stuff
-from semask.data.datasets.config_folders import register_config_folders
-from semask.data.datasets.folder import register_folder
+from semask.data.datasets.folder import register_config_folders, register_folder
 from semask.data.datasets.nuclei import register_nuclei
 from semask.data.datasets.pairs import PairingError, load_sem_seg_pairs
 from semask.data.datasets.panoptic_folder import register_panoptic_folder

@@ -1,22 +1,23 @@
-"""Own datasets in COCO's format: a folder of images and a file of annotations."""
+"""Own datasets in COCO's format: a folder of images and a file of annotations.
+
+Mistakes in the structure of the file are explained, also for COCO's panoptic format.
+"""
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from semask.data.datasets.annotation_file import (
-    Content,
-    read_annotation_file,
-    refuse,
-    wrong_form,
-)
 from semask.data.datasets.catalog import is_registered
-from semask.utils.text import pluralize
+from semask.errors import DataError
+from semask.utils.files import read_json
+from semask.utils.text import one_line, pluralize
+
+Content = dict[str, list[dict[str, Any]]]
 
 _ANNOTATION_KEYS = ("id", "iscrowd", "bbox", "keypoints", "segmentation")
 _REQUIRED = {
@@ -24,6 +25,89 @@ _REQUIRED = {
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id"),
 }
+
+
+class AnnotationFileError(DataError):
+    """An annotation file with mistakes.
+
+    Attributes:
+        messages: all mistakes; the error's own text is the first.
+    """
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        """
+        Args:
+            messages: at least one.
+        """
+        super().__init__(messages[0])
+        self.messages = list(messages)
+
+
+def read_annotation_file(json_file: str, hint: str = "") -> Any:
+    """The content of a file.
+
+    Args:
+        json_file: the file.
+        hint: advice for a missing file.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        return read_json(json_file)
+    except FileNotFoundError as error:
+        missing = f"There is no annotation file '{json_file}'."
+        raise DataError(f"{missing} {hint}" if hint else missing) from error
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
+        raise DataError(f"Annotation file '{json_file}' cannot be read: {reason}.") from error
+
+
+def wrong_form(
+    content: Any,
+    required: Mapping[str, Sequence[str]],
+    *,
+    kind: str,
+    may_be_empty: Collection[str] = (),
+) -> Iterator[str]:
+    """The reasons why a file is not in a format.
+
+    Args:
+        content: of the file.
+        required: the lists that it must have, and the keys that each of their entries needs.
+        kind: the format's name.
+        may_be_empty: lists that may be empty.
+    """
+    for part, keys in required.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            yield (
+                f"is not in {kind}: it needs '{part}', a list of entries with {', '.join(keys)}."
+            )
+            continue
+        lacking = [entry for entry in entries if not all(key in entry for key in keys)]
+        if lacking:
+            absent = ", ".join(key for key in keys if key not in lacking[0])
+            yield (
+                f"has {len(lacking)} entries of '{part}' that are not complete; the first has no "
+                f"{absent}: {str(lacking[0])[:200]}."
+            )
+        if not entries and part not in may_be_empty:
+            yield f"has no {part}."
+
+
+def refuse(json_file: str, found: Sequence[str]) -> None:
+    """Refuse a file if mistakes were found.
+
+    Args:
+        json_file: the file.
+        found: its mistakes, each as the end of a sentence.
+
+    Raises:
+        AnnotationFileError: there is a mistake.
+    """
+    if found:
+        raise AnnotationFileError([f"Annotation file '{json_file}' {words}" for words in found])
 
 
 def register_coco_folder(

@@ -10,13 +10,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
-from semask.data.datasets.annotation_file import (
+from semask.data.datasets.catalog import is_registered
+from semask.data.datasets.coco_folder import (
     Content,
     read_annotation_file,
     refuse,
     wrong_form,
 )
-from semask.data.datasets.catalog import is_registered
 from semask.utils.text import pluralize
 
 # The keys that entries need; "annotations" has one entry for each image.

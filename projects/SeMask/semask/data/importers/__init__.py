@@ -2,7 +2,7 @@
 
 ``formats/`` has one file for each format, registered in ``FORMATS``: it recognises a folder and
 reads it into the records of ``contract.py``. ``conversion.py`` merges class names and splits
-training from validation; ``folder_layout.py`` and ``coco_layout.py`` write.
+training from validation; ``writers.py`` writes.
 
 No library reads these formats here. These were considered (sizes of November 2026):
 

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from semask.data.importers.bands import band_keys
 from semask.data.importers.classes import BACKGROUND, ClassTable, class_table
-from semask.data.importers.coco_layout import CocoWriter
 from semask.data.importers.contract import (
     FORMATS,
     IGNORE,
@@ -25,9 +23,9 @@ from semask.data.importers.contract import (
     Source,
 )
 from semask.data.importers.files import cached_json
-from semask.data.importers.folder_layout import FolderWriter
-from semask.data.importers.image_output import image_facts, output_names, place
+from semask.data.importers.images import band_keys, image_facts, output_names, place
 from semask.data.importers.raster import LEFT_OUT
+from semask.data.importers.writers import CocoWriter, FolderWriter
 from semask.errors import ConfigError, DataError
 from semask.utils.files import replacing
 from semask.utils.palette import class_colors

@@ -21,9 +21,11 @@ from semask.data.datasets.scenes.painting import (
     SNOW,
     SUN,
     TREE,
+    Dice,
     Painting,
+    fractal_noise,
+    value_noise,
 )
-from semask.data.datasets.scenes.texture import Dice, fractal_noise, value_noise
 
 # Raised whenever a change here, or in what is imported above, changes a pixel.
 GENERATOR_VERSION = 1

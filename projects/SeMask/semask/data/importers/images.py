@@ -1,13 +1,18 @@
-"""The image files of the output: names, copies and properties."""
+"""The image files of the output: names, copies and properties.
+
+Images with bands need config keys: the range of values, and mean and std of each band.
+"""
 
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import ExifTags
 
-from semask.data.bands import stored_size
+from semask.data.bands import ImageReader, read_values, stored_size
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.image_files import opened_image
 from semask.data.importers.contract import ImportedImage, Labels, Note
@@ -17,6 +22,9 @@ from semask.errors import DataError, UnreadableError
 
 # Folders named after their content, which are left out of the images' names.
 _PLAIN_FOLDERS = ("images", "image", "img", "imgs", "jpegimages", "default", "data")
+
+# Number of images to read for the values of their bands.
+_SAMPLE = 32
 
 
 def output_names(labels: Labels) -> list[str]:
@@ -115,3 +123,31 @@ def place(image: ImportedImage, target: Path, *, link: bool) -> None:
     except OSError:
         pass  # another file system: copied
     shutil.copyfile(image.image, target)
+
+
+def band_keys(paths: Sequence[Path], channels: int) -> list[str]:
+    """Config keys, as KEY=VALUE, that describe the channels of images.
+
+    Args:
+        paths: at least one image; all have ``channels`` channels.
+        channels: their number.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    step = max(1, len(paths) // _SAMPLE)
+    images = [read_values(path, channels) for path in paths[::step][:_SAMPLE]]
+    keys, bounds = [], None
+    if images[0].dtype != np.uint8:
+        finite = [image[np.isfinite(image)] for image in images]
+        low = min(float(values.min()) for values in finite if values.size)
+        high = max(float(values.max()) for values in finite if values.size)
+        bounds = (min(0.0, low), max(high, low + 1e-6))
+        keys.append(f"INPUT.VALUE_RANGE=[{bounds[0]:g},{bounds[1]:g}]")
+    reader = ImageReader(channels, bounds)
+    pixels = np.concatenate([reader.scaled(image).reshape(-1, channels) for image in images])
+    mean = pixels.mean(axis=0, dtype=np.float64)
+    std = pixels.std(axis=0, dtype=np.float64).clip(1)
+    for name, numbers in (("MEAN", mean), ("STD", std)):
+        keys.append(f"MODEL.PIXEL_{name}=[{','.join(f'{number:.1f}' for number in numbers)}]")
+    return keys
