@@ -5,7 +5,7 @@ from functools import partial
 
 from tqdm import tqdm
 
-from semask.data.preparation import PREPARATIONS
+from semask.data.datasets import PREPARATIONS
 from semask.utils.text import pluralize
 
 

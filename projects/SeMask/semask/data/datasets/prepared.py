@@ -1,13 +1,27 @@
-"""Built-in datasets of instances and segments, whose files `semask prepare` writes."""
+"""Built-in datasets of instances and segments: registered, and their files in COCO's formats.
 
+`semask prepare` writes the files from the downloaded ones, with the functions here.
+"""
+
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.datasets.panoptic_folder import load_panoptic_folder
+from semask.data.segments import panoptic_picture
+from semask.utils.files import replacing
+
+# Wraps the iteration over the images, as ``tqdm`` does.
+Progress = Callable[..., Iterable["Annotated"]]
 
 
 def instance_file(folder: str, dataset: str, split: str) -> dict[str, str]:
@@ -84,3 +98,177 @@ def register_prepared(
 
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**paths(), **metadata)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The files written for a split.
+
+    Attributes:
+        split: its name.
+        images: number of images.
+        paths: the files, and the folder of panoptic maps.
+    """
+
+    split: str
+    images: int
+    paths: list[str]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A set of pixels with one class, not necessarily connected.
+
+    Attributes:
+        number: its id in the panoptic map, at least 1.
+        category: the dataset's id of its class.
+        thing: whether it is an instance.
+        crowd: a group of objects that are not separated.
+    """
+
+    number: int
+    category: int
+    thing: bool
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An image's entries for both files.
+
+    Attributes:
+        stem: name of the image without its suffix.
+        size: (height, width).
+        segments: entries of "segments_info".
+        instances: annotations of instances, without "id" and "image_id".
+    """
+
+    stem: str
+    size: tuple[int, int]
+    segments: list[dict[str, Any]]
+    instances: list[dict[str, Any]]
+
+
+def describe_segments(stem: str, ids: np.ndarray, segments: Sequence[Segment]) -> Annotated:
+    """The entries of an image.
+
+    Args:
+        stem: its name.
+        ids: (H, W), the number of each pixel's segment; 0 = none.
+        segments: those without pixels are left out.
+    """
+    infos: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    for segment in segments:
+        rle = mask_util.encode(np.asfortranarray(ids == segment.number, dtype=np.uint8))
+        entry = {
+            "category_id": segment.category,
+            "iscrowd": int(segment.crowd),
+            "area": int(mask_util.area(rle)),
+            "bbox": [int(value) for value in mask_util.toBbox(rle)],
+        }
+        if not entry["area"]:
+            continue
+        infos.append({"id": segment.number, **entry})
+        if segment.thing:
+            counts = rle["counts"].decode("ascii")
+            mask = {"size": [int(side) for side in rle["size"]], "counts": counts}
+            instances.append({**entry, "segmentation": mask})
+    return Annotated(stem, (ids.shape[0], ids.shape[1]), infos, instances)
+
+
+def save_ids(path: str, ids: np.ndarray) -> None:
+    """Write a map of segment ids in COCO's encoding, R + 256 G + 65536 B."""
+    with replacing(path) as file:
+        Image.fromarray(panoptic_picture(ids)).save(file, format="PNG")
+
+
+def prepare_split(
+    split: str,
+    task: Callable[[str], Annotated],
+    images: Sequence[str],
+    categories: Sequence[dict[str, Any]],
+    paths: Mapping[str, str],
+    *,
+    image_name: Callable[[str], str],
+    map_name: Callable[[str], str],
+    workers: int,
+    progress: Progress | None,
+) -> Prepared:
+    """Convert the images of a split and write COCO's two files.
+
+    Args:
+        split: its name.
+        task: converts an image and writes its panoptic map.
+        images: the argument of ``task`` for each image.
+        categories: "id", "name" and "isthing"; the file of instances has the things.
+        paths: "json_file" of the instances, "panoptic_json" and "panoptic_root".
+        image_name: from an image's stem to its file, relative to the folder of images.
+        map_name: the same for its panoptic map.
+        workers: number of worker processes; 0 = this process.
+        progress: wraps the iteration over the images.
+    """
+    annotated = list(_each_image(task, images, workers, progress))
+    _write_json(annotated, categories, paths, image_name, map_name)
+    return Prepared(split, len(annotated), list(paths.values()))
+
+
+def _each_image(
+    task: Callable[[str], Annotated],
+    stems: Sequence[str],
+    workers: int,
+    progress: Progress | None,
+) -> Iterator[Annotated]:
+    """Run ``task`` for each image, in order, in ``workers`` processes; 0 = in this process."""
+
+    def shown(results: Iterable[Annotated]) -> Iterable[Annotated]:
+        return progress(results, total=len(stems)) if progress else results
+
+    if not workers:
+        yield from shown(map(task, stems))
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from shown(pool.map(task, stems, chunksize=8))
+
+
+def _write_json(
+    annotated: Sequence[Annotated],
+    categories: Sequence[dict[str, Any]],
+    paths: Mapping[str, str],
+    image_name: Callable[[str], str],
+    map_name: Callable[[str], str],
+) -> None:
+    images = [
+        {
+            "id": each.stem,
+            "file_name": image_name(each.stem),
+            "height": each.size[0],
+            "width": each.size[1],
+        }
+        for each in annotated
+    ]
+    numbers = iter(range(1, 1 + sum(len(each.instances) for each in annotated)))
+    instances = {
+        "images": [{**image, "id": number} for number, image in enumerate(images, start=1)],
+        "categories": [entry for entry in categories if entry["isthing"]],
+        "annotations": [
+            {"id": next(numbers), "image_id": number, **entry}
+            for number, each in enumerate(annotated, start=1)
+            for entry in each.instances
+        ],
+    }
+    panoptic = {
+        "images": images,
+        "categories": list(categories),
+        "annotations": [
+            {
+                "image_id": each.stem,
+                "file_name": map_name(each.stem),
+                "segments_info": each.segments,
+            }
+            for each in annotated
+        ],
+    }
+    for key, content in (("json_file", instances), ("panoptic_json", panoptic)):
+        with replacing(paths[key]) as file:
+            file.write(json.dumps(content).encode())
