@@ -19,7 +19,7 @@ import runs
 import tiny
 from semask.cli import train
 from semask.config.loading import load_config
-from semask.data.loading.unreadable import UnreadableFiles
+from semask.data.unreadable import UnreadableFiles
 from semask.engine import (
     Torchrun,
     is_lost_peer,

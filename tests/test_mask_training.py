@@ -20,7 +20,7 @@ import tiny_masks
 import train_command
 from semask.cli import main
 from semask.config import load_config
-from semask.data.loading.unreadable import UnreadableFiles
+from semask.data.unreadable import UnreadableFiles
 from semask.engine import Trainer, wrap_ddp
 from semask.engine.compilation import compile_parts
 from semask.engine.train_step import TrainStep

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 import tiny
 from semask.checkpoint import SeMaskCheckpointer
 from semask.config.loading import load_config
-from semask.data.loading.training_loader import TrainingLoader
+from semask.data.training_loader import TrainingLoader
 from semask.engine import NonFiniteLossError, WeightAverage
 from semask.engine.best_checkpoint import BestCheckpoint, best_checkpoints
 from semask.engine.compilation import CompiledParts, compile_parts

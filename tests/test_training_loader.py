@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from semask.data import training_loader
 from torch.utils.data import Dataset
 
-from semask.data.loading import training_loader
-from semask.data.loading.training_loader import TrainingLoader
-from semask.data.loading.unreadable import SKIPPED, ReadableDataset
+from semask.data.training_loader import TrainingLoader
+from semask.data.unreadable import SKIPPED, ReadableDataset
 from semask.errors import UnreadableError
 from semask.utils.randomness import image_randomness, seed_step, shared_seed, shuffled
 

@@ -16,13 +16,13 @@ from detectron2.engine import TrainerBase
 import runs
 import tiny
 from semask.config.loading import load_config
-from semask.data.loading.unreadable import (
+from semask.data.mappers.semantic import SemSegMapper
+from semask.data.unreadable import (
     SKIPPED,
     ReadableBatches,
     ReadableDataset,
     UnreadableFiles,
 )
-from semask.data.mappers.semantic import SemSegMapper
 from semask.engine import Trainer, check_run
 from semask.engine.hooks import UnreadableFilesHook
 from semask.errors import DataError, UnreadableError

@@ -10,7 +10,7 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
-from semask.data.loading.unreadable import UnreadableFiles
+from semask.data.unreadable import UnreadableFiles
 from semask.tasks import build_task
 from semask.utils.precision import evaluation_autocast
 

@@ -6,8 +6,8 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.utils import comm
 
-from semask.data.loading.training_loader import TrainingLoader, loading_processes
-from semask.data.loading.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
+from semask.data.training_loader import TrainingLoader, loading_processes
+from semask.data.unreadable import ReadableBatches, ReadableDataset, UnreadableFiles
 from semask.tasks import build_task
 from semask.utils.randomness import shared_seed
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from semask.data.loading.training_loader import TrainingLoader
+from semask.data.training_loader import TrainingLoader
 from semask.engine.compilation import CompiledParts
 from semask.utils.files import replacing
 from semask.utils.precision import Precision

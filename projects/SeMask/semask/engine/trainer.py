@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semask.checkpoint import SeMaskCheckpointer, has_checkpoint, starts_partially
-from semask.data.loading.training_loader import (
+from semask.data.training_loader import (
     TrainingLoader,
     is_lost_loader,
 )
-from semask.data.loading.unreadable import ReadableBatches
+from semask.data.unreadable import ReadableBatches
 from semask.engine.best_checkpoint import best_checkpoints
 from semask.engine.compilation import compile_for_training
 from semask.engine.ema import WeightAverage

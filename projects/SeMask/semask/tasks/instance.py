@@ -17,9 +17,9 @@ from semask.data.annotations import is_usable, list_problems
 from semask.data.bands import ImageReader
 from semask.data.checks.report import dark_words
 from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
-from semask.data.loading.unreadable import ReadableDataset
 from semask.data.mappers.instance import InstanceMapper
 from semask.data.reading import is_nearly_black
+from semask.data.unreadable import ReadableDataset
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import build_instance_evaluator, check_evaluator_type
 from semask.inference.instance_predictor import InstancePredictor

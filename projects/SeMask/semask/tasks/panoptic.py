@@ -9,9 +9,9 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
 from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
-from semask.data.loading.unreadable import ReadableDataset
 from semask.data.mappers.panoptic import PanopticMapper
 from semask.data.segments import read_segment_ids, translated
+from semask.data.unreadable import ReadableDataset
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import InstanceEvaluator, check_evaluator_type
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator

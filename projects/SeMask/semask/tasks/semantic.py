@@ -14,8 +14,8 @@ from detectron2.structures import Instances
 from torch import nn
 
 from semask.data.checks.semantic import quick_check, registered_metadata
-from semask.data.loading.unreadable import ReadableDataset
 from semask.data.mappers.semantic import SemSegMapper, build_semantic_mapper
+from semask.data.unreadable import ReadableDataset
 from semask.errors import ConfigError
 from semask.evaluation.boundary import BoundaryIoU
 from semask.evaluation.metric import Metric

@@ -9,7 +9,7 @@ import torch
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from semask.data.loading.training_loader import is_lost_loader
+from semask.data.training_loader import is_lost_loader
 from semask.engine.launch.distributed import LOST_PEER, is_lost_peer
 from semask.engine.train_step import NonFiniteLossError
 from semask.errors import (

@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from semask.data.loading.unreadable import ReadableBatches, UnreadableFiles
+from semask.data.unreadable import ReadableBatches, UnreadableFiles
 from semask.utils.randomness import image_randomness, shuffled
 
 # Seconds for a data loading process to finish its last image.

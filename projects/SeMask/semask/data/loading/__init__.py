@@ -1,1 +1,0 @@
-"""Batches of images, exact after a resume, with unreadable files skipped."""
