@@ -29,7 +29,7 @@ from semask.engine import (
     wrap_ddp,
 )
 from semask.engine.launch.distributed import create_local_group
-from semask.engine.launch.preemption import EXIT_STATUS, Preempted
+from semask.engine.launch.ending import EXIT_STATUS, Preempted
 from semask.engine.train_step import TrainStep
 from semask.errors import ConfigError
 from semask.modeling.layers.norm import CpuSyncBatchNorm2d, synchronize_batch_norm

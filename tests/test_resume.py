@@ -9,7 +9,7 @@ import pytest
 import faults
 import runs
 from semask.engine.launch.distributed import watched_peers
-from semask.engine.launch.preemption import Preempted, StopRequest
+from semask.engine.launch.ending import Preempted, StopRequest
 from semask.engine.launch.run_setup import resumes
 from tiny_runs import TinyRuns, assert_same_state
 

@@ -12,7 +12,7 @@ import pytest
 
 import faults
 import runs
-from semask.engine.launch.run_lock import LOCK_FILE, run_lock
+from semask.engine.launch.run_setup import LOCK_FILE, run_lock
 from semask.errors import ConfigError
 from tiny_runs import TinyRuns
 

@@ -20,7 +20,7 @@ import tiny
 import train_command
 from semask.data.datasets.camvid import CLASSES_AND_COLORS as CAMVID
 from semask.engine import Trainer
-from semask.engine.launch import preemption
+from semask.engine.launch import ending
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -181,7 +181,7 @@ def test_ctrl_c_writes_a_checkpoint(
 def test_a_second_ctrl_c_ends_at_once(
     tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preemption, "SAME_CTRL_C", -1.0)
+    monkeypatch.setattr(ending, "SAME_CTRL_C", -1.0)
     monkeypatch.setattr(Trainer, "run_step", send_at(signal.SIGINT, 1, times=2))
     assert command("MODEL.DEVICE", "cpu") == 130
     assert not (tmp_path / "out" / "last_checkpoint").exists()

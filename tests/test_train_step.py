@@ -19,10 +19,10 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.config.loading import load_config
 from semask.data.training_loader import TrainingLoader
 from semask.engine import NonFiniteLossError, WeightAverage
-from semask.engine.best_checkpoint import BestCheckpoint, best_checkpoints
 from semask.engine.compilation import CompiledParts, compile_parts
 from semask.engine.hooks import PriorLossWatch
 from semask.engine.train_step import TrainStep
+from semask.engine.weights import BestCheckpoint, best_checkpoints
 from semask.errors import ConfigError
 from semask.tasks import build_task
 from semask.utils.precision import Precision, check_precision

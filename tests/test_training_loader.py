@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from semask.data import training_loader
 from torch.utils.data import Dataset
 
+from semask.data import training_loader
 from semask.data.training_loader import TrainingLoader
 from semask.data.unreadable import SKIPPED, ReadableDataset
 from semask.errors import UnreadableError

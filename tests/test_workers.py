@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from detectron2.utils import comm
-from semask.data import training_loader
 
 import tiny
 from semask.config.loading import load_config
+from semask.data import training_loader
 from semask.data.training_loader import loading_processes
 from semask.engine import Trainer
 

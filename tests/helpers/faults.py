@@ -91,7 +91,7 @@ def kill_in_evaluation(rank: int, victim: int) -> None:
             time.sleep(0.01)
 
     Trainer.test = classmethod(test)  # type: ignore[method-assign, assignment]
-    module = sys.modules["semask.engine.evaluate"]
+    module = sys.modules["semask.engine.runs"]
     patient = vars(module)["watched_peers"]
     vars(module)["watched_peers"] = functools.partial(patient, grace=0.5)
 

@@ -11,9 +11,9 @@ from types import FrameType
 from semask.cli.predict import load_predictor
 from semask.demo.answer import Demo, Limits
 from semask.demo.page import check_gradio, serving
+from semask.engine.launch.ending import handled
 from semask.errors import ConfigError
 from semask.inference.predictor import ImagePredictor
-from semask.utils.signals import handled
 from semask.utils.text import parse_size
 
 LOCAL = ("127.0.0.1", "localhost", "::1")

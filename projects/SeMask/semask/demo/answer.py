@@ -18,7 +18,7 @@ from semask.data.bands import WITH_BANDS, stored_size
 from semask.data.checks.report import dark_words
 from semask.data.image_files import opened_image
 from semask.data.reading import is_nearly_black
-from semask.engine.launch.exit_status import is_out_of_memory
+from semask.engine.launch.ending import is_out_of_memory
 from semask.errors import DataError, UserError
 from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor

@@ -1,7 +1,5 @@
 """Training and evaluation runs: what is checked before them, the trainer, its hooks."""
 
-from semask.engine.ema import WeightAverage
-from semask.engine.evaluate import evaluate
 from semask.engine.hooks import PanelsHook
 from semask.engine.launch.checks import check_run
 from semask.engine.launch.distributed import (
@@ -12,13 +10,12 @@ from semask.engine.launch.distributed import (
     once_per_machine,
     wrap_ddp,
 )
-from semask.engine.launch.exit_status import exit_statuses
-from semask.engine.launch.preemption import Preempted, passed_on
-from semask.engine.launch.run_lock import run_lock
-from semask.engine.launch.run_setup import resumes, set_up_run
-from semask.engine.train import train
+from semask.engine.launch.ending import Preempted, exit_statuses, passed_on
+from semask.engine.launch.run_setup import resumes, run_lock, set_up_run
+from semask.engine.runs import evaluate, train
 from semask.engine.train_step import NonFiniteLossError
 from semask.engine.trainer import Trainer
+from semask.engine.weights import WeightAverage
 from semask.utils.device import Torchrun, resolve_device
 
 __all__ = [

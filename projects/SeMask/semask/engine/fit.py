@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from semask.config import merge_overrides
-from semask.engine.launch.exit_status import is_out_of_memory
+from semask.engine.launch.ending import is_out_of_memory
 from semask.engine.memory import StepMemory, evaluation_memory, training_memory
 from semask.errors import ConfigError, OutOfMemoryError
 from semask.tasks import build_task

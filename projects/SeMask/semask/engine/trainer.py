@@ -25,9 +25,7 @@ from semask.data.training_loader import (
     is_lost_loader,
 )
 from semask.data.unreadable import ReadableBatches
-from semask.engine.best_checkpoint import best_checkpoints
 from semask.engine.compilation import compile_for_training
-from semask.engine.ema import WeightAverage
 from semask.engine.hooks import (
     EvaluationHook,
     FirstStepHook,
@@ -36,14 +34,20 @@ from semask.engine.hooks import (
     UnreadableFilesHook,
 )
 from semask.engine.launch.distributed import watched_peers, wrap_ddp
-from semask.engine.launch.overwriting import refuse_overwriting, remove_checkpoints
-from semask.engine.launch.preemption import Interrupted, Preempted, StopHook, StopRequest
-from semask.engine.launch.run_lock import run_lock
-from semask.engine.launch.run_setup import log_to_console, prepare_process, write_config
+from semask.engine.launch.ending import Interrupted, Preempted, StopHook, StopRequest
+from semask.engine.launch.run_setup import (
+    log_to_console,
+    prepare_process,
+    refuse_overwriting,
+    remove_checkpoints,
+    run_lock,
+    write_config,
+)
 from semask.engine.loaders import build_test_loader, build_train_loader, log_batch_size
 from semask.engine.restored import warn_of_random_weights, warn_of_restored, without_pretrained
 from semask.engine.trackers import build_tracker_writers, tracked
 from semask.engine.train_step import TrainStep
+from semask.engine.weights import WeightAverage, best_checkpoints
 from semask.errors import CheckpointError
 from semask.inference.model_outputs import for_evaluators
 from semask.modeling.layers.norm import synchronize_batch_norm

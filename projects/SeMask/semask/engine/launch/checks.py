@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
-from semask.engine.launch.overwriting import refuse_overwriting
+from semask.engine.launch.run_setup import refuse_overwriting
 from semask.engine.trackers import check_trackers
 from semask.errors import ConfigError, DamagedCheckpointError
 from semask.modeling import check_protocol

@@ -1,10 +1,17 @@
-"""The set-up of a run: log, config file, random numbers, and whether it resumes."""
+"""The set-up of a run: its output folder, log, config file, random numbers, and whether it resumes.
+
+There is one run at a time in an output folder, and none overwrites an earlier one's checkpoints.
+"""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import socket
 import sys
+import time
+from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -12,17 +19,136 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from filelock import FileLock, Timeout
 
-from semask.engine.launch.exit_status import is_expected
+from semask.checkpoint import written_checkpoints
+from semask.engine.launch.ending import is_expected
+from semask.errors import ConfigError
 from semask.ops.apply import select_fast_paths
 from semask.ops.malloc import keep_freed_memory
 from semask.utils.device import Torchrun
-from semask.utils.files import read_json, replacing
+from semask.utils.files import read_json, remove_temporaries, replacing
 from semask.utils.precision import float32_precision
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
+LOCK_FILE, CONFIG_FILE, MARK = ".run_lock", "config.yaml", ".started"
+
+# Folders that this process has locked.
+_locked: set[str] = set()
+
+
+@contextlib.contextmanager
+def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
+    """Lock the output folder for this run; called by all its processes together.
+
+    The lock ends with its process; a data-loading process that outlives it does not hold it. A
+    folder that this process has locked already is not locked again.
+    The file stays. Files that killed runs have left half-written are
+    removed.
+
+    Args:
+        folder: made if it is not there.
+        enabled: False does nothing.
+
+    Raises:
+        ConfigError: another run has it, or it cannot be made or written to.
+    """
+    lock: FileLock | None = None
+    refusal = ""
+    path = os.path.realpath(folder)
+    if enabled and path not in _locked and comm.is_main_process():
+        try:
+            lock = _acquire(folder)
+            _locked.update([path] if lock else [])
+        except ConfigError as error:
+            refusal = str(error)
+    refusals = [text for text in comm.all_gather(refusal) if text]
+    try:
+        if refusals:
+            raise ConfigError(refusals[0])
+        yield
+    finally:
+        if lock is not None:
+            _locked.discard(path)
+            lock.release()
+
+
+def _acquire(folder: str) -> FileLock | None:
+    """None where the file system has no locks."""
+    path = os.path.join(folder, LOCK_FILE)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR '{folder}' cannot be made or written to: {error}."
+        ) from error
+    # Without fallback_to_soft: a lock that is only a file would outlive a killed run.
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_holder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(
+            f"Another run{_holder(path)} is writing to OUTPUT_DIR '{folder}'. Give this one "
+            "another OUTPUT_DIR, or end the other one first. (OUTPUT_DIR_LOCK False starts it "
+            "anyway; the two then overwrite each other's files.)"
+        ) from error
+    except OSError as error:
+        logger.warning("'%s' cannot be locked (%s): is another run in there?", path, error)
+        return None
+    remove_temporaries(folder)
+    return lock
+
+
+def _write_holder(descriptor: int) -> None:
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    holder = {"host": socket.gethostname(), "process": os.getpid(), "since": started}
+    os.truncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, json.dumps(holder).encode())
+
+
+def _holder(path: str) -> str:
+    """The holder of the lock, according to its file."""
+    try:
+        values = read_json(path)
+        return f" (process {values['process']} on {values['host']}, since {values['since']})"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def refuse_overwriting(folder: str) -> None:
+    """Refuse to start a run in a folder with checkpoints of an earlier run.
+
+    Args:
+        folder: OUTPUT_DIR; need not exist.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    names = written_checkpoints(folder)
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise ConfigError(
+            f"OUTPUT_DIR '{folder}' has the checkpoints of an earlier run ({', '.join(names[:4])}"
+            f"{more}). Add --resume to go on from the last one, give another OUTPUT_DIR, or add "
+            "--overwrite to remove them and begin anew (in Python, arguments of resume_or_load)."
+        )
+
+
+def remove_checkpoints(folder: str) -> None:
+    """Remove the checkpoints of an earlier run, so that they are not taken for this run's.
+
+    Args:
+        folder: OUTPUT_DIR; the other files in it stay.
+    """
+    names = written_checkpoints(folder)
+    for name in names:
+        os.unlink(os.path.join(folder, name))
+    if names:
+        logger.info("Removed from '%s', as told: %s", folder, ", ".join(names))
 
 
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -96,9 +222,6 @@ def _is_for_console(record: logging.LogRecord) -> bool:
         return False
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not is_expected(error)
-
-
-MARK = ".started"
 
 
 def resumes(output_dir: str, *, asked: bool) -> bool:
