@@ -17,7 +17,7 @@ from semask.cli import main
 from semask.data import register_coco_folder
 from semask.data.segments import panoptic_picture
 from semask.errors import ConfigError
-from semask.modeling.meta_arch.prior_maps import prior_maps_of
+from semask.inference.model_outputs import prior_maps_of
 from semask.tasks import build_task
 from semask.visualize.instances import detection_texts, draw_instances
 from tiny_instances import SMALL_MODEL, flat, two_boxes, write_dataset

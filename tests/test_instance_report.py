@@ -22,7 +22,7 @@ import tiny
 from semask import load_config
 from semask.data import register_coco_folder
 from semask.errors import DataError
-from semask.evaluation.instance_scores import FALSE, IN_CROWD, match_instances
+from semask.evaluation.matching import FALSE, IN_CROWD, match_instances
 from semask.report.instance_pictures import show_instances
 from semask.report.instances import category_ap, write_instance_report
 from semask.report.samples import render_instance_samples

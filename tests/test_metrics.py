@@ -35,7 +35,7 @@ from semask.evaluation import (
     SemSegConfusionEvaluator,
     confusion_matrix,
 )
-from semask.evaluation.image_scores import ranked
+from semask.evaluation.confusion import ranked
 from semask.modeling.heads import ScoreKind
 from semask.ops.lazy_scores import lazy
 from semask.report.semantic import report_metrics

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from reference_masks import CASES, PIXEL_DECODERS, build_pixel_decoder, load_meta
 from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention
-from semask.modeling.layers.deformable_conv import GuidedDeformableConv
 from semask.modeling.pixel_decoder import (
     DeformablePixelDecoder,
     FaPNPixelDecoder,
@@ -18,6 +17,7 @@ from semask.modeling.pixel_decoder import (
     MSFaPNPixelDecoder,
     PixelDecoder,
 )
+from semask.modeling.pixel_decoder.fapn import GuidedDeformableConv
 
 SHAPES = {f"res{i + 2}": ShapeSpec(channels=8 * 2**i, stride=4 * 2**i) for i in range(4)}
 DECODERS = pytest.mark.parametrize("build", PIXEL_DECODERS.values())

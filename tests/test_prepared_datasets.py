@@ -22,7 +22,7 @@ from semask.data.reading import read_image
 from semask.data.segments import panoptic_picture
 from semask.engine import Trainer
 from semask.errors import DataError
-from semask.evaluation.cityscapes_ap import PACKAGE
+from semask.evaluation.average_precision import CITYSCAPES_PACKAGE
 from semask.report.page import REPORT_FILE
 from semask.tasks import build_task, inference_folder
 from tiny_instances import SMALL_MODEL, flat
@@ -234,7 +234,9 @@ def test_what_is_right_is_evaluated_as_right(root: Path, tmp_path: Path, name: s
     results = Trainer.test(cfg, Perfect(classes, things, number))
     assert results["segm"]["AP"] == pytest.approx(100)
     assert results["bbox"]["AP"] == pytest.approx(100)
-    official = cfg.TASK == "instance" and name.startswith("cityscapes") and find_spec(PACKAGE)
+    official = (
+        cfg.TASK == "instance" and name.startswith("cityscapes") and find_spec(CITYSCAPES_PACKAGE)
+    )
     assert ("cityscapes" in results) == bool(official)
     if official:
         assert results["cityscapes"]["AP"] == pytest.approx(100)

@@ -17,8 +17,7 @@ from semask.data.reading import is_nearly_black
 from semask.errors import ConfigError, DataError
 from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor, read_config
-from semask.inference.video import VIDEO_EXTENSIONS, VideoReader
-from semask.inference.video_prediction import predict_frames
+from semask.inference.video import VIDEO_EXTENSIONS, VideoReader, predict_frames
 from semask.tasks import build_task
 from semask.utils.files import without_suffixes
 from semask.visualize.drawing import save_picture

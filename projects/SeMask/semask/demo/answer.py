@@ -23,8 +23,7 @@ from semask.errors import DataError, UserError
 from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor
 from semask.inference.regions import Regions
-from semask.inference.video import VIDEO_EXTENSIONS, VideoReader
-from semask.inference.video_prediction import predict_frames
+from semask.inference.video import VIDEO_EXTENSIONS, VideoReader, predict_frames
 from semask.report.page import percent, template_environment
 from semask.report.pictures import data_uri
 from semask.utils.text import pluralize

@@ -4,12 +4,12 @@ from semask.evaluation.boundary import BoundaryIoU, boundary_band
 from semask.evaluation.calibration import Calibration, CalibrationCurve
 from semask.evaluation.confusion import (
     ClassCounts,
+    ImageScores,
     class_table,
     confusion_matrix,
     mean_iou_of_labelled_classes,
     metrics_from_confusion,
 )
-from semask.evaluation.image_scores import ImageScores
 from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 from semask.evaluation.prediction_files import PredictionFiles
 from semask.evaluation.sem_seg_evaluator import SemSegConfusionEvaluator

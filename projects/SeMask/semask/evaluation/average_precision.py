@@ -1,20 +1,28 @@
-"""COCO's average precision of boxes and masks, and Boundary AP."""
+"""COCO's average precision of boxes and masks, and Boundary AP.
+
+Cityscapes' own instance AP is computed in addition if cityscapesscripts is installed.
+"""
 
 import contextlib
 import copy
+import importlib.util
 import io
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import hotcoco
 import numpy as np
 import pycocotools.mask as mask_util
+from detectron2.evaluation import CityscapesInstanceEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from semask.errors import ConfigError
 from semask.evaluation.boundary import band_width
+
+logger = logging.getLogger(__name__)
 
 # Results by name: IoU threshold (None = the mean over all) and area range.
 METRICS: Mapping[str, tuple[float | None, int]] = {
@@ -27,6 +35,8 @@ METRICS: Mapping[str, tuple[float | None, int]] = {
 }
 
 Detections = Sequence[Mapping[str, Any]]
+
+CITYSCAPES_PACKAGE = "cityscapesscripts"
 
 
 def average_precision(
@@ -172,3 +182,38 @@ def contour_band(rle: Mapping[str, Any]) -> dict[str, Any]:
     inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[window]
     encoded: dict[str, Any] = mask_util.encode(np.asfortranarray(mask - inner))
     return encoded
+
+
+class CityscapesAP(CityscapesInstanceEvaluator):
+    """Detectron2's evaluator with its results under a separate key."""
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """{"cityscapes": {"AP": ..., "AP50": ...}} in percent; None except in the main process."""
+        with _in1d():
+            results = super().evaluate()
+        return None if results is None else {"cityscapes": dict(results["segm"])}
+
+
+def official_evaluator(dataset_name: str) -> CityscapesAP | None:
+    """The evaluator for a "cityscapes_instance" dataset; None without the package."""
+    if importlib.util.find_spec(CITYSCAPES_PACKAGE):
+        return CityscapesAP(dataset_name)
+    logger.info(
+        "Dataset '%s' is evaluated by COCO's AP. Cityscapes' own, which is published for it and "
+        "ignores instances of less than 100 pixels, needs the dataset's scripts: pip install %s.",
+        *(dataset_name, CITYSCAPES_PACKAGE),
+    )
+    return None
+
+
+@contextlib.contextmanager
+def _in1d() -> Iterator[None]:
+    """Restore ``np.in1d``, which NumPy 2.4 removed and cityscapesscripts 2.3 calls."""
+    missing = "in1d" not in vars(np)
+    if missing:
+        vars(np)["in1d"] = lambda first, second: np.isin(np.ravel(first), second)
+    try:
+        yield
+    finally:
+        if missing:
+            del vars(np)["in1d"]

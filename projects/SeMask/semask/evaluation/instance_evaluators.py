@@ -23,9 +23,8 @@ from tabulate import tabulate
 from semask.data.annotations import inspect
 from semask.data.image_files import opened_image
 from semask.errors import ConfigError
-from semask.evaluation.average_precision import METRICS, average_precision
-from semask.evaluation.cityscapes_ap import official_evaluator
-from semask.evaluation.instance_scores import image_scores
+from semask.evaluation.average_precision import METRICS, average_precision, official_evaluator
+from semask.evaluation.matching import instance_scores
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
 from semask.evaluation.panoptic_truth import PanopticTruth, contiguous_to_dataset
 from semask.ops.mask_postprocess import EncodedMasks, encode_mask
@@ -172,7 +171,7 @@ class InstanceEvaluator(DatasetEvaluator):
                 kind: {key: None if math.isnan(value) else value for key, value in values.items()}
                 for kind, values in results.items()
             },
-            "images": image_scores(self.truth, by_image, masks=self._masks),
+            "images": instance_scores(self.truth, by_image, masks=self._masks),
         }
         with replacing(os.path.join(self._folder, RESULT_FILE)) as file:
             file.write(json.dumps(document, allow_nan=False).encode())
@@ -220,7 +219,7 @@ def build_instance_evaluator(
 ) -> DatasetEvaluator:
     """The evaluator of AP of boxes and masks, and optionally of PQ and stuff mIoU (Panoptic FPN).
 
-    On Cityscapes it adds the dataset's own AP, see :mod:`semask.evaluation.cityscapes_ap`.
+    On Cityscapes it adds the dataset's own AP, see :mod:`semask.evaluation.average_precision`.
 
     Args:
         dataset_name: a registered dataset.

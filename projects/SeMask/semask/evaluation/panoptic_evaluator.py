@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from semask.data.segments import Disagreement, panoptic_picture
 from semask.errors import DataError
-from semask.evaluation.panoptic_scores import image_scores, match_segments
+from semask.evaluation.matching import match_segments, segment_scores
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
 from semask.utils.files import read_json, replacing
 
@@ -83,7 +83,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 {
                     "image_id": image_id,
                     "file_name": str(entry["file_name"]),
-                    **image_scores(matching),
+                    **segment_scores(matching),
                     "counts": _counts(matching, truth, found),
                     "areas": _areas(truth_ids),
                 }

@@ -13,6 +13,7 @@ from semask.errors import ConfigError, DataError
 from semask.inference.model_outputs import (
     FoundInstances,
     class_map,
+    gives_priors,
     predict_instances,
     prior_classes_of,
     stuff_classes_of,
@@ -20,7 +21,6 @@ from semask.inference.model_outputs import (
 from semask.inference.prediction import InstancePrediction
 from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels
 from semask.modeling.meta_arch.detectors import detector_classes, is_mask_classification
-from semask.modeling.meta_arch.prior_maps import gives_priors
 from semask.utils.precision import evaluation_autocast
 
 

@@ -23,10 +23,9 @@ from semask.data.image_files import explained
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
-from semask.inference.model_outputs import predict, predicts_scores
+from semask.inference.model_outputs import gives_priors, predict, predicts_scores
 from semask.inference.prediction import ImagePrediction, Prediction
 from semask.modeling import check_protocol
-from semask.modeling.meta_arch.prior_maps import gives_priors
 from semask.ops.apply import apply_selected_fast_paths
 from semask.ops.lazy_scores import LazyScores
 from semask.utils.device import resolve_device

@@ -1,10 +1,13 @@
 """Videos, frame by frame: memory does not grow with the length of the video."""
 
 import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import cast
 
@@ -15,6 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from semask.errors import DataError, UserError
+from semask.inference.prediction import ImagePrediction
 from semask.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -32,6 +36,10 @@ ENCODER_OPTIONS = {
 # For videos that do not state their frame rate.
 DEFAULT_RATE = 25.0
 BT709 = 1  # the code of these primaries, transfer function and matrix in H.264
+
+Predict = Callable[[np.ndarray], ImagePrediction]
+# Draws a prediction's pictures, by name.
+Draw = Callable[[ImagePrediction], Mapping[str, np.ndarray]]
 
 
 class VideoError(UserError):
@@ -238,3 +246,42 @@ def writing_video(path: str | os.PathLike[str], frame_rate: float) -> Iterator[V
         except BaseException:
             writer.abandon()
             raise
+
+
+def predict_frames(
+    predict: Predict,
+    frames: VideoReader,
+    draw: Draw,
+    path_of: Callable[[str], Path],
+    *,
+    limit: int | None = None,
+) -> Generator[ImagePrediction, None, None]:
+    """Predict a video frame by frame.
+
+    The videos are complete after the last frame. If the generator is closed earlier, or an error
+    occurs, none is written.
+
+    Args:
+        predict: from an (H, W, 3) uint8 RGB array to its prediction.
+        frames: of the video.
+        draw: draws the pictures of a frame.
+        path_of: the video, ".mp4" or ".avi", that the pictures of a name go into.
+        limit: maximum number of frames; None = all.
+
+    Yields:
+        The prediction of each frame.
+
+    Raises:
+        DataError: no frame can be decoded.
+        VideoError, OSError: a video cannot be written.
+    """
+    writers: dict[str, VideoWriter] = {}
+    with ExitStack() as stack:
+        for frame in itertools.islice(frames, limit):
+            prediction = predict(frame)
+            for name, picture in draw(prediction).items():
+                if name not in writers:
+                    writing = writing_video(path_of(name), frames.frame_rate)
+                    writers[name] = stack.enter_context(writing)
+                writers[name].write(picture)
+            yield prediction

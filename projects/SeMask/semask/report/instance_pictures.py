@@ -15,16 +15,16 @@ from torch import nn
 from semask.data.annotations import inspect
 from semask.data.bands import reader_of
 from semask.data.mappers.prior_target import PriorTarget, Region, annotation_region
-from semask.evaluation.instance_scores import FALSE, SCORE, match_instances
+from semask.evaluation.matching import FALSE, SCORE, match_instances
 from semask.inference.model_outputs import (
     FoundInstances,
     Mapper,
     category_colors,
     predict_instances,
     prior_classes_of,
+    prior_strides_of,
     stuff_classes_of,
 )
-from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.report.pictures import (
     NOT_THERE,
     WRONG,

@@ -12,16 +12,16 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from semask.data.bands import reader_of
-from semask.evaluation.panoptic_scores import match_segments
+from semask.evaluation.matching import match_segments
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
 from semask.inference.model_outputs import (
     Mapper,
     class_map,
     predict_instances,
     prior_classes_of,
+    prior_strides_of,
     stuff_classes_of,
 )
-from semask.modeling.meta_arch.prior_maps import prior_strides_of
 from semask.ops.lazy_scores import LazyScores
 from semask.report.pictures import (
     NOT_THERE,

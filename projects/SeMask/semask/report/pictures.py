@@ -15,8 +15,13 @@ from torch import nn
 from semask.data.bands import reader_of
 from semask.data.reading import read_label
 from semask.errors import DataError
-from semask.inference.model_outputs import Mapper, class_map, predict, predict_queries
-from semask.modeling.meta_arch.prior_maps import prior_strides_of
+from semask.inference.model_outputs import (
+    Mapper,
+    class_map,
+    predict,
+    predict_queries,
+    prior_strides_of,
+)
 from semask.visualize.drawing import hatching, painted, resized
 
 # Larger images are resized to fit into this (width, height).

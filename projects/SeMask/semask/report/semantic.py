@@ -15,8 +15,13 @@ from torch import nn
 
 from semask.errors import DataError
 from semask.evaluation.calibration import Calibration, CalibrationCurve
-from semask.evaluation.confusion import ClassCounts, mean_iou_of_labelled_classes
-from semask.evaluation.image_scores import ImageScores, ranked, spread
+from semask.evaluation.confusion import (
+    ClassCounts,
+    ImageScores,
+    mean_iou_of_labelled_classes,
+    ranked,
+    spread,
+)
 from semask.evaluation.metric import Metric
 from semask.evaluation.sem_seg_evaluator import RESULT_FILE
 from semask.inference.model_outputs import Mapper, evaluating, score_kind_of
