@@ -23,9 +23,8 @@ from semask import load_config
 from semask.data import register_coco_folder
 from semask.errors import DataError
 from semask.evaluation.matching import FALSE, IN_CROWD, match_instances
-from semask.report.instance_pictures import show_instances
-from semask.report.instances import category_ap, write_instance_report
-from semask.report.samples import render_instance_samples
+from semask.report.instances import category_ap, show_instances, write_instance_report
+from semask.report.panels import render_instance_samples
 from semask.tasks import build_task
 from tiny_instances import SIDE, SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 

@@ -14,7 +14,7 @@ from PIL import Image
 from semask.cli.main import main
 from semask.data import register_panoptic_folder
 from semask.data.checks.instances import check_instance_dataset
-from semask.report.samples import draw_record_segments
+from semask.report.panels import draw_record_segments
 from tiny_instances import SIDE, two_boxes, write_dataset
 from tiny_panoptic import two_boxes_on_stuff, write_panoptic
 

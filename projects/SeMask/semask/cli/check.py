@@ -22,7 +22,7 @@ from semask.data.checks.semantic import check_dataset, evenly_spaced, list_datas
 from semask.data.datasets import PairingError
 from semask.data.datasets.folder import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
 from semask.errors import ConfigError, DataError
-from semask.report.samples import render_instance_samples, render_samples
+from semask.report.panels import render_instance_samples, render_samples
 from semask.tasks import build_task
 from semask.utils.files import replacing
 from semask.visualize.drawing import save_picture

@@ -111,7 +111,7 @@ FAST_PATHS = {
         "up-sampling and cross entropy a stripe of rows at a time",
         forms={SegmentationLoss: StripedSegmentationLoss},
     ),
-    # solver/optimizer.py
+    # solver.py
     "fused_optimizer": FastPath("AdamW's update in one kernel", pays_on=("cpu", "cuda")),
     "winograd": FastPath(
         "3x3 convolutions by Winograd's products",
