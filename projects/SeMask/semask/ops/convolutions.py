@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from semask.ops import winograd
-from semask.ops.parameter_cache import ParameterCache
+from semask.ops.modes import ParameterCache, traced
 from semask.ops.stripes import stripes
-from semask.ops.tracing import traced
 
 # Heads of detectors convolve hundreds of small maps at a time, for which the plain form is faster.
 MOST_MAPS = 32

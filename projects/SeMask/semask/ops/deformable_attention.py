@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention, Size
-from semask.ops.tracing import traced
+from semask.ops.modes import traced
 from semask.utils.precision import at_least_float32
 
 # Rows and columns of zeros around a map. Points are clamped to at most two tokens outside it, where

@@ -15,7 +15,7 @@ from semask.modeling.layers.position_encoding import sine_position_encoding
 from semask.modeling.layers.resize import resize
 from semask.modeling.mask_decoder.base import MaskPrediction, mask_logits
 from semask.modeling.mask_decoder.mask2former import CrossAttentionLayer, Mask2FormerDecoder
-from semask.ops.tracing import traced
+from semask.ops.modes import traced
 
 
 class FactoredPrediction(MaskPrediction):

@@ -22,9 +22,9 @@ from semask.modeling.pixel_decoder.deformable import (
 )
 from semask.ops.convolutions import convolve_
 from semask.ops.deformable_attention import BaggedDeformableAttention, TokenTable, query_chunks
+from semask.ops.modes import evaluated, traced
 from semask.ops.recompute import Call, call, call_unvalued
 from semask.ops.stripes import MapRows, resized, stripes
-from semask.ops.tracing import evaluated, traced
 from semask.utils.precision import autocast_off
 
 # Tokens at a time: 1,024 hidden channels of them are 8 MiB.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from semask.modeling.layers.resize import double, is_open, resize
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
 from semask.ops.convolutions import is_local
+from semask.ops.modes import evaluated
 from semask.ops.stripes import MapRows, resized
-from semask.ops.tracing import evaluated
 
 # Bytes of the finest map that evaluation computes at a time.
 BAND_BYTES = 32 * 2**20

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
-from semask.ops.parameter_cache import ParameterCache
-from semask.ops.tracing import evaluated, traced, trained
+from semask.ops.modes import ParameterCache, evaluated, traced, trained
 from semask.ops.window import (
     append_zero,
     gather_windows,

@@ -14,8 +14,8 @@ from torch import Tensor
 from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock
 from semask.modeling.backbone.windows import WindowAttention
 from semask.ops import window
+from semask.ops.modes import evaluated, traced, trained
 from semask.ops.recompute import Call, call, recompute
-from semask.ops.tracing import evaluated, traced, trained
 from semask.ops.window import (
     WindowLayout,
     WindowPart,

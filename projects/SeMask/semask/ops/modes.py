@@ -1,12 +1,30 @@
-"""Values derived from parameters in evaluation, cached until a parameter changes."""
+"""Whether a module is traced, trained or evaluated; and values that are cached in evaluation."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
+
+
+def traced() -> bool:
+    """True while a model is compiled, exported or counted, for which the plain form is used."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def trained(module: nn.Module) -> bool:
+    """Whether a module is run in training, with gradients, and is not traced."""
+    return module.training and torch.is_grad_enabled() and not traced()
+
+
+def evaluated(module: nn.Module) -> bool:
+    """Whether a module is run in evaluation, without gradients, and is not traced.
+
+    Its sub-modules are assumed to be in evaluation, too, and so without dropout.
+    """
+    return not (module.training or torch.is_grad_enabled() or traced())
 
 
 class ParameterCache(Generic[T]):
