@@ -8,7 +8,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from tabulate import tabulate
 from tqdm import tqdm
 
 from semask.cli.check import run as run_check
@@ -16,7 +15,7 @@ from semask.cli.main import parse
 from semask.data.importers import Options, Result, convert_labels
 from semask.data.importers.contract import Note
 from semask.data.importers.conversion import NOTES_FILE, SPLIT_FILE
-from semask.utils.text import pluralize
+from semask.utils.text import pluralize, table
 
 SMALL = {
     "folder": "own_dataset/semask_small_example",
@@ -41,14 +40,8 @@ def summary(result: Result) -> str:
         (name, images, f"{count:,}", f"{100 * count / total:.2f}")
         for name, images, count in result.counts
     ]
-    table = tabulate(
-        rows,
-        headers=["class", "images", result.unit, "%"],
-        tablefmt="pipe",
-        colalign=["left", "right", "right", "right"],
-        disable_numparse=True,
-    )
-    lines = [f"{result.format}: {result.evidence}.", WRITTEN[result.layout], "", table, ""]
+    counts = table(rows, ["class", "images", result.unit, "%"])
+    lines = [f"{result.format}: {result.evidence}.", WRITTEN[result.layout], "", counts, ""]
     lines.append(
         f"{pluralize(sum(result.images.values()), 'image')} ({parts}), listed in "
         f"{os.path.join(os.path.relpath(result.folder), SPLIT_FILE)}."

@@ -16,7 +16,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,7 +24,7 @@ from semask.modeling.backbone import SemanticLayer
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.tasks import Task, build_task
-from semask.utils.text import one_line
+from semask.utils.text import one_line, table
 
 WHOLE = "(whole model)"
 # Forms that reach the same result with other products: the definition's are counted.
@@ -90,15 +89,8 @@ class ModelCost:
         ]
         if self.semantic_layers:
             rows.append(_row("(all semantic layers)", self.sum_of(self.semantic_layers)))
-        table = tabulate(
-            rows,
-            headers=["module", "parameters", "GFLOP", "saved, MiB"],
-            tablefmt="pipe",
-            colalign=["left", "right", "right", "right"],
-            disable_numparse=True,
-        )
         lines = [
-            table,
+            table(rows, ["module", "parameters", "GFLOP", "saved, MiB"]),
             "",
             f"GFLOP: inference of one image of {self.width}x{self.height} pixels; matrix products, "
             "convolutions and deformable sampling, two operations per multiply-add.",

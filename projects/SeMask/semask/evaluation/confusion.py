@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
 from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
+from semask.utils.text import table
 
 ABSENT = "absent"
 
@@ -172,14 +172,8 @@ def class_table(matrix: np.ndarray, class_names: Sequence[str]) -> str:
             class_names, counts.labelled, 100 * counts.iou, 100 * counts.accuracy, strict=True
         )
     ]
-    table = tabulate(
-        rows,
-        headers=["class", "pixels", "IoU", "accuracy"],
-        tablefmt="pipe",
-        colalign=["left", "right", "right", "right"],
-        disable_numparse=True,
-    )
-    return "\n".join([table, "", *_footer(matrix, class_names, counts)])
+    shown = table(rows, ["class", "pixels", "IoU", "accuracy"])
+    return "\n".join([shown, "", *_footer(matrix, class_names, counts)])
 
 
 def check_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> None:

@@ -319,13 +319,26 @@ def categories_of(name: str) -> list[str]:
         ConfigError: the dataset is not registered, or has no categories.
         DataError: the dataset cannot be loaded, which its categories need.
     """
-    metadata = registered_metadata(name)
-    if not metadata.get("thing_classes"):
-        list_dataset(name)  # which reads the names of the categories
-    categories = metadata.get("thing_classes")
+    categories = listed_names(name, "thing_classes")
     if not categories:
         raise ConfigError(f"Dataset '{name}' has no categories: its metadata need thing_classes.")
-    return list(categories)
+    return categories
+
+
+def listed_names(name: str, key: str) -> list[str]:
+    """The names that the metadata of a registered dataset have, also where listing it reads them.
+
+    Args:
+        name: of the dataset.
+        key: "thing_classes" or "stuff_classes".
+
+    Raises:
+        ConfigError: the dataset is not registered.
+        DataError: it has to be listed, and cannot be.
+    """
+    if not registered_metadata(name).get(key):
+        list_dataset(name)
+    return list(MetadataCatalog.get(name).get(key) or ())
 
 
 def resolve_detector_classes(cfg: CfgNode) -> None:

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
-from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
+from semask.data.checks.semantic import evenly_spaced, list_dataset
 from semask.data.mappers.panoptic import PanopticMapper
 from semask.data.segments import read_segment_ids, translated
 from semask.data.unreadable import ReadableDataset
@@ -24,7 +24,7 @@ from semask.modeling.meta_arch.detectors import (
 )
 from semask.report.panoptic import write_panoptic_report
 from semask.tasks.base import TASK_REGISTRY, InputMapper
-from semask.tasks.instance import InstanceTask, resolve_prior_classes
+from semask.tasks.instance import InstanceTask, listed_names, resolve_prior_classes
 from semask.tasks.semantic import check_ignore_value
 from semask.utils.text import pluralize
 
@@ -193,13 +193,10 @@ def segment_classes(name: str) -> list[str]:
         ConfigError: the dataset is not registered, or has no classes.
         DataError: the dataset cannot be loaded, which its classes need.
     """
-    metadata = registered_metadata(name)
-    if not metadata.get("stuff_classes"):
-        list_dataset(name)  # which reads the names of the classes
-    classes = MetadataCatalog.get(name).get("stuff_classes")
+    classes = listed_names(name, "stuff_classes")
     if not classes:
         raise ConfigError(
             f"Dataset '{name}' has no classes: its metadata need stuff_classes, with the names of "
             "things and stuff."
         )
-    return list(classes)
+    return classes

@@ -1,6 +1,9 @@
-"""Texts and sizes in messages and arguments."""
+"""Texts, sizes and tables in messages and arguments."""
 
 import re
+from collections.abc import Sequence
+
+from tabulate import tabulate
 
 from semask.errors import ConfigError
 
@@ -15,6 +18,20 @@ def pluralize(number: int, noun: str) -> str:
         noun: in the singular; its plural must end in "s".
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def table(rows: Sequence[Sequence[object]], headers: Sequence[str], names: int = 0) -> str:
+    """A table in Markdown; its cells are shown as they are.
+
+    Args:
+        rows: the cells, one for each header; there may be no row.
+        headers: of the columns.
+        names: the column that is aligned to the left; the others are numbers.
+    """
+    # tabulate 0.9 fails where columns of an empty table are aligned.
+    columns = range(len(headers)) if rows else ()
+    alignment = ["left" if column == names else "right" for column in columns]
+    return tabulate(rows, headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
 
 
 def is_worth_logging(count: int) -> bool:

@@ -21,7 +21,6 @@ from semask.data.checks.report import (
     Problem,
     absent_lines,
     dark_words,
-    tabulated,
 )
 from semask.data.checks.semantic import (
     BAD_IMAGE,
@@ -40,6 +39,7 @@ from semask.data.datasets.coco_folder import AnnotationFileError
 from semask.data.reading import check_same_size, is_nearly_black
 from semask.data.segments import compare, has_category, has_id, read_segment_ids
 from semask.errors import ConfigError, DataError
+from semask.utils.text import table
 
 # Detectron2's default of TEST.DETECTIONS_PER_IMAGE.
 USUAL_LIMIT = 100
@@ -117,7 +117,7 @@ class InstanceDatasetReport(ImagesReport):
             (index, name, f"{self.instances[index]:,}", f"{self.images[index]:,}")
             for index, name in enumerate(self.categories)
         ]
-        return tabulated(rows, ["index", "category", f"{self.noun}s", "images"])
+        return table(rows, ["index", "category", f"{self.noun}s", "images"], names=1)
 
     def _notes(self) -> list[str]:
         lines = absent_lines(self.absent, len(self.categories), "categories")

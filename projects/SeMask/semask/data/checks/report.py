@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
-from semask.utils.text import pluralize
+from semask.utils.text import pluralize, table
 
 # Number of problems of a kind, or of absent classes, listed in the text.
 SHOWN = 10
@@ -152,16 +151,6 @@ def absent_lines(absent: Sequence[str], number: int, noun: str) -> list[str]:
     return [f"Note: {len(absent)} of {number} {noun} are in no image: {listed}{more}."]
 
 
-def tabulated(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
-    """A table in the text; the second column holds names, the others numbers."""
-    # tabulate 0.9 fails where columns of an empty table are aligned.
-    columns = range(len(headers)) if rows else ()
-    alignment = ["left" if column == 1 else "right" for column in columns]
-    return tabulate(
-        rows, headers=headers, tablefmt="pipe", colalign=alignment, disable_numparse=True
-    )
-
-
 class DatasetReport(ImagesReport):
     """Statistics and problems of a dataset of images with label maps.
 
@@ -237,7 +226,7 @@ class DatasetReport(ImagesReport):
             )
         ]
         rows.append((self.ignore, "(ignored)", f"{100 * self.ignored_pixels / total:.3f}", ""))
-        return tabulated(rows, ["index", "class", "pixels (%)", "images"])
+        return table(rows, ["index", "class", "pixels (%)", "images"], names=1)
 
     def _notes(self) -> list[str]:
         lines = absent_lines(self.absent, len(self.classes), "classes")

@@ -1,11 +1,12 @@
 """Finding the files of a source: images by the names in labels, splits by their folders."""
 
+import contextlib
 import functools
 import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,6 +55,15 @@ def files_below(folder: Path, *suffixes: str) -> list[Path]:
             if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return found
+
+
+def first_file(paths: Iterable[Path], accepts: Callable[[Path], bool]) -> Path | None:
+    """The first of some files that a test accepts; one that cannot be read is passed over."""
+    for path in paths:
+        with contextlib.suppress(LabelFileError):
+            if accepts(path):
+                return path
+    return None
 
 
 def some_files(folder: Path, *suffixes: str, limit: int = 8) -> list[Path]:

@@ -4,8 +4,10 @@ arXiv 2112.12782, section 3.1 and figure 2.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +21,7 @@ from semask.modeling.backbone.base import (
     stage_name,
 )
 from semask.modeling.backbone.encoder import HierarchicalEncoder, from_nhwc, to_nhwc
-from semask.modeling.backbone.semantic_layer import SemanticLayer
+from semask.modeling.backbone.semantic_layer import SemanticLayer, norm_placement
 
 
 class SeMaskBackbone(SemSegBackbone):
@@ -218,3 +220,32 @@ def _check_semantic(attention: Sequence[str], num_blocks: Sequence[int], window_
                 f"MODEL.SEMASK.ATTENTION[{stage}] = {kind!r} is none of "
                 + ", ".join(ATTENTION_KINDS)
             )
+
+
+def semantic_arguments(
+    cfg: CfgNode, encoder: CfgNode, *, window_size: int | None, norm: str
+) -> dict[str, Any]:
+    """The arguments of a backbone that do not depend on what its encoder is.
+
+    Args:
+        cfg: the config, with ``MODEL.SEMASK``.
+        encoder: its section of the encoder.
+        window_size: where ``MODEL.SEMASK.WINDOW_SIZE`` is 0.
+        norm: "stream" or "branch", where ``MODEL.SEMASK.NORM`` is "auto".
+
+    Raises:
+        ConfigError: see :func:`norm_placement`.
+    """
+    semask = cfg.MODEL.SEMASK
+    return {
+        "semantic_attention": semask.ATTENTION,
+        "semantic_blocks": semask.NUM_BLOCKS,
+        "semantic_classes": semask.NUM_CLASSES or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        "semantic_window_size": semask.WINDOW_SIZE or window_size,
+        "semantic_dropout": semask.DROPOUT,
+        "semantic_init": semask.INIT,
+        "semantic_norm": norm_placement(semask.NORM, default=norm),
+        "out_features": encoder.OUT_FEATURES,
+        "freeze_at": encoder.FREEZE_AT,
+        "activation_checkpoint": encoder.ACTIVATION_CHECKPOINT,
+    }

@@ -9,11 +9,11 @@ from detectron2.modeling import BACKBONE_REGISTRY
 
 from semask.errors import ConfigError
 from semask.modeling.backbone.base import num_stages_for
-from semask.modeling.backbone.semantic_layer import norm_placement
 from semask.modeling.backbone.semask import (
     SeMaskBackbone,
     check_stage_lists,
     check_whole_numbers,
+    semantic_arguments,
 )
 from semask.modeling.backbone.swin import SwinTransformer
 
@@ -115,7 +115,7 @@ class SeMaskSwin(SeMaskBackbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        swin, semask = cfg.MODEL.SWIN, cfg.MODEL.SEMASK
+        swin = cfg.MODEL.SWIN
         missing = [key for key in _KEYS if key not in swin]
         if missing:
             raise ConfigError(
@@ -133,16 +133,7 @@ class SeMaskSwin(SeMaskBackbone):
             "drop_path_rate": swin.DROP_PATH_RATE,
             "absolute_pos_embed": swin.ABSOLUTE_POS_EMBED,
             "pretrain_image_size": swin.PRETRAIN_IMAGE_SIZE,
-            "semantic_attention": semask.ATTENTION,
-            "semantic_blocks": semask.NUM_BLOCKS,
-            "semantic_classes": semask.NUM_CLASSES or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "semantic_window_size": semask.WINDOW_SIZE or None,
-            "semantic_dropout": semask.DROPOUT,
-            "semantic_init": semask.INIT,
-            "semantic_norm": norm_placement(semask.NORM, default="stream"),
-            "out_features": swin.OUT_FEATURES,
-            "freeze_at": swin.FREEZE_AT,
-            "activation_checkpoint": swin.ACTIVATION_CHECKPOINT,
+            **semantic_arguments(cfg, swin, window_size=None, norm="stream"),
             "in_channels": input_shape.channels,
         }
 

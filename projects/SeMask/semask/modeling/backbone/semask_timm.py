@@ -9,8 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 
 from semask.errors import ConfigError
 from semask.modeling.backbone.base import num_stages_for
-from semask.modeling.backbone.semantic_layer import norm_placement
-from semask.modeling.backbone.semask import SeMaskBackbone, check_stage_lists
+from semask.modeling.backbone.semask import SeMaskBackbone, check_stage_lists, semantic_arguments
 from semask.modeling.backbone.timm_encoder import STRIDES, TimmEncoder
 
 
@@ -86,21 +85,12 @@ class SeMaskTimm(SeMaskBackbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        timm, semask = cfg.MODEL.TIMM, cfg.MODEL.SEMASK
+        timm = cfg.MODEL.TIMM
         return {
             "name": timm.NAME,
             # MODEL.WEIGHTS takes precedence.
             "pretrained": timm.PRETRAINED and not cfg.MODEL.WEIGHTS,
             "drop_path_rate": timm.DROP_PATH_RATE,
             "in_channels": input_shape.channels,
-            "semantic_attention": semask.ATTENTION,
-            "semantic_blocks": semask.NUM_BLOCKS,
-            "semantic_classes": semask.NUM_CLASSES or cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "semantic_window_size": semask.WINDOW_SIZE or 7,
-            "semantic_dropout": semask.DROPOUT,
-            "semantic_init": semask.INIT,
-            "semantic_norm": norm_placement(semask.NORM, default="branch"),
-            "out_features": timm.OUT_FEATURES,
-            "freeze_at": timm.FREEZE_AT,
-            "activation_checkpoint": timm.ACTIVATION_CHECKPOINT,
+            **semantic_arguments(cfg, timm, window_size=7, norm="branch"),
         }

@@ -26,6 +26,7 @@ from semask.data.importers.files import (
     ImageFiles,
     cached_json,
     files_below,
+    first_file,
     some_files,
     split_of,
     unused_images,
@@ -93,8 +94,10 @@ class Coco(Importer):
     title = "COCO"
 
     def recognise(self, source: Source) -> str:
-        found = [path for path in json_files(source) if _has_kind(path, panoptic=False)]
-        return f"'{found[0].name}' has images, annotations and categories" if found else ""
+        found = first_file(
+            json_files(source), lambda path: is_coco(cached_json(path), panoptic=False)
+        )
+        return f"'{found.name}' has images, annotations and categories" if found else ""
 
     def read(self, source: Source) -> Labels:
         images = ImageFiles(source.images, source.folder)

@@ -26,6 +26,7 @@ from semask.data.importers.files import (
     ImageFiles,
     cached_json,
     files_below,
+    first_file,
     split_of,
     unused_images,
 )
@@ -46,12 +47,12 @@ class LabelStudio(Importer):
     title = "Label Studio"
 
     def recognise(self, source: Source) -> str:
-        for path in json_files(source):
-            try:
-                if any(_results(task) for task in _tasks(cached_json(path))[:50]):
-                    return f"'{path.name}' has tasks with results"
-            except LabelFileError:
-                continue
+        labelled = first_file(
+            json_files(source),
+            lambda path: any(_results(task) for task in _tasks(cached_json(path))[:50]),
+        )
+        if labelled:
+            return f"'{labelled.name}' has tasks with results"
         pngs = files_below(source.folder, ".png", ".npy")
         found = next((path.name for path in pngs if _BRUSH_PNG.fullmatch(path.name)), "")
         return f"'{found}' is a brush mask" if found else ""

@@ -29,6 +29,7 @@ from semask.data.importers.contract import (
 from semask.data.importers.files import (
     ImageFiles,
     files_below,
+    first_file,
     load_json,
     load_lines,
     some_files,
@@ -49,13 +50,9 @@ class LabelMe(Importer):
     title = "LabelMe"
 
     def recognise(self, source: Source) -> str:
-        for path in some_files(source.folder, ".json", limit=4):
-            try:
-                if _is_labelme(load_json(path)):
-                    return f"'{path.name}' has shapes and an imagePath"
-            except LabelFileError:
-                continue
-        return ""
+        files = some_files(source.folder, ".json", limit=4)
+        found = first_file(files, lambda path: _is_labelme(load_json(path)))
+        return f"'{found.name}' has shapes and an imagePath" if found else ""
 
     def read(self, source: Source) -> Labels:
         images = ImageFiles(source.images, source.folder)

@@ -13,7 +13,7 @@ from semask.data.importers.contract import (
     Source,
     register_format,
 )
-from semask.data.importers.files import ImageFiles, cached_json, split_of, unused_images
+from semask.data.importers.files import ImageFiles, cached_json, first_file, split_of, unused_images
 from semask.data.importers.formats.coco import (
     annotation_files,
     category_names,
@@ -33,13 +33,10 @@ class Panoptic(Importer):
     title = "COCO panoptic"
 
     def recognise(self, source: Source) -> str:
-        for path in json_files(source):
-            try:
-                if is_coco(cached_json(path), panoptic=True):
-                    return f"'{path.name}' has segments_info"
-            except LabelFileError:
-                continue
-        return ""
+        found = first_file(
+            json_files(source), lambda path: is_coco(cached_json(path), panoptic=True)
+        )
+        return f"'{found.name}' has segments_info" if found else ""
 
     def read(self, source: Source) -> Labels:
         files = ImageFiles(source.images, source.folder)
