@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from semask.modeling.heads.base import ScoreKind
+from semask.modeling.mask_decoder.postprocess import as_instances
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
@@ -91,12 +92,8 @@ class StreamedMaskFormer(SeMaskMaskFormer):
             found = encoded_instances(
                 logits, masks, sizes, top=self.detections_per_image, things=self.instance_classes
             )
-            output["instances"] = Instances(
-                size,
-                pred_classes=found.classes,
-                scores=found.scores,
-                pred_masks=found.masks,
-                pred_boxes=Boxes(found.boxes),
+            output["instances"] = as_instances(
+                size, found.classes, found.scores, found.masks, found.boxes
             )
         if self.panoptic_on:
             assert self.panoptic_rule is not None  # as checked

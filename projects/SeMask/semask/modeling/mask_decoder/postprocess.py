@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from semask.modeling.layers.resize import resize
@@ -69,6 +70,15 @@ class InstancePrediction:
     scores: Tensor
     masks: Tensor
     boxes: Tensor
+
+
+def as_instances(
+    size: tuple[int, int], classes: Tensor, scores: Tensor, masks: Any, boxes: Tensor
+) -> Instances:
+    """Detectron2's form of an :class:`InstancePrediction` of an image of this size."""
+    return Instances(
+        size, pred_classes=classes, scores=scores, pred_masks=masks, pred_boxes=Boxes(boxes)
+    )
 
 
 def select_instances(

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from semask.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ from semask.modeling.layers.resize import resize, up_to_multiple
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
     QueryMasks,
+    as_instances,
     class_scores,
     crop_and_resize,
     instance_prediction,
@@ -267,12 +268,8 @@ class SeMaskMaskFormer(SeMaskSegmentor):
             found = instance_prediction(
                 logits, masks, top=self.detections_per_image, things=self.instance_classes
             )
-            output["instances"] = Instances(
-                size,
-                pred_classes=found.classes,
-                scores=found.scores,
-                pred_masks=found.masks,
-                pred_boxes=Boxes(found.boxes),
+            output["instances"] = as_instances(
+                size, found.classes, found.scores, found.masks, found.boxes
             )
         if self.panoptic_on:
             assert self.panoptic_rule is not None  # as checked
