@@ -16,7 +16,11 @@ from torch import nn
 from semask.data.annotations import is_usable, list_problems
 from semask.data.bands import ImageReader
 from semask.data.checks.report import dark_words
-from semask.data.checks.semantic import evenly_spaced, list_dataset, registered_metadata
+from semask.data.checks.semantic import (
+    evenly_spaced,
+    list_dataset,
+    listed_names,
+)
 from semask.data.mappers.instance import InstanceMapper
 from semask.data.reading import is_nearly_black
 from semask.data.unreadable import ReadableDataset
@@ -323,22 +327,6 @@ def categories_of(name: str) -> list[str]:
     if not categories:
         raise ConfigError(f"Dataset '{name}' has no categories: its metadata need thing_classes.")
     return categories
-
-
-def listed_names(name: str, key: str) -> list[str]:
-    """The names that the metadata of a registered dataset have, also where listing it reads them.
-
-    Args:
-        name: of the dataset.
-        key: "thing_classes" or "stuff_classes".
-
-    Raises:
-        ConfigError: the dataset is not registered.
-        DataError: it has to be listed, and cannot be.
-    """
-    if not registered_metadata(name).get(key):
-        list_dataset(name)
-    return list(MetadataCatalog.get(name).get(key) or ())
 
 
 def resolve_detector_classes(cfg: CfgNode) -> None:

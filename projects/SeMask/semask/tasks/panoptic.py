@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
-from semask.data.checks.semantic import evenly_spaced, list_dataset
+from semask.data.checks.semantic import evenly_spaced, list_dataset, listed_names
 from semask.data.mappers.panoptic import PanopticMapper
 from semask.data.segments import read_segment_ids, translated
 from semask.data.unreadable import ReadableDataset
@@ -24,7 +24,7 @@ from semask.modeling.meta_arch.detectors import (
 )
 from semask.report.panoptic import write_panoptic_report
 from semask.tasks.base import TASK_REGISTRY, InputMapper
-from semask.tasks.instance import InstanceTask, listed_names, resolve_prior_classes
+from semask.tasks.instance import InstanceTask, resolve_prior_classes
 from semask.tasks.semantic import check_ignore_value
 from semask.utils.text import pluralize
 

@@ -335,3 +335,19 @@ def _classes_and_ignore(name: str) -> tuple[list[str], int]:
     if not classes:
         raise ConfigError(f"Dataset '{name}' has no class names: its metadata need stuff_classes.")
     return list(classes), int(metadata.get("ignore_label", 255))
+
+
+def listed_names(name: str, key: str) -> list[str]:
+    """The names that the metadata of a registered dataset have, also where listing it reads them.
+
+    Args:
+        name: of the dataset.
+        key: "thing_classes" or "stuff_classes".
+
+    Raises:
+        ConfigError: the dataset is not registered.
+        DataError: it has to be listed, and cannot be.
+    """
+    if not registered_metadata(name).get(key):
+        list_dataset(name)
+    return list(MetadataCatalog.get(name).get(key) or ())
