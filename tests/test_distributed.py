@@ -19,7 +19,6 @@ import runs
 import tiny
 from semask.cli import train
 from semask.config.loading import load_config
-from semask.data.unreadable import UnreadableFiles
 from semask.engine import (
     Torchrun,
     is_lost_peer,
@@ -33,7 +32,7 @@ from semask.engine.launch.ending import EXIT_STATUS, Preempted
 from semask.engine.train_step import TrainStep
 from semask.errors import ConfigError
 from semask.modeling.layers.norm import CpuSyncBatchNorm2d, synchronize_batch_norm
-from tiny_runs import TinyRuns
+from tiny_runs import Batches, TinyRuns
 
 
 def statuses(processes: list[runs.Run]) -> list[int]:
@@ -54,18 +53,6 @@ def samples() -> list[dict[str, Any]]:
         }
         for index in range(4)
     ]
-
-
-class Batches:
-    """In place of a training loader."""
-
-    def __init__(self, batches: list[list[dict[str, Any]]]) -> None:
-        self.seed = 0
-        self.unreadable = UnreadableFiles(0)
-        self.batches = batches
-
-    def __iter__(self) -> Any:
-        return iter(self.batches)
 
 
 def trained(config: str, accumulate_steps: int = 1) -> dict[str, Any]:

@@ -20,14 +20,13 @@ import tiny_masks
 import train_command
 from semask.cli import main
 from semask.config import load_config
-from semask.data.unreadable import UnreadableFiles
 from semask.engine import Trainer, wrap_ddp
 from semask.engine.compilation import compile_parts
 from semask.engine.train_step import TrainStep
 from semask.solver import build_optimizer
 from semask.utils.precision import Precision
 from tiny_masks import CLASSES, DECODERS, batch, build, config
-from tiny_runs import assert_same_state
+from tiny_runs import Batches, assert_same_state
 
 
 @pytest.fixture
@@ -164,18 +163,6 @@ def test_matching_that_meets_nan_ends_the_run_at_that_step(
 
 
 # ---- two processes, and parts of a step ----
-
-
-class Batches:
-    """In place of a training loader."""
-
-    def __init__(self, batches: list[list[dict[str, Any]]]) -> None:
-        self.seed = 0
-        self.unreadable = UnreadableFiles(0)
-        self.batches = batches
-
-    def __iter__(self) -> Any:
-        return iter(self.batches)
 
 
 def same_points(count: int, *shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:

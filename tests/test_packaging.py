@@ -57,41 +57,38 @@ def test_wheel_asks_for_no_detectron2(wheel: zipfile.ZipFile) -> None:
     assert "Requires-Python: >=3.10" in metadata
 
 
+def run_installed(wheel: zipfile.ZipFile, folder: Path, *arguments: str) -> str:
+    """What Python prints that finds the package in ``folder / "installed"`` alone."""
+    wheel.extractall(folder / "installed")
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder / "installed")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_installed_package_finds_its_configs(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    wheel.extractall(tmp_path / "installed")
     code = """
 import semask
 path = semask.config_path("ade20k/semask_swin_tiny_fpn")
 print(path, semask.load_config(path).MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    printed = run_installed(wheel, tmp_path, "-c", code)
     path = tmp_path / "installed/semask/configs/ade20k/semask_swin_tiny_fpn.yaml"
-    assert done.stdout.split() == [str(path), "150"]
+    assert printed.split() == [str(path), "150"]
 
 
 def test_installed_package_runs_its_command(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     assert "semask = semask.cli.main:main" in wheel.read(name).decode()
-    wheel.extractall(tmp_path / "installed")
     options = ("scenes/semask_scenes", "--size", "64", "64")
-    done = subprocess.run(
-        [sys.executable, "-m", "semask", "analyze", *options],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "semantic_layers" in done.stdout
+    printed = run_installed(wheel, tmp_path, "-m", "semask", "analyze", *options)
+    assert "semantic_layers" in printed
 
 
 def test_git_ignores_no_source(repository: Path) -> None:

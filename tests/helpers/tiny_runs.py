@@ -8,6 +8,7 @@ import torch
 
 import runs
 import tiny
+from semask.data.unreadable import UnreadableFiles
 
 
 class TinyRuns:
@@ -92,3 +93,15 @@ def assert_same_state(first: Any, second: Any, where: str = "") -> None:
         assert torch.equal(first, second), where
     else:
         assert first == second, where
+
+
+class Batches:
+    """In place of a training loader."""
+
+    def __init__(self, batches: list[list[dict[str, Any]]]) -> None:
+        self.seed = 0
+        self.unreadable = UnreadableFiles(0)
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
