@@ -40,9 +40,9 @@ COCO_OPTIONAL = ("ALLOW_OUTSIDE",)
 PANOPTIC_REQUIRED = ("NAME", "IMAGE_DIR", "PANOPTIC_DIR", "JSON_FILE")
 
 # The keys of an entry of DATASETS.FOLDERS.
-REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
+FOLDER_REQUIRED = ("NAME", "IMAGE_DIR", "LABEL_DIR")
 # Further keys, and the arguments of ``register_folder`` that they set.
-OPTIONAL = {
+FOLDER_OPTIONAL = {
     "CLASSES": "classes",
     "IGNORE": "ignore",
     "COLORS": "colors",
@@ -184,12 +184,14 @@ def register_config_folders(cfg: CfgNode) -> None:
     """
     for index, entry in enumerate(cfg.DATASETS.FOLDERS):
         where = f"DATASETS.FOLDERS[{index}]"
-        _check_keys(entry, where, REQUIRED, OPTIONAL)
+        _check_keys(entry, where, FOLDER_REQUIRED, FOLDER_OPTIONAL)
         name = entry["NAME"]
-        arguments = {OPTIONAL[key]: value for key, value in entry.items() if key in OPTIONAL}
+        arguments = {
+            FOLDER_OPTIONAL[key]: value for key, value in entry.items() if key in FOLDER_OPTIONAL
+        }
         arguments.setdefault("classes", cfg.DATASETS.FOLDER_CLASSES)
         arguments.setdefault("ignore", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
-        image_dir, label_dir = _paths(cfg, entry, REQUIRED[1:])
+        image_dir, label_dir = _paths(cfg, entry, FOLDER_REQUIRED[1:])
         _forget(name)
         try:
             register_folder(name, image_dir, label_dir, **arguments, from_config=True)
