@@ -1,10 +1,10 @@
-"""What is measured: the rows of the table, each a list of cases."""
+"""The benchmark cases: the rows of the table, each a list of cases."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-# The shipped configs of the models that are compared; any other name is a config, too.
+# The shipped configs of the compared models; any other name is also a config.
 MODELS = {
     "semask-t": "ade20k/semask_swin_tiny_fpn",
     "semask-l": "ade20k/semask_swin_large_fpn",
@@ -18,7 +18,7 @@ MASK_MODELS = {
     "semask-t msfapn": "ade20k/semask_swin_tiny_mask2former_msfapn",
 }
 MASK2FORMER = "semask-t mask2former"
-# Other encoders, and the peer of benchmarks/peers.py that each is measured beside.
+# Other encoders, and the peer of benchmarks/peers.py that each is compared with.
 ENCODER_MODELS = {
     "semask mit-b0": "ade20k/semask_mit_b0_fpn",
     "semask mit-b2": "ade20k/semask_mit_b2_fpn",
@@ -35,21 +35,21 @@ LARGE = ("semask-l",)
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that both sides do.
+    """One computation that all sides perform.
 
     Attributes:
         model: a key of ``MODELS``, or a config.
         kind: "inference" (to logits of the image's size), "labels" (to the class of each of its
             pixels) or "training" (a step with AdamW).
         batch, height, width: of the input, in pixels.
-        classes: K; 0 = as the config says.
+        classes: K; 0 = from the config.
         dtype: "float32", "tf32", "bfloat16" or "float16".
         device: "cpu" or "cuda".
-        threads: of one operation on the CPU.
+        threads: number of threads of an operation on the CPU.
         opts: further overrides of the config, KEY VALUE pairs.
-        apart: the sides run one after the other, as they do not fit into memory together.
-        sides: what is compared: "fast", "plain", and peers of benchmarks/peers.py.
-        label_side: of the square blocks of one class in the images, in pixels.
+        apart: run the sides one after the other, as they do not fit into memory together.
+        sides: "fast", "plain", and peers of benchmarks/peers.py.
+        label_side: side of the square blocks of one class in the label maps, in pixels.
     """
 
     model: str
@@ -73,12 +73,12 @@ class Case:
         return names.get(self.model, self.model)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything in plain types, for JSON."""
+        """All fields in plain types, for JSON."""
         return asdict(self)
 
 
 def case_of(fields: dict[str, Any]) -> Case:
-    """The case that ``as_dict`` and JSON made these fields of."""
+    """Restore a case from the fields of ``as_dict``, also after JSON."""
     lists = ("opts", "sides")
     own: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in fields.items()}
     return Case(**own)
@@ -86,14 +86,14 @@ def case_of(fields: dict[str, Any]) -> Case:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far the rows go.
+    """The extent of the rows.
 
     Attributes:
         models: for the rows that compare models; the first one also serves the other rows.
         size: side of the images, in pixels.
         sizes, classes: of the rows that vary them.
-        inference_batches, training_batches: images at once.
-        training_batch: of the training step.
+        inference_batches, training_batches: batch sizes.
+        training_batch: batch size of the training step.
         wide: (height, width) of the large image of the memory row; labels are made of one twice
             as high and wide, in the row of mask classification, too.
     """
@@ -109,12 +109,12 @@ class Extent:
 
 
 def on_gpu(extent: Extent) -> Extent:
-    """The batches that fill a GPU."""
+    """The batch sizes that fill a GPU."""
     return replace(extent, training_batches=(4, 8, 16, 32), training_batch=16)
 
 
 def quick(extent: Extent) -> Extent:
-    """About a minute on two cores: shows that everything runs, not how fast it is."""
+    """About a minute on two cores: checks that everything runs, without useful timings."""
     return replace(
         extent,
         models=extent.models[:1],
@@ -153,7 +153,7 @@ def training(base: Case, extent: Extent) -> list[Case]:
 
 
 def memory(base: Case, extent: Extent) -> list[Case]:
-    """Of inference and of a training step, and of a large image."""
+    """Memory of inference, of a training step, and of a large image."""
     cases = [
         case
         for case in (*inference(base, extent), *training(base, extent))
@@ -161,7 +161,7 @@ def memory(base: Case, extent: Extent) -> list[Case]:
     ]
     height, width = extent.wide
     large = replace(base, height=height, width=width)
-    # Labels do without the logits of all pixels.
+    # Labels do not need the logits of all pixels.
     labels = replace(large, kind="labels", height=2 * height, width=2 * width, apart=True)
     return [*cases, large, labels]
 
@@ -181,15 +181,15 @@ def classes(base: Case, extent: Extent) -> list[Case]:
 
 
 def batch(base: Case, extent: Extent) -> list[Case]:
-    """Training steps on several numbers of images."""
+    """Training steps with several batch sizes."""
     return [replace(base, kind="training", batch=number) for number in extent.training_batches]
 
 
 def masks(base: Case, extent: Extent) -> list[Case]:
-    """Mask2Former's decoder beside transformers' one, and on a large image.
+    """Mask2Former's decoder compared with transformers', and on a large image.
 
-    The images have some fifteen classes each, where those of the other rows have a hundred: each
-    class is a mask. The plain form would hold all masks of the large image at its full size.
+    The images have some fifteen classes each instead of a hundred as in the other rows, because
+    each class is a mask. The plain form would store all masks of the large image at full size.
     """
     case = replace(base, model=MASK2FORMER, label_side=max(8, extent.size // 4))
     beside = replace(case, sides=(*SIDES, "transformers"))
@@ -202,7 +202,7 @@ def masks(base: Case, extent: Extent) -> list[Case]:
 
 
 def decoders(base: Case, extent: Extent) -> list[Case]:
-    """What each decoder of mask classification costs on the same backbone."""
+    """The cost of each mask-classification decoder on the same backbone."""
     case = replace(base, label_side=max(8, extent.size // 4), sides=("fast",))
     return [
         replace(case, model=model, kind=kind, batch=batch)
@@ -212,7 +212,7 @@ def decoders(base: Case, extent: Extent) -> list[Case]:
 
 
 def encoders(base: Case, extent: Extent) -> list[Case]:
-    """Other encoders under the FPN decoder, each beside another project's model."""
+    """Other encoders with the FPN decoder, each compared with another project's model."""
     models = [model for model in ENCODER_MODELS if model in extent.models] or ENCODER_MODELS
     return [
         replace(base, model=model, kind=kind, batch=batch, sides=("fast", ENCODER_PEERS[model]))
@@ -221,7 +221,7 @@ def encoders(base: Case, extent: Extent) -> list[Case]:
     ]
 
 
-# Rows whose cases are models at work; the others are in startup.py and data.py.
+# Rows whose cases run models; the others are in measure.py and data.py.
 MODEL_ROWS: dict[str, Callable[[Case, Extent], Sequence[Case]]] = {
     "inference": inference,
     "training": training,

@@ -14,7 +14,7 @@ RESAMPLES = 10_000
 LEVEL = 95
 COLOR = "#2b6cb0"
 GREY = "#718096"
-# What a run used, beside its metrics: title and factor.
+# Resources of a run in addition to its metrics: title and factor.
 USED = {
     "seconds_per_step": ("s per step", 1.0),
     "cpu_seconds": ("CPU minutes", 1 / 60),
@@ -24,13 +24,13 @@ USED = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two runs with the same seeds.
+    """The difference of two runs with the same seeds.
 
     Attributes:
         values: by seed.
         low, high: bootstrap interval of the mean (``LEVEL`` %, percentiles, seeds resampled);
-            NaN with one seed. With three seeds it is the range of the three differences, which
-            without any effect lies on one side of 0 in a quarter of all studies.
+            NaN with one seed. With three seeds it is the range of the three differences, which is
+            on one side of 0 in a quarter of all studies even without an effect.
     """
 
     values: Mapping[str, float]
@@ -39,12 +39,12 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return statistics.mean(self.values.values())
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0; False with one seed."""
+        """Whether the interval excludes 0; False with one seed."""
         return self.low > 0 or self.high < 0
 
 
@@ -103,9 +103,8 @@ def render(report: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"Mean of the paired differences, seed by seed [{LEVEL} % bootstrap interval]; an "
-            "interval that contains 0 does not tell the two apart. With three seeds it is the "
-            "range of the three differences, which chance alone puts on one side of 0 one time in "
-            "four.",
+            "interval that contains 0 shows no difference. With three seeds it is the range of the "
+            "three differences, which is on one side of 0 one time in four by chance alone.",
             "",
             grid(["difference", *metrics.values()], rows),
         ]

@@ -22,7 +22,7 @@ def write_samples(folder: Path, images: Sequence[Path] = ()) -> list[dict[str, s
     Args:
         folder: for what is generated: a label map for each image, and where none is given, JPEGs
             of 683 x 512 pixels with the smooth areas, edges and noise of photographs.
-        images: files to take instead.
+        images: files to use instead.
 
     Returns:
         Detectron2's dataset dicts.
@@ -57,7 +57,7 @@ def write_samples(folder: Path, images: Sequence[Path] = ()) -> list[dict[str, s
 
 
 def prepare_data(message: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """The worker's part: all images once in a turn, with the random numbers of the turn."""
+    """The worker's job: process all images once per turn, with the random numbers of the turn."""
     import cv2
     import numpy as np
     import torch
@@ -72,8 +72,8 @@ def prepare_data(message: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     cv2.setNumThreads(0)
     cfg = load_case_config(case_of(message["case"]))
     if "kept_memory" in select_fast_paths(cfg):
-        # Loading processes are forked from the training one and inherit what it has told the C
-        # library; here they are not, so both sides are told.
+        # Data loading workers are forked from the training process and inherit its allocator
+        # settings; here they are not forked, so both sides set them.
         keep_freed_memory()
     mapper = build_mapper(cfg, message["side"])
     records = message["records"]
@@ -115,7 +115,7 @@ def build_mapper(cfg: Any, side: str) -> Callable[[dict[str, Any]], dict[str, An
 
 
 def measure_data(case: Case, effort: Effort, images: Sequence[Path] = ()) -> dict[str, Any]:
-    """Both pipelines in turns.
+    """Measure both pipelines alternately.
 
     Returns:
         "fast" and "plain", each the spread of "images_per_second" of one core, and "speedup".

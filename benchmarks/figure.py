@@ -1,4 +1,4 @@
-"""Time and memory, fast against plain, as a picture."""
+"""A figure of time and memory, fast against plain."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ ARITHMETIC = "#1a202c"
 
 
 def draw(report: Mapping[str, Any], path: Path) -> bool:
-    """Bars of the inference and training rows; the format follows the file's ending.
+    """Draw bars for the inference and training rows; the suffix determines the format.
 
     Args:
         report: see ``benchmarks.run.run``.

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What a GPU does with the models: equality first, then speed, memory and a training.
+"""Check and measure the models on a GPU: equality first, then speed, memory and a training.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --parts fixtures equality --minutes 5
     python benchmarks/gpu.py --device cpu --tiny --parts equality training
 
-Each part is a process of its own with what is left of the time; one that fails or takes too long
-does not end the rest. A part's rows are kept as they come, so that what was measured before a
-failure is in the table. Prints the tables and writes gpu.md and gpu.json to the output folder after
-each part. Needs no network and nothing installed: with the packages in a folder FOLDER,
-PYTHONPATH=FOLDER:projects/SeMask. The last part, "camvid", trains as long as time is left, where
+Each part is a separate process with the remaining time; one that fails or takes too long does not
+end the others. Rows are stored as soon as they are measured, so the table has all rows before a
+failure. Prints the tables and writes gpu.md and gpu.json to the output folder after each part.
+Needs no network and no installation: with the packages in a folder FOLDER,
+PYTHONPATH=FOLDER:projects/SeMask. The last part, "camvid", trains for the remaining time, if
 $DETECTRON2_DATASETS has CamVid. Exit status: 0; 1 if a row or a part failed; 2 for a mistake in the
 arguments.
 """
@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("fixtures", "equality", "training", "inference", "large", "camvid")
-# At most, in minutes; camvid takes what is left.
+# Maximum minutes of each part; camvid gets the rest.
 LIMITS = {"fixtures": 3.0, "equality": 3.0, "training": 8.0, "inference": 4.0, "large": 3.0}
 TITLES = {
     "fixtures": "The reference's arrays: largest error, relative to the array's scale",
@@ -38,11 +38,11 @@ TITLES = {
     "large": "SeMask-L FPN, 640 x 640",
     "camvid": "CamVid at full size",
 }
-GRACE = 30.0  # seconds in which a part that is told to end can write what it has
+GRACE = 30.0  # seconds for a part to write its results after it is told to end
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,12 +55,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/gpu"), metavar="DIR")
     args = parser.parse_args(argv)
     if args.batch < 1 or args.minutes <= 0:
-        parser.error("--batch and --minutes have to be above 0")
+        parser.error("--batch and --minutes must be greater than 0")
     return args
 
 
 def run_part(part: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """One part in a process of its own.
+    """Run one part in a separate process.
 
     Args:
         part: its name.
@@ -68,7 +68,7 @@ def run_part(part: str, args: argparse.Namespace, seconds: float) -> dict[str, A
         seconds: after which it is told to end.
 
     Returns:
-        "rows", each a mapping of columns to values, "seconds" and, where it failed, "error".
+        "rows", each a mapping of columns to values, "seconds" and, if it failed, "error".
     """
     rows, log = args.output / f"{part}.jsonl", args.output / f"{part}.log"
     rows.unlink(missing_ok=True)
@@ -90,7 +90,7 @@ def run_part(part: str, args: argparse.Namespace, seconds: float) -> dict[str, A
         try:
             process.wait(seconds + GRACE)
         except subprocess.TimeoutExpired:
-            result["error"] = f"not ready after {seconds:.0f} s"
+            result["error"] = f"not finished after {seconds:.0f} s"
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -106,10 +106,10 @@ def run_part(part: str, args: argparse.Namespace, seconds: float) -> dict[str, A
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All parts that the arguments ask for.
+    """Run all parts that the arguments select.
 
     Returns:
-        "date", "machine", "settings" and "parts", by name what ``run_part`` gives.
+        "date", "machine", "settings" and "parts", by name the results of ``run_part``.
     """
     args.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """Card and versions, asked in another process: this one leaves the card alone."""
+    """GPU and versions, queried in another process, so that this one does not use the GPU."""
     code = "import json, sys; from benchmarks.worker import machine; "
     code += "print(json.dumps(machine(sys.argv[1])))"
     done = subprocess.run(
@@ -147,7 +147,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The tables in Markdown."""
+    """Render the tables in Markdown."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.table import grid
 
@@ -175,7 +175,7 @@ def _cell(value: Any) -> str:
 
 
 def failures(report: Mapping[str, Any]) -> list[str]:
-    """What went wrong in which part."""
+    """The failures of each part."""
     found = []
     for part, result in report["parts"].items():
         found += [f"{part}: {result['error']}"] if "error" in result else []

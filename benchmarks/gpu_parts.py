@@ -1,7 +1,7 @@
 """The parts of ``benchmarks/gpu.py``: ``python -m benchmarks.gpu_parts PART FILE [options]``.
 
-Each row is written to FILE as soon as it is there, one JSON object a line; one that fails says so
-in "failed". No row begins after the part's time.
+Each row is written to FILE as soon as it is measured, one JSON object per line; a failed row has
+"failed". No row starts after the part's time.
 """
 
 import argparse
@@ -50,21 +50,20 @@ TINY = (
     *("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "5"),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"),
 )
-# What the numbers of each format may differ by, relative to the scale of an array: of layers that
-# follow each other, the rounding adds up.
+# Tolerance for each format, relative to the scale of an array: rounding accumulates over layers.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 2e-2}
-STEPS = 3  # before the clock starts
+STEPS = 3  # warm-up steps
 MEASURED_SECONDS = 4.0
 CAMVID_GRACE = 20.0  # seconds for the checkpoint of a training that is told to end
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a part is asked for.
+    """The settings of a part.
 
     Attributes:
-        device, dtype, batch, tiny: as the command says.
-        end: ``time.monotonic()`` after which nothing begins.
+        device, dtype, batch, tiny: see the command.
+        end: ``time.monotonic()`` after which no row starts.
     """
 
     device: str
@@ -74,7 +73,7 @@ class Task:
     end: float
 
     def case(self, model: str, kind: str, size: int, batch: int) -> Case:
-        """A case of ``benchmarks.sides``, small where that is asked for."""
+        """A case of ``benchmarks.sides``, small if requested."""
         side = 64 if self.tiny else size
         opts = TINY if self.tiny else ()
         return Case(
@@ -95,10 +94,10 @@ def fixtures(task: Task) -> Iterator[Callable[[], Row]]:
     import reference
     import reference_masks
 
-    # cuDNN's convolutions are in TensorFloat32 by default, in which float32 has 10 bits.
+    # cuDNN's convolutions use TensorFloat32 by default, with a mantissa of 10 bits.
     set_number_format(task.case(MODELS["SeMask-T FPN"], "inference", 128, 1))
     formats = dict.fromkeys(["float32", task.dtype])
-    # Without masked attention, whose bits flip with the rounding (the fixtures' README).
+    # Without masked attention, whose mask changes with rounding (see the fixtures' README).
     for case in reference.CASES[:1] if task.tiny else reference.CASES:
         for dtype in formats:
             yield partial(_fpn_fixture, task, case, dtype)
@@ -157,7 +156,7 @@ def _errors(
 
 
 def _judged(row: Row, worst: float, dtype: str) -> Row:
-    if not worst <= TOLERANCE[dtype]:  # a NaN is not
+    if not worst <= TOLERANCE[dtype]:  # also False for NaN
         row["failed"] = f"{worst:.2g} is more than {TOLERANCE[dtype]:g}"
     return row
 
@@ -207,7 +206,7 @@ def _equal(case: Case, title: str, name: str, paths: str) -> Row:
 
 
 def _variants(case: Case) -> dict[str, str]:
-    """Title and ``MODEL.FAST_PATHS`` of: nothing, each form that suits the device, all of them."""
+    """Title and ``MODEL.FAST_PATHS`` for: none, each form suited to the device, all of them."""
     from semask.ops.apply import select_fast_paths
 
     names = sorted(select_fast_paths(load_case_config(case)))
@@ -220,7 +219,7 @@ def training(task: Task) -> Iterator[Callable[[], Row]]:
 
 
 def inference(task: Task) -> Iterator[Callable[[], Row]]:
-    """As training, one image and several."""
+    """As ``training``, for one image and several."""
     yield from _measured(task, "inference", task.batch)
     for title, model in MODELS.items():
         for paths in ("none", "auto"):
@@ -232,7 +231,7 @@ def _measured(task: Task, kind: str, batch: int) -> Iterator[Callable[[], Row]]:
     for title, model in MODELS.items():
         case = task.case(model, kind, 512, batch)
         variants = _variants(case)
-        # The two that matter most first.
+        # The two most important first.
         for name in dict.fromkeys(["none", "all", *variants]):
             yield partial(_speed, case, title, name, variants[name])
         yield partial(_speed, case, title, "all, compiled", variants["all"], compiled=True)
@@ -247,7 +246,7 @@ def large(task: Task) -> Iterator[Callable[[], Row]]:
 
 
 def _speed(case: Case, title: str, name: str, paths: str, compiled: bool = False) -> Row:
-    """Images per second and memory of a step that is repeated for some seconds."""
+    """Images per second and memory of a step, repeated for some seconds."""
     case = replace(case, opts=(*case.opts, "MODEL.FAST_PATHS", paths))
     set_number_format(case)
     cfg = load_case_config(case)
@@ -313,14 +312,14 @@ def _step(case: Case, cfg: Any, model: nn.Module, samples: list[Row]) -> Callabl
 
 
 def camvid(task: Task) -> Iterator[Callable[[], Row]]:
-    """SeMask-T FPN from scratch on CamVid at 360 x 480, until the time is over."""
+    """SeMask-T FPN from scratch on CamVid at 360 x 480, until the time is up."""
     yield partial(_camvid, task)
 
 
 def _camvid(task: Task) -> Row:
     data = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     if not (data / "camvid").is_dir():
-        return {"case": "CamVid", "failed": f"{data}/camvid is not there (DETECTRON2_DATASETS)"}
+        return {"case": "CamVid", "failed": f"{data}/camvid does not exist (DETECTRON2_DATASETS)"}
     output = ROOT / "output" / "gpu" / "camvid"
     steps = 4 if task.tiny else 20_000
     period = 4 if task.tiny else 500
@@ -354,7 +353,7 @@ def _camvid(task: Task) -> Row:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(CAMVID_GRACE)
     finally:
-        if process.poll() is None:  # it would hold the card
+        if process.poll() is None:  # otherwise it would occupy the GPU
             process.kill()
             process.wait()
     row: Row = {"case": "SeMask-T FPN, CamVid 360 x 480", "batch": settings["SOLVER.IMS_PER_BATCH"]}
@@ -403,11 +402,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with args.file.open("w", encoding="utf-8") as file:
         for row in PARTS[args.part](task):
             if time.monotonic() > end:
-                print("the part's time is over", flush=True)
+                print("the part's time is up", flush=True)
                 break
             try:
                 result = row()
-            except Exception as error:  # the other rows go on
+            except Exception as error:  # the other rows continue
                 reason = " ".join(str(error).split())
                 result = {"case": args.part, "failed": f"{type(error).__name__}: {reason}"[:300]}
             file.write(json.dumps(result) + "\n")

@@ -1,4 +1,4 @@
-"""The measuring loop: unit, fast, plain, and again; medians and spreads."""
+"""The measuring loop: unit, fast, plain, repeated; medians and spreads."""
 
 import contextlib
 import statistics
@@ -11,18 +11,18 @@ from benchmarks.cases import SIDES, Case
 from benchmarks.peers import missing
 from benchmarks.process import Worker, WorkerError
 
-# As in benchmarks.sides, which needs PyTorch; this process stays without it.
+# As in benchmarks.sides, which imports PyTorch; this process does not.
 UNIT_OPERATIONS = 2 * 2048**3
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a case is measured.
+    """The number of measurements of a case.
 
     Attributes:
-        repeats: turns of each side, at most.
-        seconds: after these, no further turn begins,
-        least: but for this number of turns.
+        repeats: maximum number of turns of each side.
+        seconds: no turn starts after this time,
+        least: except for this minimum number of turns.
     """
 
     repeats: int = 7
@@ -41,18 +41,18 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def measure(case: Case, unit: Worker, effort: Effort) -> dict[str, Any]:
-    """All sides of a case.
+    """Measure all sides of a case.
 
     Args:
-        case: what they do.
+        case: the computation.
         unit: the worker that computes the matrix product.
-        effort: for how long.
+        effort: the number of measurements.
 
     Returns:
-        The case's fields; "gflop" and "arithmetic_units", what its matrix products alone cost;
-        for each side {"seconds", "units", "images_per_second", "share_of_peak", "peak_bytes"},
-        {"error"}, or {"missing"} for a peer that is not installed; and where both "fast" and
-        "plain" have run, "speedup" and "memory_ratio".
+        The case's fields; "gflop" and "arithmetic_units", the cost of its matrix products; for each
+        side {"seconds", "units", "images_per_second", "share_of_peak", "peak_bytes"}, {"error"}, or
+        {"missing"} for a peer that is not installed; and if both "fast" and "plain" have run,
+        "speedup" and "memory_ratio".
     """
     result: dict[str, Any] = {**case.as_dict(), "interleaved": not case.apart}
     try:
@@ -91,7 +91,7 @@ def _take_turns(
     effort: Effort,
     turns: dict[str, list[dict[str, Any]]],
 ) -> dict[str, str]:
-    """Add the turns of some sides, all of them at work alternately; returns what failed."""
+    """Add alternating turns of some sides; returns the failures."""
     errors: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -134,7 +134,7 @@ def _summary(case: Case, turns: Sequence[dict[str, Any]], arithmetic: float) -> 
 
 
 def measure_startup(case: Case, repeats: int) -> dict[str, Any]:
-    """Imports and building, each time in a new process.
+    """Measure imports and building, each time in a new process.
 
     Returns:
         For each side the spreads of "torch_import_seconds" (PyTorch alone), "import_seconds" (the

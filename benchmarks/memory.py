@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compare the memory that `semask fit` expects of a training step with what a real one takes.
+"""Compare `semask fit`'s estimate for a training step with the memory of a real one.
 
     python benchmarks/memory.py
     python benchmarks/memory.py ade20k/semask_swin_small_fpn --images 4 MODEL.FAST_PATHS=none
 
-A line for each config, for a step on the CPU: expected; at the peak as PyTorch's allocator reports
-it; and what the whole process grew by, in which the kernels' own memory and the gaps between blocks
-are. A step takes about as long as two of the profiler's.
+Prints a line for each config, for a step on the CPU: the estimate, the peak reported by PyTorch's
+allocator, and the growth of the process, which includes the kernels' own memory and fragmentation.
+A step takes about twice as long as under the profiler.
 """
 
 import argparse
@@ -35,15 +35,14 @@ GIB = 2**30
 
 
 def measured(cfg: CfgNode, images: int) -> tuple[int, int]:
-    """Bytes at the peak of a real training step.
+    """Peak memory of a real training step, in bytes.
 
     Args:
         cfg: of a model on the CPU.
-        images: of the step.
+        images: number of images of the step.
 
     Returns:
-        As PyTorch's allocator reports them, and what the process grew by since before the model
-        was built.
+        The allocator's peak, and the growth of the process since before the model was built.
     """
     before = _status("VmRSS")
     model = Trainer.build_model(cfg).train()
@@ -58,7 +57,7 @@ def measured(cfg: CfgNode, images: int) -> tuple[int, int]:
         sum(losses.values()).backward()
         optimizer.step()
 
-    step()  # which makes the optimizer's state
+    step()  # creates the optimizer's state
     grown = _status("VmHWM") - before
     optimizer.zero_grad()
     state = [value for values in optimizer.state.values() for value in values.values()]
@@ -74,13 +73,13 @@ def measured(cfg: CfgNode, images: int) -> tuple[int, int]:
 
 
 def _status(name: str) -> int:
-    """Bytes, from the kernel's account of this process."""
+    """A value in bytes from the kernel's status of this process."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 
 def compare(name: str, images: int, overrides: Sequence[str]) -> list[str]:
-    """The row of a config."""
+    """Measure the row of a config."""
     cfg = load_config(name, ["MODEL.DEVICE=cpu", "SOLVER.AMP.ENABLED=False", *overrides])
     allocated, grown = measured(cfg, images)
     expected = training_memory(cfg, images).peak
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [token for token in args.configs if "=" in token]
     names = [token for token in args.configs if "=" not in token] or list(CONFIGS)
     jobs = [(name, args.images, overrides) for name in names]
-    # A process each: the peak of a process is that of its largest step.
+    # One process each, as a process's peak is that of its largest step.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         rows = pool.starmap(compare, jobs, chunksize=1)
     headers = ["model", "expected, GiB", "allocated", "process grew by", "expected / allocated"]

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Cut the nuclei dataset's validation images into tiles: an own folder in COCO's format.
+"""Cut the nuclei dataset's validation images into tiles, a folder in COCO's format.
 
     DETECTRON2_DATASETS=data python benchmarks/nuclei_tiles.py output/nuclei_tiles
 
-A mask classification model that has been trained on crops for minutes finds next to nothing in
-whole images: where a query looks, and how many nuclei there are, is learnt from the crops. Tiles of
-the crops' size measure what it has learnt. Of each image the middle is taken, four tiles or fewer;
-an instance of which a tile has less than 10 pixels is a crowd there, which counts neither way.
+A mask-classification model that was trained on crops for minutes finds almost nothing in whole
+images, because its queries have learnt the positions and numbers of nuclei in crops. Tiles of the
+crops' size measure what it has learnt. At most four tiles are cut from the centre of each image; an
+instance with less than 10 pixels in a tile is a crowd there and is ignored.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LEAST = 10
 
 
 def corners(length: int, side: int) -> list[int]:
-    """Where the tiles along one direction of an image begin: two in the middle, or one."""
+    """The start positions of tiles along one axis of an image: two in the centre, or one."""
     if length < 2 * side:
         return [max(length - side, 0) // 2]
     first = length // 2 - side
@@ -32,7 +32,7 @@ def corners(length: int, side: int) -> list[int]:
 
 
 def cut_annotation(rle: dict[str, Any], top: int, left: int, side: int) -> dict[str, Any] | None:
-    """What a tile has of an instance, in COCO's format without ids; None if it has nothing.
+    """The part of an instance in a tile, in COCO's format without ids; None if there is none.
 
     Args:
         rle: the instance's mask in the whole image.
@@ -59,7 +59,7 @@ def cut(annotation_file: Path, images: Path, output: Path, side: int) -> dict[st
     Args:
         annotation_file: COCO's format, with polygons.
         images: folder of the images.
-        output: gets the tiles, as PNG files.
+        output: folder for the tiles, as PNG files.
         side: of a tile.
     """
     content = json.loads(annotation_file.read_text())
@@ -95,11 +95,13 @@ def cut(annotation_file: Path, images: Path, output: Path, side: int) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The whole program; returns its exit status."""
+    """Run the program; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("output", type=Path, help="gets images/val and annotations/val.json")
+    parser.add_argument(
+        "output", type=Path, help="output folder, for images/val and annotations/val.json"
+    )
     parser.add_argument("--side", type=int, default=96, help="of a tile, in pixels (96)")
     args = parser.parse_args(argv)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "nuclei_dsb2018"

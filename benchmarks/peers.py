@@ -1,4 +1,4 @@
-"""Other projects' implementations of comparable models, where they are installed."""
+"""Comparable models of other projects, if they are installed."""
 
 import importlib.util
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SEGFORMERS = {"segformer-b1": ([2, 2, 2, 2], 256), "segformer-b2": ([3, 4, 6, 3]
 
 
 def missing(side: str) -> str | None:
-    """Why a side cannot be measured here; None if it can, or needs nothing."""
+    """The reason why a side cannot be measured here; None if it can."""
     package = PACKAGES.get(side)
     if package is None or importlib.util.find_spec(package) is not None:
         return None
@@ -31,12 +31,12 @@ def missing(side: str) -> str | None:
 
 
 def prepare_peer(side: str, kind: str, samples: list[Sample], classes: int) -> Step:
-    """A peer's model with random weights; what is returned runs it once.
+    """Build a peer's model with random weights; returns a function that runs it once.
 
     Args:
         side: a key of ``PACKAGES``.
         kind: "inference" (to the scores of all pixels) or "training" (a step with AdamW).
-        samples: as the project's models take them, of one size.
+        samples: inputs of the project's models, of one size.
         classes: K.
     """
     pixels = torch.stack([sample["image"].float() for sample in samples]).sub(120).div(60)
@@ -87,7 +87,7 @@ def _smp_fpn(pixels: Tensor, classes: int) -> nn.Module:
 
 
 def _per_pixel(network: nn.Module, kind: str, pixels: Tensor, labels: Tensor) -> Step:
-    """Logits of the image's size; in training with cross entropy, which is what these peers do."""
+    """Logits of the image's size; in training with cross entropy, as these peers do."""
     network.train(kind == "training")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05)
 

@@ -1,4 +1,4 @@
-"""The other end of a worker."""
+"""The client side of a worker process."""
 
 import json
 import os
@@ -12,16 +12,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class WorkerError(RuntimeError):
-    """A worker could not do what it was asked for; the message says why."""
+    """A worker's request failed; the message says why."""
 
 
 class Worker:
-    """A process that does one job; a context manager, which ends it."""
+    """A process for one job; a context manager that ends it on exit."""
 
     def __init__(self, threads: int, job: dict[str, Any] | None = None) -> None:
         """
         Args:
-            threads: that its libraries may use.
+            threads: maximum number of threads of its libraries.
             job: see ``benchmarks.worker``; prepared before this returns.
 
         Raises:

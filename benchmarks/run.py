@@ -8,8 +8,8 @@
     python benchmarks/run.py --rows training MODEL.FAST_PATHS none
 
 Prints one table and, with --output, writes benchmark.json. All figures are ratios within this run:
-both sides take turns, and times are in units of a matrix product measured between the turns. At
-the end come overrides of the config, for both sides. Exit status: 0; 1 if a case failed; 2 for a
+both sides alternate, and times are in units of a matrix product measured between the turns.
+Overrides of the config, for both sides, come last. Exit status: 0; 1 if a case failed; 2 for a
 mistake in the arguments.
 """
 
@@ -38,7 +38,7 @@ DTYPES = ("float32", "tf32", "bfloat16", "float16")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         usage="run.py [options] [KEY VALUE ...]",
@@ -53,36 +53,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"of {', '.join(cases.MODELS)}, or configs; default: all of these. In the row "
         f"'encoders': of {', '.join(cases.ENCODER_MODELS)}",
     )
-    parser.add_argument("--repeats", type=int, default=7, help="turns of a case, at most (7)")
-    parser.add_argument("--seconds", type=float, default=40, help="limit of a case's turns (40)")
+    parser.add_argument("--repeats", type=int, default=7, help="maximum turns of a case (7)")
+    parser.add_argument("--seconds", type=float, default=40, help="time limit of a case (40)")
     parser.add_argument("--threads", type=int, default=_cores(), help="default: all cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format")
     parser.add_argument("--size", type=int, help=f"side of the images ({default.size})")
-    parser.add_argument("--sizes", type=int, nargs="+", help="of the row 'size'")
-    parser.add_argument("--classes", type=int, nargs="+", help="of the row 'classes'")
-    parser.add_argument("--inference-batches", type=int, nargs="+", help="of the row 'inference'")
+    parser.add_argument("--sizes", type=int, nargs="+", help="for the row 'size'")
+    parser.add_argument("--classes", type=int, nargs="+", help="for the row 'classes'")
+    parser.add_argument("--inference-batches", type=int, nargs="+", help="for the row 'inference'")
     parser.add_argument("--training-batch", type=int, help="2 on the CPU, 16 on a GPU")
-    parser.add_argument("--training-batches", type=int, nargs="+", help="of the row 'batch'")
+    parser.add_argument("--training-batches", type=int, nargs="+", help="for the row 'batch'")
     parser.add_argument("--wide", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--images", type=Path, help="folder of JPEGs for the row 'data'")
-    parser.add_argument("--quick", action="store_true", help="a minute: that it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="one minute: only check that it runs")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write benchmark.json there")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw .svg or .png, too")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw a .svg or .png")
     words = list(sys.argv[1:] if argv is None else argv)
-    # Cut off here, as "--rows a b KEY VALUE" would take them for rows.
+    # Split off here, as "--rows a b KEY VALUE" would parse them as rows.
     first = next((i for i, word in enumerate(words) if OVERRIDE.fullmatch(word)), len(words))
     args = parser.parse_args(words[:first])
     args.opts = words[first:]
     if min(args.repeats, args.threads) < 1:
-        parser.error("--repeats and --threads have to be at least 1")
+        parser.error("--repeats and --threads must be at least 1")
     if len(args.opts) % 2:
-        parser.error(f"overrides come in pairs KEY VALUE, got {' '.join(args.opts)}")
+        parser.error(f"overrides must be pairs KEY VALUE, got {' '.join(args.opts)}")
     return args
 
 
 def extent_of(args: argparse.Namespace) -> Extent:
-    """How far the rows go, by the arguments."""
+    """The extent of the rows, from the arguments."""
     extent = Extent()
     if args.device == "cuda":
         extent = cases.on_gpu(extent)
@@ -97,7 +97,7 @@ def extent_of(args: argparse.Namespace) -> Extent:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the arguments ask for.
+    """Measure the rows that the arguments select.
 
     Returns:
         "date", "machine", "settings", "unit" ({"seconds": spread, "gflops"}) and "rows": by name,
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def failures(report: dict[str, Any]) -> list[str]:
-    """What went wrong in which case."""
+    """The failures of each case."""
     found: dict[str, None] = {}  # a case may be in several rows
     for row, results in report["rows"].items():
         for result in results if row in cases.MODEL_ROWS else ():
@@ -172,7 +172,7 @@ def failures(report: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The whole program; returns its exit status."""
+    """Run the program; returns the exit status."""
     args = parse(argv)
     try:
         report = run(args)

@@ -1,4 +1,4 @@
-"""What the two sides of a case run: the project's model and the plain one, as a user calls them."""
+"""The two sides of a case: the project's model and the plain one, called as by a user."""
 
 import contextlib
 import sys
@@ -23,7 +23,7 @@ Step = Callable[[], None]
 
 
 def import_project() -> None:
-    """Make ``semask`` and the plain data pipeline importable, wherever the program is started."""
+    """Make ``semask`` and the plain data pipeline importable from any current folder."""
     for folder in (ROOT / "tests" / "helpers", ROOT / "projects" / "SeMask"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
@@ -31,34 +31,34 @@ def import_project() -> None:
 
 
 def set_number_format(case: Case) -> None:
-    """float32 is float32: TensorFloat32 only where it is asked for."""
+    """Disable TensorFloat32 unless requested."""
     torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
     torch.backends.cudnn.allow_tf32 = case.dtype == "tf32"
     torch.backends.cudnn.benchmark = True
 
 
 def autocast(case: Case) -> contextlib.AbstractContextManager[Any]:
-    """The number format of a forward pass."""
+    """The autocast context of a forward pass."""
     if case.dtype not in HALF:
         return contextlib.nullcontext()
     return torch.autocast(case.device, dtype=HALF[case.dtype])
 
 
 def load_case_config(case: Case) -> Any:
-    """The config of the case's model."""
+    """Load the config of the case's model."""
     from semask import config_path, load_config
 
     opts = ["MODEL.DEVICE", case.device]
     if case.classes:
         opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(case.classes)]
     cfg = load_config(config_path(case.config), [*opts, *case.opts])
-    if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":  # on one device, it is BatchNorm
+    if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":  # SyncBN equals BatchNorm on one device
         cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
     return cfg
 
 
 def build(case: Case, side: str, cfg: Any) -> nn.Module:
-    """The model of one side, as a run of it sets it up; "plain" is ``MODEL.FAST_PATHS`` "none"."""
+    """Build the model of one side as in a run; "plain" is ``MODEL.FAST_PATHS`` "none"."""
     from detectron2.modeling import build_model
 
     from semask.ops.apply import apply_fast_paths, select_fast_paths
@@ -74,7 +74,7 @@ def build(case: Case, side: str, cfg: Any) -> nn.Module:
 
 
 def inputs(case: Case, classes: int) -> list[dict[str, Any]]:
-    """Images as a data loader gives them, with labels in blocks, a tenth of them ignored."""
+    """Images as from a data loader, with labels in blocks, a tenth of them ignored."""
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(case.batch):
@@ -93,7 +93,7 @@ def inputs(case: Case, classes: int) -> list[dict[str, Any]]:
 
 
 def prepare(case: Case, side: str) -> Step:
-    """Build the model of a side; what is returned runs it once.
+    """Build the model of a side; returns a function that runs it once.
 
     Args:
         case: what to run.
@@ -177,7 +177,9 @@ def prepare_unit(case: Case) -> Step:
 
 
 def seconds_of(step: Step, device: str, times: int = 1) -> float:
-    """Of one run, the mean of ``times`` in a row; waits for the device before and after."""
+    """The time of one run, as the mean of ``times`` in a row; synchronises the device before and
+    after.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -189,9 +191,9 @@ def seconds_of(step: Step, device: str, times: int = 1) -> float:
 
 
 def operations(case: Case) -> int:
-    """Of the matrix products and convolutions of the plain model, two per multiply-add.
+    """Operations in the plain model's matrix products and convolutions, two per multiply-add.
 
-    A training step counts as three inferences: the backward pass has two products for each.
+    A training step counts as three forward passes: the backward pass has two products for each.
     """
     import_project()
     cfg = load_case_config(case).clone()

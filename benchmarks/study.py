@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""Train models with several seeds side by side and compare them: a table of runs, a figure.
+"""Train models with several seeds in parallel and compare them in tables and a figure.
 
     DETECTRON2_DATASETS=data python benchmarks/study.py nuclei_mask_rcnn
     python benchmarks/study.py scenes_mask2former --workers 4 --threads 2 --seeds 1 2 3 4 5
     python benchmarks/study.py scenes_mask2former --runs live swin --collect
     python benchmarks/study.py benchmarks/results/scenes_mask2former.json
 
-A study is a file in benchmarks/studies (NAME or a path): see ``read_study`` for what stands in it.
-Each run is a process of its own. What is finished in the output folder is not trained again and
-what was stopped goes on, so the command can be interrupted and repeated, with more seeds as well.
-Prints the tables and writes NAME.md, NAME.json (every metric of every seed, commands, date, commit,
-machine) and NAME.svg to the output folder. Given such a JSON file, it draws tables and figure of it
-again. At the end come overrides of all configs. Exit status: 0; 1 if a training failed; 2 for a
-mistake in the arguments or the study; 130 after Ctrl-C and 143 after SIGTERM, with checkpoints to
-go on from.
+A study is a file in benchmarks/studies (NAME or a path): see ``read_study`` for its content. Each
+run is a separate process. Finished runs in the output folder are not repeated and stopped runs are
+resumed, so the command can be interrupted and repeated, also with more seeds. Prints the tables and
+writes NAME.md, NAME.json (every metric of every seed, commands, date, commit, machine) and NAME.svg
+to the output folder. With such a JSON file as argument, it only redraws tables and figure.
+Overrides of all configs come last. Exit status: 0; 1 if a training failed; 2 for a mistake in the
+arguments or the study; 130 after Ctrl-C and 143 after SIGTERM, with checkpoints to resume from.
 """
 
 import argparse
@@ -48,7 +47,7 @@ COMMAND_FILE = "study_run.json"
 
 
 class StudyError(Exception):
-    """A mistake in a study or in what it is asked for; the message says which."""
+    """A mistake in a study or in the arguments; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,9 @@ class Run:
 
     Attributes:
         config: name or path of a config.
-        label: what the tables call it; the run's name by default.
+        label: its name in the tables; by default the run's name.
         overrides: of the config, KEY VALUE pairs; in the file, a mapping.
-        seeds: other seeds than the study's.
+        seeds: replace the study's seeds.
     """
 
     config: str
@@ -70,15 +69,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """The runs to compare.
 
     Attributes:
         title: of tables and figure.
         runs: by name.
-        metrics: results that tables and figure show, by title; the JSON file has all others, too.
+        metrics: results in tables and figure, by title; the JSON file has all results.
         seeds: of each run.
         pairs: (run, run it is compared with), seed by seed.
-        overrides: of all configs, in front of those of a run.
+        overrides: of all configs, before those of a run.
     """
 
     title: str
@@ -89,11 +88,11 @@ class Study:
     overrides: tuple[str, ...] = field(default=())
 
     def jobs(self, names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-        """(run, seed), all runs of a seed first: what is finished can be compared.
+        """(run, seed), all runs of a seed first, so that finished runs can be compared.
 
         Args:
-            names: the runs that are wanted.
-            seeds: instead of those of the study and its runs; none for those.
+            names: the selected runs.
+            seeds: replace those of the study and its runs; empty = keep those.
         """
         of_run = {name: seeds or self.runs[name].seeds or self.seeds for name in names}
         order = dict.fromkeys(seed for chosen in of_run.values() for seed in chosen)
@@ -109,7 +108,7 @@ def read_study(name: str) -> Study:
     path = Path(name) if Path(name).suffix else STUDIES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
-        raise StudyError(f"There is no study '{path}'. Those of the repository: {known}.")
+        raise StudyError(f"There is no study '{path}'. The repository has: {known}.")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     _check_fields(content, Study, str(path))
     runs = {}
@@ -123,7 +122,7 @@ def read_study(name: str) -> Study:
         )
     pairs = tuple((str(one), str(other)) for one, other in content.get("pairs", ()))
     for unknown in {name for pair in pairs for name in pair} - set(runs):
-        raise StudyError(f"{path}: 'pairs' names the run '{unknown}', which 'runs' has not.")
+        raise StudyError(f"{path}: 'pairs' names the run '{unknown}', which is not in 'runs'.")
     return Study(
         title=content["title"],
         runs=runs,
@@ -139,7 +138,7 @@ def _check_fields(content: Any, kind: type, where: str) -> None:
     needed = {"title", "runs", "metrics"} if kind is Study else {"config"}
     if not isinstance(content, dict) or set(content) - known or needed - set(content):
         raise StudyError(
-            f"{where}: has to be a mapping with {', '.join(sorted(needed))} and nothing else than "
+            f"{where}: must be a mapping with {', '.join(sorted(needed))} and only keys from "
             f"{', '.join(sorted(known))}."
         )
 
@@ -149,15 +148,15 @@ def _words(overrides: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class Trainings:
-    """Trains runs side by side, each in a process; all of them can be told to stop."""
+    """Trains runs in parallel, each in a process; all of them can be stopped."""
 
     def __init__(self, study: Study, output: Path, threads: int, overrides: Sequence[str]) -> None:
         """
         Args:
-            study: what to train.
-            output: gets a folder RUN_seedSEED for each run.
-            threads: of each process.
-            overrides: of all configs, behind those of the study.
+            study: the study.
+            output: folder with a subfolder RUN_seedSEED for each run.
+            threads: number of threads of each process.
+            overrides: of all configs, after those of the study.
         """
         self._study = study
         self._output = output
@@ -168,24 +167,24 @@ class Trainings:
         self._stopped = False
 
     def folder(self, name: str, seed: int) -> Path:
-        """Where a run stands."""
+        """The output folder of a run."""
         return self._output / f"{name}_seed{seed}"
 
     def arguments(self, name: str, seed: int) -> list[str]:
-        """Of ``train_net.py``, but for OUTPUT_DIR."""
+        """The arguments of ``train_net.py``, without OUTPUT_DIR."""
         run = self._study.runs[name]
         overrides = (*self._study.overrides, *run.overrides, *self._overrides)
         return ["--config-file", run.config, "SEED", str(seed), *overrides]
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Pass a signal on to all trainings, which write a checkpoint; no other one begins."""
+        """Send a signal to all trainings, which then write a checkpoint; no other one starts."""
         with self._lock:
             self._stopped = True
             for process in self._processes:
                 process.send_signal(number)
 
     def train(self, name: str, seed: int) -> bool:
-        """Train and evaluate, going on where an earlier command has stopped; whether it worked.
+        """Train and evaluate, resuming a stopped run; returns whether it succeeded.
 
         Raises:
             StudyError: the folder has a run of another config, or with other overrides.
@@ -205,7 +204,7 @@ class Trainings:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | _thread_variables(self._threads),
-                start_new_session=True,  # Ctrl-C reaches it through stop() alone
+                start_new_session=True,  # Ctrl-C reaches it only through stop()
             )
             self._processes.add(process)
         _, status, usage = os.wait4(process.pid, 0)
@@ -222,7 +221,7 @@ class Trainings:
         return process.returncode == 0 and results_of(folder) is not None
 
     def _claim(self, folder: Path, arguments: list[str]) -> None:
-        """Note what a run is, with the commit that it began with."""
+        """Record a run's arguments, and the commit at its start."""
         folder.mkdir(parents=True, exist_ok=True)
         noted = _read(folder / COMMAND_FILE)
         if not noted:
@@ -231,14 +230,14 @@ class Trainings:
         elif noted["arguments"] != arguments:
             raise StudyError(
                 f"{folder} has a run of {' '.join(noted['arguments'])}, not of "
-                f"{' '.join(arguments)}. Move it away or give another --output."
+                f"{' '.join(arguments)}. Move it away or use another --output."
             )
 
 
 def results_of(folder: Path) -> dict[str, float] | None:
-    """The last results of a finished run, with what it used; None where it is not finished.
+    """The last results of a finished run, with its resources; None if it is not finished.
 
-    One that was stopped in its last evaluation is not: its results are those of an earlier step.
+    A run stopped in its last evaluation is not finished: its results are those of an earlier step.
     """
     if not (folder / "model_final.pth").is_file() or not (folder / "metrics.json").is_file():
         return None
@@ -260,7 +259,7 @@ def results_of(folder: Path) -> dict[str, float] | None:
 
 
 def commit() -> str:
-    """Of the repository, with a + if files differ from it; "" outside of one."""
+    """The repository's commit, with a + if files differ from it; "" outside a repository."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
@@ -273,7 +272,7 @@ def commit() -> str:
 def collect(
     study: Study, trainings: Trainings, jobs: Sequence[tuple[str, int]], argv: Sequence[str]
 ) -> dict[str, Any]:
-    """What ``benchmarks.comparison`` draws and the JSON file holds.
+    """Collect the report for ``benchmarks.comparison`` and the JSON file.
 
     Returns:
         "title", "date", "command", "machine", "metrics" (title of each that is shown), "pairs" and
@@ -297,7 +296,7 @@ def collect(
         results = results_of(folder)
         if results is not None:
             run["seeds"][str(seed)] = {
-                # What is not defined, as the AP of sizes that do not occur, JSON cannot hold.
+                # JSON has no NaN, the value of undefined results such as the AP of absent sizes.
                 key: _rounded(value)
                 for key, value in results.items()
                 if math.isfinite(value)
@@ -326,32 +325,32 @@ def write(report: Mapping[str, Any], base: Path) -> str:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         usage="study.py STUDY [options] [KEY VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", help="name or file of a study, or results to draw again")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the study's")
-    parser.add_argument("--runs", nargs="+", default=[], help="some of the study's; default: all")
-    parser.add_argument("--workers", type=int, default=1, help="trainings at once (1)")
-    parser.add_argument("--threads", type=int, default=1, help="of each training (1)")
+    parser.add_argument("study", help="name or file of a study, or results to redraw")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="replace the study's")
+    parser.add_argument("--runs", nargs="+", default=[], help="names of runs; default: all")
+    parser.add_argument("--workers", type=int, default=1, help="parallel trainings (1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each training (1)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/study/NAME")
-    parser.add_argument("--collect", action="store_true", help="train nothing")
-    # Cut off here, as "--runs a b KEY VALUE" would take them for runs.
+    parser.add_argument("--collect", action="store_true", help="do not train")
+    # Split off here, as "--runs a b KEY VALUE" would parse them as runs.
     first = next((i for i, word in enumerate(argv) if OVERRIDE.fullmatch(word)), len(argv))
     args = parser.parse_args(argv[:first])
     args.overrides = argv[first:]
     if len(args.overrides) % 2:
-        parser.error(f"overrides come in pairs KEY VALUE, got {' '.join(args.overrides)}")
+        parser.error(f"overrides must be pairs KEY VALUE, got {' '.join(args.overrides)}")
     if min(args.workers, args.threads) < 1:
-        parser.error("--workers and --threads have to be at least 1")
+        parser.error("--workers and --threads must be at least 1")
     return args
 
 
 def run(argv: Sequence[str]) -> int:
-    """The whole program but for mistakes and interruptions; returns its exit status."""
+    """Run the program, without the handling of errors; returns the exit status."""
     args = parse(argv)
     name = Path(args.study).stem
     if args.study.endswith(".json") and "machine" in (report := _read(Path(args.study))):
@@ -359,7 +358,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     study = read_study(args.study)
     for unknown in set(args.runs) - set(study.runs):
-        raise StudyError(f"The study has no run '{unknown}', but {', '.join(study.runs)}.")
+        raise StudyError(f"The study has no run '{unknown}'; it has {', '.join(study.runs)}.")
     output = (args.output or Path("output/study") / name).resolve()
     jobs = study.jobs(args.runs or list(study.runs), args.seeds)
     trainings = Trainings(study, output, args.threads, args.overrides)
@@ -371,10 +370,10 @@ def run(argv: Sequence[str]) -> int:
 def _train_all(
     trainings: Trainings, jobs: Sequence[tuple[str, int]], workers: int
 ) -> list[tuple[str, int]]:
-    """Train; returns the jobs that failed, each of which has been told about."""
+    """Train; returns the failed jobs, after printing a message for each."""
 
     def one(job: tuple[str, int]) -> bool:
-        # In one piece, as workers print side by side.
+        # One write, as workers print in parallel.
         print(f"{job[0]}, seed {job[1]}: {trainings.folder(*job)}\n", end="", flush=True)
         worked = trainings.train(*job)
         if not worked:
@@ -402,7 +401,7 @@ def _train_all(
 
 
 def _without_output(argv: Sequence[str]) -> list[str]:
-    """The command without folders of this machine."""
+    """The command without paths of this machine."""
     words = list(argv)
     if "--output" in words:
         place = words.index("--output")
@@ -427,7 +426,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The whole program; returns its exit status."""
+    """Run the program; returns the exit status."""
     try:
         return run(list(sys.argv[1:] if argv is None else argv))
     except StudyError as error:

@@ -1,4 +1,4 @@
-"""The results as text."""
+"""The benchmark results as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ PEER_HEADERS = ("model", "beside", "fast", "spread", "peer", "spread", "peer / f
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """Everything that has been measured.
+    """Render all results.
 
     Args:
         report: see ``benchmarks.run.run``.
@@ -54,8 +54,8 @@ def render(report: Mapping[str, Any]) -> str:
     ]
     if settings["load_before"] > 0.5:
         lines.append(
-            f"Other programs were at work (load {settings['load_before']:.1f} before the start): "
-            "operations whose threads wait for each other then take many times as long."
+            f"Other programs were running (load {settings['load_before']:.1f} before the start): "
+            "multi-threaded operations then take many times as long."
         )
     for row, title in TITLES.items():
         results = report["rows"].get(row)
@@ -70,7 +70,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def grid(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns aligned: the first to the left, the others to the right."""
+    """A table in Markdown, the first column left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
@@ -107,7 +107,7 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
 
 
 def _peers(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of the peers of some cases that were measured in the same turns, if there are any."""
+    """A table of the peers measured in the same turns, if there are any."""
     rows: list[list[str]] = []
     notes: dict[str, None] = {}
     for result in results:

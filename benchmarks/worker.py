@@ -1,8 +1,8 @@
 """The process that runs one side of one case: ``python -m benchmarks.worker``.
 
-It reads one JSON object a line and answers each with one: first a job, then "turn"s. It is a
-process of its own so that its peak memory is its own, and so that no setting of one side (of the
-memory allocator, say) reaches the other. Ends with its input.
+It reads one JSON object per line and replies to each with one: first a job, then "turn"s. It is a
+separate process so that its peak memory is separate, and so that no setting of one side (for
+instance of the memory allocator) affects the other. It ends with its input.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.cases import Case, case_of
 
-# More turns of a short operation are timed together on a GPU, whose launches are asynchronous.
+# Several turns of a short operation are timed together on a GPU, because launches are asynchronous.
 GPU_UNITS = 100
 GPU_STEPS = 5
 
@@ -24,7 +24,7 @@ Answer = dict[str, Any]
 
 def main() -> None:
     """Serve until the input ends."""
-    # Whatever libraries print goes to the error output; the answers alone go here.
+    # Libraries print to stderr; only replies go to stdout.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     server = Server()
@@ -34,13 +34,13 @@ def main() -> None:
 
 
 class Server:
-    """What a worker does with a message."""
+    """Handles the messages of a worker."""
 
     def __init__(self) -> None:
         self._turn: Callable[[], Answer] | None = None
 
     def answer(self, message: dict[str, Any]) -> Answer:
-        """Do what a message asks for.
+        """Process a message.
 
         Args:
             message: one of {"job": "unit", "model", "data" or "startup", "case", "side", ...}, to
@@ -63,13 +63,13 @@ class Server:
             if self._turn is None:
                 raise ValueError("a turn before any job")
             return self._turn()
-        except Exception as error:  # the table says what failed, and the other cases go on
+        except Exception as error:  # the table lists failures, and the other cases continue
             reason = " ".join(str(error).split())
             return {"error": f"{type(error).__name__}: {reason}"[:500]}
 
 
 def start(message: dict[str, Any]) -> Callable[[], Answer]:
-    """Prepare a job; what is returned runs it once and gives its answer."""
+    """Prepare a job; returns a function that runs it once and returns the reply."""
     if message["job"] == "data":
         from benchmarks.data import prepare_data
 
@@ -124,7 +124,7 @@ def _startup(case: Case, side: str, torch_seconds: float) -> Callable[[], Answer
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory held so far: by the tensors on the GPU, or by this process."""
+    """Peak memory so far: of the tensors on the GPU, or of this process."""
     if device == "cuda":
         import torch
 
@@ -136,7 +136,7 @@ def peak_bytes(device: str) -> int:
 
 
 def machine(device: str) -> Answer:
-    """This machine and the versions, in words."""
+    """A description of this machine and the versions."""
     import torch
 
     words = {

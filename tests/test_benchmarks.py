@@ -162,7 +162,7 @@ def test_a_failed_side_is_shown() -> None:
     }
     text = table.render(report)
     assert "failed" in text
-    assert "Other programs were at work (load 3.0" in text
+    assert "Other programs were running (load 3.0" in text
     assert "50%" in text
     assert run.failures(report) == ["semask-t, inference: oom"]
     assert not figure.draw(report, Path("unused.svg"))
