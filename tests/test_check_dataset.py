@@ -132,7 +132,7 @@ def test_many_problems_are_shortened(folder: Path) -> None:
     text = check_dataset("few").text()
     assert "25 problems:" in text
     assert "... and 15 more" in text
-    assert text.count("has values that are no class: 1 (20 pixels)") >= 9
+    assert text.count("has values that are not classes: 1 (20 pixels)") >= 9
     assert text.count("DATASETS.FOLDER_CLASSES") == text.count("Allowed are 0..0 and 255") == 1
 
 
@@ -152,7 +152,7 @@ def test_one_of_something(tmp_path: Path) -> None:
     assert "Dataset 'one': 1 image with label maps" in text
     assert "Size: 2x1 (1 image)" in text
     assert "1 problem:" in text
-    assert "no class: 9 (1 pixel)." in text
+    assert "not classes: 9 (1 pixel)." in text
     with pytest.raises(DataError, match="1 of the 1 image looked at"):
         quick_check("one", 4, 255)
 
@@ -259,5 +259,5 @@ def test_quick_check_lets_training_skip_files(
 def test_quick_check_names_what_training_would_not_skip(folder: Path) -> None:
     (folder / "images/0.png").write_bytes(b"")
     break_value(folder)
-    with pytest.raises(DataError, match=r"^Label map '.*1\.png' has values that are no class"):
+    with pytest.raises(DataError, match=r"^Label map '.*1\.png' has values that are not classes"):
         quick_check("own", 4, 255, max_unreadable=10)

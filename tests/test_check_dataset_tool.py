@@ -43,7 +43,7 @@ def test_command_with_numbers_only(
     own = ["--images", str(folder / "images"), "--labels", str(folder / "annotations")]
     report = tmp_path / "report.json"
     assert main.run("check", [*own, "--num-classes", "2", "--json", str(report)]) == 1
-    assert "no class: 2 (8 pixels)" in capsys.readouterr().out
+    assert "not classes: 2 (8 pixels)" in capsys.readouterr().out
     (document,) = json.loads(report.read_text())
     assert [entry["name"] for entry in document["classes"]] == ["class 0", "class 1"]
     assert document["problems"][0]["kind"] == "unusable label map"

@@ -77,7 +77,11 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
         "polygon with fewer than three points",
         "annotation 1",
     ),
-    "odd": (annotation(segmentation=[[1] * 7]), "polygon that is no list of x, y", "annotation 1"),
+    "odd": (
+        annotation(segmentation=[[1] * 7]),
+        "polygon that is not a list of x, y",
+        "annotation 1",
+    ),
     "RLE": (
         annotation(segmentation=RLE_OF_ANOTHER_SIZE),
         "mask (RLE) of another size than the image",
@@ -90,7 +94,7 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
         "cannot be listed",
         "1 ids more than once in 'annotations': 2",
     ),
-    "mixed ids": (annotation(id="one"), "cannot be listed", "neither all whole numbers"),
+    "mixed ids": (annotation(id="one"), "cannot be listed", "neither all integers"),
     "no list": (lambda content: content.pop("images"), "cannot be listed", "needs 'images'"),
     "crowd flag": (annotation(iscrowd="0"), "cannot be listed", "annotation 1 with '0'"),
     "outside": (
@@ -112,7 +116,7 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
     "image without a size": (
         lambda content: content["images"][0].update(width=None),
         "cannot be listed",
-        "has 1 entries of 'images' that need file_name as a text, height and width as whole",
+        "has 1 entries of 'images' that need file_name as a string, height and width as whole",
     ),
     "name twice": (
         lambda content: content["categories"][1].update(name="light"),

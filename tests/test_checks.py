@@ -24,10 +24,10 @@ def tiny_cfg(tmp_path: Path) -> Iterator[CfgNode]:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("SOLVER.MAX_ITER", 0, "SOLVER.MAX_ITER is 0; it has to be greater than 0"),
+        ("SOLVER.MAX_ITER", 0, "SOLVER.MAX_ITER is 0; it must be greater than 0"),
         ("SOLVER.BASE_LR", -1.0, "SOLVER.BASE_LR is -1.0"),
         ("SOLVER.CHECKPOINT_PERIOD", 0, "SOLVER.CHECKPOINT_PERIOD is 0"),
-        ("SOLVER.WARMUP_ITERS", -3, "SOLVER.WARMUP_ITERS is -3; it has to be 0 or more"),
+        ("SOLVER.WARMUP_ITERS", -3, "SOLVER.WARMUP_ITERS is -3; it must be 0 or more"),
         ("SOLVER.BETAS", [0.9], "SOLVER.BETAS is .* it needs 2 numbers"),
         ("MODEL.PIXEL_MEAN", [1.0], "MODEL.PIXEL_MEAN has 1 numbers and"),
         ("DATALOADER.NUM_WORKERS", -1, "DATALOADER.NUM_WORKERS is -1"),

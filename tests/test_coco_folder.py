@@ -116,9 +116,9 @@ def first(part: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
             "of 'images' that are not .* has no width",
         ),
         (first("images", height=0), "1 entries of 'images' .* the first is .*'height': 0"),
-        (first("images", width="64"), "height and width as whole numbers"),
-        (first("images", file_name=5), "need file_name as a text"),
-        (first("categories", name=5), "1 entries of 'categories' that need name as a text"),
+        (first("images", width="64"), "height and width as integers"),
+        (first("images", file_name=5), "need file_name as a string"),
+        (first("categories", name=5), "1 entries of 'categories' that need name as a string"),
         (first("categories", name="dark"), "2 'categories' with the name 'dark'"),
     ],
 )
@@ -187,7 +187,7 @@ def test_the_categories_are_those_of_the_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ("x", "has to be a mapping"),
+        ("x", "must be a mapping"),
         ({"NAME": "a", "IMAGE_DIR": "i"}, "needs JSON_FILE"),
         ({"NAME": "a", "IMAGE_DIR": "i", "JSON_FILE": "j", "JSONFILE": 1}, "Did you mean 'JSON_F"),
         ({"NAME": "scenes_sem_seg_val", "IMAGE_DIR": "i", "JSON_FILE": "j"}, "registered already"),

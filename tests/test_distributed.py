@@ -138,7 +138,7 @@ def test_processes_know_their_place_on_the_machine(of_two: list[dict[Any, Any]])
     for rank, found in enumerate(of_two):
         assert found["names"]["local rank"] == rank
         assert found["names"]["local size"] == 2
-        assert "Every machine has to run as many processes" in found["names"]["refused"]
+        assert "All machines must run the same number of processes" in found["names"]["refused"]
         assert found["called"] == [1]
 
 

@@ -120,7 +120,7 @@ def test_torchrun_with_a_killed_process(tiny_runs: TinyRuns) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
-    assert "--resume goes on from the last checkpoint" in done.stderr
+    assert "--resume continues from the last checkpoint" in done.stderr
     assert "Starting training from iteration 0" in done.stdout
     assert "Starting training from iteration 3" in done.stdout
     tiny_runs.run("two", size=2)
@@ -160,7 +160,7 @@ def test_a_full_disk_says_how_to_go_on(tiny_runs: TinyRuns) -> None:
         assert processes[0].status() == 2
     message = processes[0].output().splitlines()[-1]
     assert "model_0000000.pth' cannot be written" in message
-    assert "Make room for OUTPUT_DIR; --resume goes on" in message
+    assert "Make room for OUTPUT_DIR; --resume continues" in message
 
 
 def test_a_disk_that_is_full_elsewhere_takes_one_message(tiny_runs: TinyRuns) -> None:

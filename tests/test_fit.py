@@ -102,7 +102,7 @@ def test_what_the_advice_says_fits() -> None:
         assert " ".join(plan.pairs) in fit.advice()
     fit.usable = whole
     assert fit.plans()[0].pairs == ()
-    assert "fits as it is" in fit.advice()
+    assert "fits unchanged" in fit.advice()
     fit.usable = 0
     assert fit.plans() == []
     assert "Not even one image" in fit.advice()
@@ -137,7 +137,7 @@ def test_the_command(memory: str, status: int, capsys: pytest.CaptureFixture[str
     assert re.search(r"\| as configured +\| \d+\.\d\d.* \| \d+\.\d\d", printed.out)
     assert "activation checkpointing" in printed.out
     assert "Evaluation of an image" in printed.out
-    assert ("fits as it is" in printed.out) == (status == 0)
+    assert ("fits unchanged" in printed.out) == (status == 0)
 
 
 @pytest.fixture

@@ -118,8 +118,8 @@ def rle(height: int, width: int) -> dict[str, Any]:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two points": ({"segmentation": [[1, 1, 9, 9]]}, "fewer than three points"),
-    "odd number": ({"segmentation": [[1, 1, 9, 9, 4, 7, 3]]}, "no list of x, y"),
-    "no numbers": ({"segmentation": [["a", 1, 9, 9, 4, 7]]}, "no list of x, y"),
+    "odd number": ({"segmentation": [[1, 1, 9, 9, 4, 7, 3]]}, "not a list of x, y"),
+    "no numbers": ({"segmentation": [["a", 1, 9, 9, 4, 7]]}, "not a list of x, y"),
     "RLE of another size": ({"segmentation": rle(32, 32)}, "another size"),
     "RLE too short": (
         {"segmentation": {"size": [SIDE, SIDE], "counts": [3, 4]}},

@@ -281,7 +281,7 @@ def test_number_of_classes_by_itself(tmp_path: Path) -> None:
         ([{"NAME": "own", "LABEL_DIR": "b"}], r"FOLDERS\[0\] needs IMAGE_DIR"),
         (folders("own", CLASES=["a"]), r"\[0\] has the key 'CLASES'.*Did you mean 'CLASSES'"),
         (folders("own", name="x"), r"\[0\] has the key 'name'.*Did you mean 'NAME'"),
-        (folders("a") + ["b"], r"FOLDERS\[1\] has to be a mapping"),
+        (folders("a") + ["b"], r"FOLDERS\[1\] must be a mapping"),
         (folders("own", CLASSES=[]), r"FOLDERS\[0\]: .*at least one.*FOLDER_CLASSES"),
         (folders("own", COLORS=3), r"FOLDERS\[0\]: "),
         (folders("own", LABEL_MAP={"a": 1}), r"FOLDERS\[0\]: "),

@@ -70,7 +70,7 @@ def test_killed_in_two_processes(
         fault_arguments=(1, 4, signal.SIGKILL),
     )
     assert statuses(processes) == [1, -signal.SIGKILL]
-    assert "--resume goes on from the last checkpoint" in processes[0].output()
+    assert "--resume continues from the last checkpoint" in processes[0].output()
     tiny_runs.run("killed-two", "--resume", size=2)
     assert_same_state(tiny_runs.checkpoint("killed-two"), undisturbed[2])
     best = tiny_runs.checkpoint("killed-two", "model_best")

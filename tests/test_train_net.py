@@ -203,7 +203,7 @@ def test_a_killed_data_loading_process_takes_one_message(
     steps = ("SOLVER.MAX_ITER", 50)
     assert command("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 1, *steps) == 1
     out, err = capfd.readouterr()
-    assert err.strip().splitlines()[-1].startswith("A data loading process has been killed")
+    assert err.strip().splitlines()[-1].startswith("A data loading worker was killed")
     assert "DATALOADER.NUM_WORKERS" in err
     assert "Traceback" not in out + err
 

@@ -316,10 +316,10 @@ def test_bad_label_found_by_a_data_loading_process(
     captured = capsys.readouterr()
     message = captured.err.strip().splitlines()[-1]
     assert message.startswith("DataError: Label map '")
-    assert "no class: 99" in message
+    assert "not classes: 99" in message
     assert "Traceback" not in captured.out + captured.err  # one message is enough
     assert captured.out.count("no class") == 0
-    assert "no class: 99" in (tmp_path / "out" / "log.txt").read_text()
+    assert "not classes: 99" in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_empty_dataset(

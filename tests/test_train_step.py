@@ -223,7 +223,7 @@ def test_without_a_working_compiler_a_sentence(
     with caplog.at_level(logging.WARNING, "semask"):
         assert compile_parts(step.model, placeholders(cfg), Precision()) is None
     (record,) = [record for record in caplog.records if record.name.startswith("semask")]
-    assert "torch.compile does not work here" in record.getMessage()
+    assert "torch.compile failed" in record.getMessage()
     assert "no C++ compiler here" in record.getMessage()
     torch.testing.assert_close(values(step.model), before, rtol=0, atol=0)
     step.run_step()

@@ -249,7 +249,7 @@ def test_broken_label_ends_the_run_with_its_name(
     for record in records[:4]:
         label = np.full((tiny.SIDE, tiny.SIDE), 7, dtype=np.uint8)
         Image.fromarray(label).save(record["sem_seg_file_name"])
-    with pytest.raises(DataError, match=r"_label\.png' has values that are no class: 7"):
+    with pytest.raises(DataError, match=r"_label\.png' has values that are not classes: 7"):
         train(config(tmp_path))
 
 

@@ -45,13 +45,13 @@ def families() -> dict[str, str]:
 
 
 def refusal(name: str) -> str:
-    """Why a network is refused; "" where it works."""
+    """Why a network is refused; "" if it works."""
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             TimmEncoder(name)
     except ConfigError as error:
-        return _NAME.sub("", str(error)).partition(" Take a network such as")[0]
+        return _NAME.sub("", str(error)).partition(" Use a network such as")[0]
     return ""
 
 
@@ -78,9 +78,9 @@ def document(known: Collection[str] = ()) -> str:
 _TEXT = """\
 # Encoders
 
-`MODEL.BACKBONE.NAME SeMaskTimm` puts semantic layers behind the stages of a network of timm, whose
-name is `MODEL.TIMM.NAME`. The network has to give features at strides 4, 8, 16 and 32, from modules
-that run one after the other, on images of any size. Swin is this project's own:
+`MODEL.BACKBONE.NAME SeMaskTimm` puts semantic layers after the stages of a network of timm, whose
+name is `MODEL.TIMM.NAME`. The network must return features at strides 4, 8, 16 and 32, from modules
+that run sequentially, on images of any size. Swin is this project's own:
 `MODEL.BACKBONE.NAME SeMaskSwin`.
 
 `tests/helpers/encoder_table.py` writes this page, and a test checks it. One small network of

@@ -89,7 +89,7 @@ DEFECTS: list[tuple[Callable[[Path], None], str, str, int]] = [
     (truncate_image, "unreadable", "Cannot read image '", 5),
     (empty_label, "unreadable", "Cannot read label map '", 5),
     (resize_label, "sizes differ", "is 8x6 pixels (width x height, upright) but", 5),
-    (break_value, "unusable label map", "no class: 4 (48 pixels)", 5),
+    (break_value, "unusable label map", "not classes: 4 (48 pixels)", 5),
     (colour_label, "unusable label map", "has 3 channels (RGB)", 5),
     (float_image, "unusable image", "32-bit pixels", 5),
     (ignore_everything, "nothing labelled", "No image of dataset 'own' has a labelled pixel", 5),

@@ -21,7 +21,7 @@ NO_BOX, BAD_BOX = "no box of four numbers", "box without area"
 BOX_OUTSIDE = "box outside the image"
 SHORT_POLYGON, BAD_POLYGON = (
     "polygon with fewer than three points",
-    "polygon that is no list of x, y",
+    "polygon that is not a list of x, y",
 )
 OTHER_SIZE, BAD_RLE = "mask (RLE) of another size than the image", "damaged mask (RLE)"
 EMPTY_MASK, NO_MASK = "empty mask", "no mask"
@@ -130,7 +130,7 @@ def check_stated_size(record: Mapping[str, Any], height: int, width: int) -> Non
     if stated != (height, width):
         raise DataError(
             f"Image '{record['file_name']}' is {width}x{height} pixels (width x height, upright), "
-            f"but its dataset says {stated[1]}x{stated[0]}: its annotations would not fit. "
+            f"but its dataset states {stated[1]}x{stated[0]}: its annotations would not fit. "
             "Correct the annotation file, or save the image upright."
         )
 
@@ -218,7 +218,7 @@ def _rle(
         elif isinstance(counts, str | bytes):
             rle = {"counts": counts, "size": list(size)}
         else:
-            raise ValueError("there are no counts")
+            raise ValueError("it has no counts")
         mask = mask_util.decode(rle)
     except (ValueError, TypeError, OverflowError):
         problems.append(BAD_RLE)

@@ -210,7 +210,7 @@ def stored_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     if len(shape) == 2:
         return shape[1], shape[0], 1
     if len(shape) != 3 or 0 in shape:
-        raise DataError(f"Image '{path}' has the shape {shape}; it has to be (height, width, C).")
+        raise DataError(f"Image '{path}' has the shape {shape}; it must be (height, width, C).")
     first = shape[0] < min(shape[1:])
     height, width = shape[1:] if first else shape[:2]
     return width, height, shape[0] if first else shape[2]
@@ -223,7 +223,7 @@ def _bounds(dtype: np.dtype[Any], path: str | os.PathLike[str]) -> tuple[float, 
         return 0, float(np.iinfo(dtype).max)
     raise DataError(
         f"Image '{path}' has {dtype} values, whose range is unknown.",
-        "Set INPUT.VALUE_RANGE to the values that are to become 0 and 255, as in "
+        "Set INPUT.VALUE_RANGE to the values that are mapped to 0 and 255, as in "
         "INPUT.VALUE_RANGE=[0,1].",
     )
 
@@ -233,7 +233,7 @@ def _tiff(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     if importlib.util.find_spec("tifffile") is None:
         if channels not in (1, 3, 4):
             raise DataError(
-                f"Image '{path}': TIFFs with bands are read by the library tifffile.",
+                f"Image '{path}': TIFFs with bands need the library tifffile.",
                 "Install it with \"pip install 'semask[bands]'\", or save arrays as .npy.",
             )
         return _decoded(path)

@@ -28,8 +28,8 @@ JPEG_LABELS = (
     "again as PNG (renaming or converting the files does not bring the indices back)."
 )
 
-_DAMAGED = "The file is damaged, incomplete or of an unknown format; fetch or save it again."
-_LAYOUT = "Save it as grey or RGB with 8 or 16 bits a channel, in integers."
+_DAMAGED = "The file is damaged, incomplete or of an unknown format; download or save it again."
+_LAYOUT = "Save it as grey or RGB with 8 or 16 integer bits per channel."
 # First bytes of files that are often taken for images, and their kind.
 _SIGNATURES = {
     b"%!PS": "a PostScript file",
@@ -37,7 +37,7 @@ _SIGNATURES = {
     b"\x89HDF": "an HDF5 file",
     b"\x93NUMPY": "a NumPy array",
     b"PK\x03\x04": "an archive",
-    b"version https://git-lfs": "a pointer of Git LFS, whose content has not been fetched",
+    b"version https://git-lfs": "a Git LFS pointer, whose content has not been downloaded",
     b"<!DOCTYPE": "a web page",
     b"<html": "a web page",
     b"<svg": "an SVG drawing",
@@ -185,8 +185,8 @@ def _check_one_page(image: Image.Image, path: str | os.PathLike[str], what: str)
         image.seek(0)
     if pages > 1:
         raise DataError(
-            f"The {what} '{path}' has {pages} pages or frames, of which one is meant.",
-            "Save that one as a file of its own, or each with a name of its own.",
+            f"The {what} '{path}' has {pages} pages or frames, but must have one.",
+            "Save the one to use as a separate file, or each under its own name.",
         )
 
 
@@ -227,7 +227,7 @@ def _apply_limit() -> None:
         return
     if not value.isdecimal() or int(value) < 1:
         raise ConfigError(
-            f"The environment variable {MAX_PIXELS} is '{value}'; it has to be a number of pixels, "
+            f"The environment variable {MAX_PIXELS} is '{value}'; it must be a number of pixels, "
             "such as 500000000."
         )
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

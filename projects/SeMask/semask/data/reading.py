@@ -70,7 +70,7 @@ def check_label_map(
     """
     values = np.asarray(list(table.values()) if isinstance(table, Mapping) else table)
     if values.ndim != 1 or values.dtype.kind not in "iu" or values.size == 0:
-        raise ValueError(f"Label map '{name}' has to be a list of integers.")
+        raise ValueError(f"Label map '{name}' must be a list of integers.")
     if values.min() < 0 or values.max() > 255:
         raise ValueError(f"Label map '{name}' has ids outside 0..255.")
     if isinstance(table, Mapping):
@@ -127,8 +127,8 @@ def rgb_pixels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
     if unused := unused_channels(image):
         log_first_n(
             logging.WARNING,
-            f"Image '{path}' has {pluralize(unused, 'channel')} beside RGB that are not said to be "
-            "transparency, such as infrared. They are not used, nor are those of other files.",
+            f"Image '{path}' has {pluralize(unused, 'channel')} in addition to RGB that are not "
+            "marked as transparency, such as infrared. They are ignored, in other files too.",
             name=__name__,
         )
     image = _upright(image, path)
@@ -176,7 +176,7 @@ def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np
     if label.dtype.itemsize > 1 and (label.max() > 255 or label.min() < 0):
         raise DataError(
             f"Label map '{path}' has values from {label.min()} to {label.max()}, and no label map "
-            "for raw values is set; class indices have to lie in 0..255."
+            "for raw values is set; class indices must be in 0..255."
         )
     return label.astype(np.uint8)
 
@@ -191,7 +191,7 @@ def _read_raw_label(path: str | os.PathLike[str]) -> np.ndarray:
         if len(bands) != 1:
             raise DataError(
                 f"Label map '{path}' has {len(bands)} channels ({image.mode}).",
-                "It has to have one, with the class index of each pixel. If it is a picture in "
+                "It must have one, with the class index of each pixel. If it is a picture in "
                 "class colours, convert it into indices first.",
             )
         stretch = _stretch(image)
@@ -227,7 +227,7 @@ def check_label_values(
         listed = ", ".join(f"{value} ({pluralize(counts[value], 'pixel')})" for value in wrong[:10])
         more = f" and {wrong.size - 10} more values" if wrong.size > 10 else ""
         raise DataError(
-            f"Label map '{path}' has values that are no class: {listed}{more}.",
+            f"Label map '{path}' has values that are not classes: {listed}{more}.",
             f"Allowed are 0..{num_classes - 1} and {ignore} for ignored pixels. Correct the file, "
             "the dataset's label map, or its classes (of folders in a config: "
             "DATASETS.FOLDER_CLASSES; otherwise see MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
@@ -250,7 +250,7 @@ def check_same_size(
         raise DataError(
             f"Image '{image_path}' is {image.shape[1]}x{image.shape[0]} pixels (width x height, "
             f"upright) but its label map '{label_path}' is {label.shape[1]}x{label.shape[0]}.",
-            "Every pixel of the image needs one label: are the two a pair?",
+            "Every pixel of the image needs one label: check that the two are a pair.",
         )
 
 
@@ -280,7 +280,7 @@ def _mapped(label: np.ndarray, name: str, path: str | os.PathLike[str]) -> np.nd
     table = LABEL_MAPS.get(name)
     if table is None:
         known = ", ".join(sorted(LABEL_MAPS)) or "none"
-        raise DataError(f"'{path}' asks for the label map '{name}'; registered are: {known}.")
+        raise DataError(f"'{path}' names the label map '{name}'; registered are: {known}.")
     label = label.astype(np.uint8) if label.dtype == bool else label
     if label.size and (label.max() >= table.size or label.min() < 0):
         raise DataError(
@@ -333,7 +333,7 @@ def read_matlab_label(file: BinaryIO) -> np.ndarray:
     except Exception as error:
         # SciPy raises nearly any error for a damaged file.
         reason = one_line(error)
-        raise ValueError(f"no sound MATLAB file ({reason})") from error
+        raise ValueError(f"not a valid MATLAB file ({reason})") from error
     if found is None:
         raise ValueError(
             f"it has no array '{LABEL_ARRAY}' but {', '.join(names) or 'nothing at all'}"
@@ -347,6 +347,6 @@ def read_matlab_label(file: BinaryIO) -> np.ndarray:
     if label.dtype.kind == "f":
         whole = label.astype(np.int64) if np.isfinite(label).all() else None
         if whole is None or not np.array_equal(whole, label):
-            raise ValueError(f"its array '{LABEL_ARRAY}' has values that are not whole numbers")
+            raise ValueError(f"its array '{LABEL_ARRAY}' has values that are not integers")
         return whole
     return label

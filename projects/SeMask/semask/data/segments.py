@@ -39,8 +39,8 @@ def read_segment_ids(path: str | os.PathLike[str]) -> np.ndarray:
         kind = picture.format if picture.format == "JPEG" else picture.mode
         if kind == "JPEG" or kind.startswith(("I", "F")):
             raise DataError(
-                f"The panoptic map '{path}' is of the kind {kind}, which cannot hold ids of "
-                "segments: save it as an RGB PNG, with the id R + 256 G + 65536 B."
+                f"The panoptic map '{path}' is of the kind {kind}, which cannot store segment ids: "
+                "save it as an RGB PNG, with the id R + 256 G + 65536 B."
             )
         return segment_ids(rgb_pixels(picture, path))
 
@@ -167,7 +167,7 @@ def check_categories(
         if not has_id(segment):
             raise DataError(
                 f"'{path}' has a segment with the id {segment.get('id')!r} in its JSON file; ids "
-                "are whole numbers from 1."
+                "must be integers from 1."
             )
         if not has_category(segment, num_classes):
             raise DataError(

@@ -220,7 +220,7 @@ def loading_processes(wanted: int) -> int:
     if number < wanted:
         log_first_n(
             logging.INFO,
-            f"Images are loaded by {number} process(es) in place of {wanted} "
+            f"Images are loaded by {number} process(es) instead of {wanted} "
             "(DATALOADER.NUM_WORKERS): "
             f"{cores} core(s), shared by {processes} process(es) that train",
             name=__name__,

@@ -99,8 +99,8 @@ class ModelCost:
         ]
         if self.device == "meta":
             lines.append(
-                "On 'meta' nothing runs: attention counts as if its weights were stored, which "
-                "fused kernels avoid. --device cuda measures."
+                "On 'meta' nothing is computed: attention counts as if its weights were stored, "
+                "which fused kernels avoid. Use --device cuda to measure."
             )
         if self.peak_bytes is not None:
             lines.append(f"Peak GPU memory of the step: {self.peak_bytes / 2**20:,.0f} MiB.")
@@ -137,12 +137,12 @@ def analyze_model(
     if min(height, width, batch_size) < 1:
         raise ConfigError(
             f"An input of {batch_size} image(s) of {width}x{height} pixels cannot be analysed: "
-            "each of the three has to be at least 1."
+            "each of the three must be at least 1."
         )
     if device == "meta" and not task.shapes_only:
         raise ConfigError(
-            f"A model of TASK '{cfg.TASK}' cannot be analysed on device 'meta', which knows shapes "
-            "alone: which boxes it keeps depends on their values. Leave the device out, or name "
+            f"A model of TASK '{cfg.TASK}' cannot be analysed on device 'meta', which has only "
+            "shapes: the boxes that it keeps depend on values. Leave the device out, or use "
             "another."
         )
     cfg = task.analysis_config()
@@ -151,8 +151,8 @@ def analyze_model(
     if device == "meta" and matches:
         raise ConfigError(
             f"A training step of {cfg.MODEL.META_ARCHITECTURE} cannot be analysed on device "
-            "'meta', which knows shapes alone: which queries learn which masks depends on their "
-            "values. Leave the device out, or name another."
+            "'meta', which has only shapes: the matching of queries and masks depends on values. "
+            "Leave the device out, or use another."
         )
     device = device or ("meta" if task.shapes_only and not matches else "cpu")
     flops = _flops(model, _inputs(model, task, (height, width), 1))

@@ -61,8 +61,8 @@ def compile_for_training(
     task = build_task(cfg)
     if not task.fixed_size:
         logger.warning(
-            "SOLVER.COMPILE: TASK '%s' is trained without torch.compile, which would compile anew "
-            "for each size of image.",
+            "SOLVER.COMPILE: TASK '%s' is trained without torch.compile, which would recompile "
+            "for each image size.",
             cfg.TASK,
         )
         return None
@@ -94,8 +94,7 @@ def compile_parts(
     except Exception as error:  # a compiler has many ways to fail, and none of them matters here
         reason = one_line(error)
         logger.warning(
-            "SOLVER.COMPILE: torch.compile does not work here, so the model is trained without it "
-            "(%s).",
+            "SOLVER.COMPILE: torch.compile failed, so the model is trained without it (%s).",
             reason[:300],
         )
         return None

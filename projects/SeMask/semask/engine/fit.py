@@ -68,7 +68,7 @@ class Fit:
         if cfg.SOLVER.IMS_PER_BATCH % devices or devices > cfg.SOLVER.IMS_PER_BATCH:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared by {devices} "
-                "devices: it has to be a multiple of their number."
+                "devices: it must be a multiple of their number."
             )
         self.images = cfg.SOLVER.IMS_PER_BATCH // devices
         self.part = max(1, cfg.SOLVER.IMS_PER_BATCH // parts)
@@ -153,7 +153,7 @@ class Fit:
             f"{_images(self.part)} of {width}x{height} pixels, as configured: "
             f"{memory.weights / GIB:.2f} GiB weights, {memory.optimizer / GIB:.2f} optimizer, "
             f"{memory.activations / GIB:.2f} activations, {memory.transient / GIB:.2f} gradients "
-            f"and what comes and goes; {memory.peak / GIB:.2f} together."
+            f"and temporaries; {memory.peak / GIB:.2f} in total."
         )
 
     def advice(self) -> str:
@@ -162,14 +162,14 @@ class Fit:
         plans = self.plans()
         if not plans:
             return (
-                f"Not even one image fits into the {usable} that tensors can use: take a smaller "
+                f"Not even one image fits into the {usable} available to tensors: use a smaller "
                 "model or smaller images (INPUT)."
             )
         step = f"{_images(self.images)} a step"
         if not plans[0].pairs:
-            return f"The config fits as it is into the {usable} that tensors can use ({step})."
+            return f"The config fits unchanged into the {usable} available to tensors ({step})."
         ways = (f"    {' '.join(p.pairs)}  ({p.memory.peak / GIB:.2f} GiB)" for p in plans)
-        return "\n".join([f"{step} fit into the {usable} that tensors can use with:", *ways])
+        return "\n".join([f"{step} fit into the {usable} available to tensors with:", *ways])
 
     def _shown(self, peak: float) -> str:
         return f"{peak / GIB:.2f}" + ("" if peak <= self.usable else " (too much)")
@@ -210,14 +210,14 @@ def log_expected_memory(cfg: CfgNode, devices: int) -> None:
         fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
         memory = fit.memory((), fit.part)
     except Exception as error:  # of a model of the user's: the training need not know
-        logger.info("The memory of a training step is not known: %s", one_line(error))
+        logger.info("The memory of a training step is unknown: %s", one_line(error))
         return
     logger.info(
         "Memory of a training step: %.2f GiB of tensors; %s has %.1f GiB",
         *(memory.peak / GIB, cfg.MODEL.DEVICE, fit.limit / GIB),
     )
     if memory.peak > fit.usable:
-        logger.warning("That may be too much; 'semask fit' says what fits.")
+        logger.warning("That may be too much; 'semask fit' lists settings that fit.")
 
 
 @contextlib.contextmanager

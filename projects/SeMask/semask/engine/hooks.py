@@ -82,7 +82,7 @@ class PriorLossWatch(HookBase):
             self._patience = -1  # once
             logger.warning(
                 "loss_prior has been exactly 0 for %d iterations: the semantic layers are not "
-                "supervised. Is every label ignored, or is a loss weight 0?",
+                "supervised. Check whether every label is ignored, or a loss weight is 0.",
                 self._steps,
             )
 

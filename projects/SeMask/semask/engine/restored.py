@@ -33,7 +33,7 @@ def warn_of_random_weights(model: nn.Module) -> None:
         return
     advice = encoders[0].weights_advice if encoders else HierarchicalEncoder.weights_advice
     logger.warning(
-        "The training starts from random weights, but the recipe of this config from "
+        "The training starts from random weights, but this config's recipe starts from "
         "pre-trained ones: %s.",
         advice,
     )
@@ -68,7 +68,7 @@ def warn_of_restored(state: Mapping[str, Any], optimizer: Optimizer, seed: int) 
         listed = (f"{key} {old} (config: {new})" for key, (old, new) in restored.items())
         logger.warning(
             "These values are the checkpoint's and not the config's: %s. To train with the "
-            "config's, give the checkpoint as MODEL.WEIGHTS to a run without --resume, in "
+            "config's, set MODEL.WEIGHTS to the checkpoint in a run without --resume and with "
             "another OUTPUT_DIR.",
             ", ".join(listed),
         )

@@ -224,8 +224,8 @@ def refuse_nonfinite(
     values = ", ".join(f"{name} = {_text(value)}" for name, value in losses[broken[0]].items())
     raise NonFiniteLossError(
         f"The loss is not finite at iteration {iteration} ({values}), for the images "
-        f"{', '.join(names)}. The weights have not been updated.{where} Look at these images and "
-        "labels, lower SOLVER.BASE_LR, or turn SOLVER.AMP off; --resume goes on from the last "
+        f"{', '.join(names)}. The weights have not been updated.{where} Check these images and "
+        "labels, lower SOLVER.BASE_LR, or turn SOLVER.AMP off; --resume continues from the last "
         "checkpoint."
     )
 

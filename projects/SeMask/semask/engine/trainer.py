@@ -173,21 +173,21 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         if resume and self.checkpointer.has_checkpoint() and self.iter < 0:
             raise CheckpointError(
-                f"The last checkpoint in OUTPUT_DIR '{folder}' holds weights alone, "
-                "which --resume cannot go on from. Give it as MODEL.WEIGHTS to a run without "
-                "--resume, in another OUTPUT_DIR."
+                f"The last checkpoint in OUTPUT_DIR '{folder}' has only weights, so --resume "
+                "cannot continue from it. Set MODEL.WEIGHTS to it in a run without --resume and "
+                "with another OUTPUT_DIR."
             )
         self.iter = max(0, self.iter)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise CheckpointError(
-                f"The processes would go on from different iterations ({starts}): OUTPUT_DIR "
-                f"'{folder}' has to be one folder that all machines share."
+                f"The processes would continue from different iterations ({starts}): OUTPUT_DIR "
+                f"'{folder}' must be a folder shared by all machines."
             )
         if self.start_iter > self.max_iter:
             raise CheckpointError(
                 f"The checkpoint in OUTPUT_DIR '{folder}' has been trained for {self.start_iter} "
-                f"iterations, and SOLVER.MAX_ITER is {self.max_iter}: give a larger one to go on."
+                f"iterations, and SOLVER.MAX_ITER is {self.max_iter}: set a larger one to continue."
             )
         if resume:
             for best in self._best.values():

@@ -223,7 +223,7 @@ def select_fast_paths(cfg: CfgNode) -> frozenset[str]:
     if unknown:
         raise ConfigError(
             f"MODEL.FAST_PATHS is '{setting}', and there is no '{unknown[0]}'; use 'auto', 'none' "
-            f"or any of {', '.join(FAST_PATHS)}, with commas between them."
+            f"or a comma-separated list of {', '.join(FAST_PATHS)}."
         )
     return frozenset(names)
 

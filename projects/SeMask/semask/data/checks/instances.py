@@ -305,7 +305,7 @@ def examine_segments(
     for segment in segments:
         number, category = segment.get("id"), segment.get("category_id")
         if not has_id(segment):
-            message = f"A segment of '{path}' has the id {number!r}; ids are whole numbers from 1"
+            message = f"A segment of '{path}' has the id {number!r}; ids must be integers from 1"
             report.problems.append(Problem(BAD_MAP, message))
         elif not has_category(segment, num_categories):
             message = (

@@ -250,9 +250,9 @@ def dark_words(dark: int, examined: int) -> str:
     verb = "is" if dark == 1 else "are"
     found = "The image is" if examined == 1 else f"{dark} of {examined} images {verb}"
     return (
-        f"{found} nearly black. Are the values 0..1, or of 10 to 14 bits in files of 16 bits, of "
-        "which the upper eight are read? Then name their range, as in INPUT.VALUE_RANGE=[0,4095] "
-        "for 12 bits, or save files with the full range."
+        f"{found} nearly black. If the values are 0..1, or 10 to 14 bits in 16-bit files, of which "
+        "the upper eight bits are read, set their range, such as INPUT.VALUE_RANGE=[0,4095] for "
+        "12 bits, or save files with the full range."
     )
 
 

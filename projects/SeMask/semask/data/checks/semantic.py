@@ -148,14 +148,14 @@ def _meaningless(report: DatasetReport) -> list[Problem]:
     binary = report.ignored_pixels and present[0] == 0
     mapped = f"{{0: 0, {ignore}: 1}}"
     advice = (
-        f"If {ignore} stands for an object: LABEL_MAP: {mapped} in the entry of DATASETS.FOLDERS, "
+        f"If {ignore} means an object: set LABEL_MAP: {mapped} in the entry of DATASETS.FOLDERS, "
         f"or register_folder(..., label_map={mapped})."
         if binary
-        else "Are they the right label maps?"
+        else "Check that these are the right label maps."
     )
     message = (
         f"All labelled pixels of dataset '{name}' are of the class {present[0]} "
-        f"('{report.classes[present[0]]}'), {others}: there is nothing to tell apart. {advice}"
+        f"('{report.classes[present[0]]}'), {others}: a second class is needed. {advice}"
     )
     return [Problem(ONE_CLASS, message)]
 
@@ -206,8 +206,7 @@ def quick_check(
     concerned = sum(bool(report.problems) for report in reports)
     raise DataError(
         f"{problems[0].message} In dataset '{name}', {concerned} of the "
-        f"{pluralize(len(reports), 'image')} looked at cannot be used; "
-        "`semask check` looks at all."
+        f"{pluralize(len(reports), 'image')} checked cannot be used; `semask check` checks all."
     )
 
 
@@ -320,11 +319,11 @@ def _similar(name: str, registered: Sequence[str]) -> str:
     if near := difflib.get_close_matches(name, registered, n=1):
         return f"Did you mean '{near[0]}'?"
     if alike := sorted(other for other in registered if other.startswith(name.split("_")[0])):
-        return f"With a name like that there are {', '.join(alike)}."
+        return f"Similar names are {', '.join(alike)}."
     beginnings = sorted({other.split("_")[0] for other in registered})
     return (
-        f"Known ones begin with {', '.join(beginnings)}; an own one has to be described in the "
-        "config (DATASETS.FOLDERS, see configs/own_dataset) or registered in Python "
+        f"Known names begin with {', '.join(beginnings)}; your own must be described in the config "
+        "(DATASETS.FOLDERS, see configs/own_dataset) or registered in Python "
         "(semask.data.register_folder)."
     )
 

@@ -62,7 +62,7 @@ def register_sem_seg(
     """
     if len(classes) > MAX_CLASSES:
         raise ValueError(
-            f"Dataset '{name}' has {len(classes)} classes; there can be {MAX_CLASSES} at most, as "
+            f"Dataset '{name}' has {len(classes)} classes; the maximum is {MAX_CLASSES}, as "
             "label maps are used with 8 bits and one value is for ignored pixels."
         )
     if len(colors) != len(classes):

@@ -225,22 +225,22 @@ def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Duplicate ids, and references to ids that do not exist."""
     for part in _REQUIRED:
         if {type(entry["id"]) for entry in content[part]} not in ({int}, {str}, set()):
-            yield f"has ids in '{part}' that are neither all whole numbers nor all texts."
+            yield f"has ids in '{part}' that are neither all integers nor all strings."
             continue
         numbers = Counter(entry["id"] for entry in content[part])
         repeated = [str(number) for number, times in numbers.items() if times > 1]
         if repeated:
             yield (
                 f"has {len(repeated)} ids more than once in '{part}': {', '.join(repeated[:10])}. "
-                "Each needs an id of its own."
+                "Ids must be unique."
             )
     for key, part in (("image_id", "images"), ("category_id", "categories")):
         known = [entry["id"] for entry in content[part]]
         wrong = _not_among(known, key, content["annotations"])
         if wrong:
             yield (
-                f"has {len(wrong)} annotations with a {key} that is in no entry of '{part}'; the "
-                f"first is annotation {wrong[0]['id']} with {wrong[0][key]!r}."
+                f"has {len(wrong)} annotations with a {key} that is not in '{part}'; the first is "
+                f"annotation {wrong[0]['id']} with {wrong[0][key]!r}."
             )
 
 
@@ -258,8 +258,8 @@ def _not_among(
 def _wrong_values(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """File names, sizes and names of categories that cannot be used."""
     for part, sound, words in (
-        ("images", _is_image, "need file_name as a text, height and width as whole numbers > 0"),
-        ("categories", _is_category, "need name as a text"),
+        ("images", _is_image, "need file_name as a string, height and width as integers > 0"),
+        ("categories", _is_category, "need name as a string"),
     ):
         wrong = [entry for entry in content[part] if not sound(entry)]
         if wrong:
@@ -281,8 +281,8 @@ def _wrong_values(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     for name, times in numbers.items():
         if times > 1:
             yield (
-                f"has {times} 'categories' with the name '{name}', whose results could not be "
-                "told apart: rename them, or take out those that no annotation has."
+                f"has {times} 'categories' with the name '{name}', whose results would be "
+                "ambiguous: rename them, or remove unused ones."
             )
 
 

@@ -133,17 +133,17 @@ def register_folder(
 
 def _checked_classes(name: str, classes: Sequence[str], ignore: int) -> list[str]:
     if isinstance(classes, str) or not all(isinstance(entry, str) for entry in classes):
-        raise ValueError(f"The classes of dataset '{name}' have to be a list of names.")
+        raise ValueError(f"The classes of dataset '{name}' must be a list of names.")
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(
-            f"The classes of dataset '{name}' have to be different names, at least one; got "
+            f"The classes of dataset '{name}' must be different names, at least one; got "
             f"{list(classes)}."
         )
     if len(classes) <= MAX_CLASSES and not len(classes) <= ignore <= 255:
         raise ValueError(
-            f"Dataset '{name}' has the classes 0..{len(classes) - 1}, so that its ignore value "
-            f"has to lie in {len(classes)}..255; it is {ignore}. Where the files have a class's "
-            "index for ignored pixels, give a label_map from the files' values."
+            f"Dataset '{name}' has the classes 0..{len(classes) - 1}, so its ignore value must be "
+            f"in {len(classes)}..255; it is {ignore}. If the files use a class index for ignored "
+            "pixels, set a label_map from the files' values."
         )
     return list(classes)
 
@@ -156,7 +156,7 @@ def _label_map_name(
         return None if label_map is None else name
     if label_map not in LABEL_MAPS:
         raise ValueError(
-            f"Dataset '{name}' asks for the label map '{label_map}'; registered are: "
+            f"Dataset '{name}' names the label map '{label_map}'; registered are: "
             f"{', '.join(sorted(LABEL_MAPS))}."
         )
     return label_map
@@ -240,7 +240,7 @@ def _check_keys(
 ) -> None:
     known = [*required, *optional]
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where} has to be a mapping with the keys {', '.join(known)}.")
+        raise ConfigError(f"{where} must be a mapping with the keys {', '.join(known)}.")
     for key in entry:
         if key not in known:
             near = difflib.get_close_matches(str(key).upper(), known, n=1)
@@ -248,7 +248,7 @@ def _check_keys(
             raise ConfigError(f"{where} has the key '{key}', which does not exist. {hint}")
     for key in required:
         if not isinstance(entry.get(key), str) or not entry[key]:
-            raise ConfigError(f"{where} needs {key}, as a text.")
+            raise ConfigError(f"{where} needs {key}, as a string.")
 
 
 def _paths(cfg: CfgNode, entry: dict[str, Any], keys: Sequence[str]) -> list[str]:

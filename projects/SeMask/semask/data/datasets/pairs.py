@@ -114,7 +114,7 @@ def pair_files(
     if alone:
         raise PairingError(
             f"Images and label maps do not pair up: {'; '.join(alone)}. Add what is missing or "
-            "remove what is too much." + _appended(hint),
+            "remove what is unpaired." + _appended(hint),
             records,
             [images[key] for key in no_label],
             [labels[key] for key in no_image],

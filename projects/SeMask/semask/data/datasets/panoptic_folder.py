@@ -157,7 +157,7 @@ def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
         numbers = Counter(entry[key] for entry in content[part])
         repeated = [str(number) for number, times in numbers.items() if times > 1]
         if repeated:
-            yield f"has a {key} more than once in '{part}': {', '.join(repeated[:10])}."
+            yield f"has duplicates of {key} in '{part}': {', '.join(repeated[:10])}."
     images = {entry["id"] for entry in content["images"]}
     categories = {entry["id"] for entry in content["categories"]}
     for entry in content["annotations"]:
@@ -168,7 +168,7 @@ def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             if not isinstance(number, int) or number < 1 or times > 1:
                 yield (
                     f"has a segment of the id {number!r} {times} times in '{entry['file_name']}'; "
-                    "ids are whole numbers from 1, each once in an image."
+                    "ids must be integers from 1, unique in an image."
                 )
         unknown = {segment.get("category_id") for segment in entry["segments_info"]} - categories
         if unknown:
@@ -183,4 +183,4 @@ def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     for entry in (*content["images"], *content["annotations"]):
         name = str(entry["file_name"])
         if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-            yield f"names '{name}', which is not below the folder of the images or maps."
+            yield f"names '{name}', which is outside the folder of the images or maps."

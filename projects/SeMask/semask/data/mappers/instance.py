@@ -302,9 +302,9 @@ class InstanceMapper:
             category = given.get("category_id")
             if not isinstance(category, int) or not 0 <= category < self.num_categories:
                 raise DataError(
-                    f"{describe(given, dataset_dict)} has the category {category!r}, but the "
-                    f"model knows 0..{self.num_categories - 1}: set MODEL.ROI_HEADS.NUM_CLASSES "
-                    "(MODEL.RETINANET.NUM_CLASSES; of mask classification "
+                    f"{describe(given, dataset_dict)} has the category {category!r}, but the model "
+                    f"has 0..{self.num_categories - 1}: set MODEL.ROI_HEADS.NUM_CLASSES "
+                    "(MODEL.RETINANET.NUM_CLASSES; for mask classification "
                     "MODEL.SEM_SEG_HEAD.NUM_CLASSES) to the dataset's number of categories."
                 )
             found = inspect(given, *old)

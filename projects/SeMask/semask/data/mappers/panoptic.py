@@ -62,7 +62,7 @@ class PanopticMapper:
         if not num_classes <= ignore_value <= 255:
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}; with {num_classes} classes of "
-                f"segments it has to be in {num_classes}..255."
+                f"segments it must be in {num_classes}..255."
             )
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -123,7 +123,7 @@ class PanopticMapper:
         check_categories(segments, self.num_classes, path)
         if len(segments) > MAX_SEGMENTS:
             raise DataError(
-                f"'{path}' has {len(segments)} segments; {MAX_SEGMENTS} are possible in an image."
+                f"'{path}' has {len(segments)} segments; the maximum is {MAX_SEGMENTS} per image."
             )
         numbers = [segment["id"] for segment in segments if not segment.get("iscrowd", 0)]
         places, found = translated(ids, {n: i for i, n in enumerate(numbers, start=1)}, 0)

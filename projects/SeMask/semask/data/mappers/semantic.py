@@ -132,7 +132,7 @@ def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
     if cfg.TEST.PROTOCOL != "multi_scale":
         return []
     if not cfg.TEST.MULTI_SCALE_FACTORS:
-        raise ConfigError("TEST.MULTI_SCALE_FACTORS is empty: give at least one factor.")
+        raise ConfigError("TEST.MULTI_SCALE_FACTORS is empty: set at least one factor.")
     with blaming("INPUT.SCALE, TEST.MULTI_SCALE_FACTORS"):
         return [ResizeByScale(cfg.INPUT.SCALE, [f]) for f in cfg.TEST.MULTI_SCALE_FACTORS]
 
@@ -213,8 +213,8 @@ class SemSegMapper:
             )
         if not 0 <= ignore_value <= 255:
             raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}; label maps have 8 bits, so "
-                "it has to lie in 0..255."
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}; label maps have 8 bits, so it "
+                "must be in 0..255."
             )
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)

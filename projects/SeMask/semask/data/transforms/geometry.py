@@ -79,11 +79,11 @@ class ResizeByScale(Augmentation):
         """
         super().__init__()
         if len(scale) != 2 or not scale[0] >= scale[1] >= 1:
-            raise ValueError(f"the scale has to be (long, short) in pixels, not {scale}")
+            raise ValueError(f"the scale must be (long, short) in pixels, not {scale}")
         if sampling not in ("choice", "range"):
-            raise ValueError(f"the sampling has to be 'choice' or 'range', not '{sampling}'")
+            raise ValueError(f"the sampling must be 'choice' or 'range', not '{sampling}'")
         if not factors or min(factors) <= 0:
-            raise ValueError(f"the scale factors have to be positive numbers, not {factors}")
+            raise ValueError(f"the scale factors must be positive numbers, not {factors}")
         if sampling == "range" and (len(factors) != 2 or factors[0] > factors[1]):
             raise ValueError(f"sampling 'range' needs two factors, low and high, not {factors}")
         self.scale = (int(scale[0]), int(scale[1]))
@@ -125,7 +125,7 @@ class RandomCropWithCategoryLimit(Augmentation):
         super().__init__()
         self.size = _checked_size(size)
         if not 0 < max_category_area <= 1:
-            raise ValueError(f"the category limit has to be in (0, 1], not {max_category_area}")
+            raise ValueError(f"the category limit must be in (0, 1], not {max_category_area}")
         self.max_category_area = max_category_area
         self.ignore_value = ignore_value
 
@@ -225,7 +225,7 @@ class PadToSize(Augmentation):
 
 def _checked_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
-        raise ValueError(f"the crop size has to be (height, width) in whole pixels, not {size}")
+        raise ValueError(f"the crop size must be (height, width) in whole pixels, not {size}")
     return int(size[0]), int(size[1])
 
 

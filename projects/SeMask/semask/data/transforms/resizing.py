@@ -77,12 +77,12 @@ class ResizeShortEdge(ResizeShortestEdge):
         """
         if not short_edges or min(short_edges) < 1 or max_size < 1:
             raise ValueError(
-                f"the short edges have to be positive numbers of pixels, as their limit, not "
+                f"the short edges and their limit must be positive numbers of pixels, not "
                 f"{list(short_edges)} and {max_size}"
             )
         if label_interpolation not in LABEL_INTERPOLATIONS:
             raise ValueError(
-                f"the label interpolation has to be one of {', '.join(LABEL_INTERPOLATIONS)}, "
+                f"the label interpolation must be one of {', '.join(LABEL_INTERPOLATIONS)}, "
                 f"not '{label_interpolation}'"
             )
         super().__init__(list(short_edges), max_size, sample_style="choice")
@@ -146,7 +146,7 @@ class PadToFixedSize(T.Augmentation):
         """
         super().__init__()
         if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"the sides to pad to have to be at least 1 pixel, not {list(size)}")
+            raise ValueError(f"the sides to pad to must be at least 1 pixel, not {list(size)}")
         self.size, self.pixel, self.ignore_value = (size[0], size[1]), pixel, ignore_value
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -214,10 +214,10 @@ def build_large_scale_jitter(cfg: CfgNode, *, pad: bool = False) -> list[T.Augme
     scale, size = list(cfg.INPUT.LSJ.SCALE), list(cfg.INPUT.LSJ.SIZE)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         raise ConfigError(
-            f"INPUT.LSJ.SCALE is {scale}; it needs two factors greater than 0, the smaller first."
+            f"INPUT.LSJ.SCALE is {scale}; set two factors greater than 0, the smaller first."
         )
     if len(size) != 2 or min(size) < 1:
-        raise ConfigError(f"INPUT.LSJ.SIZE is {size}; it needs a height and a width in pixels.")
+        raise ConfigError(f"INPUT.LSJ.SIZE is {size}; set a height and a width in pixels.")
     window = RandomWindow(size, diagonal=cfg.INPUT.LSJ.DIAGONAL_CROPS)
     steps: list[T.Augmentation] = [ResizeScale(*scale, *size), window]
     if pad:

@@ -72,20 +72,20 @@ def check_run(
 def _check_numbers(cfg: CfgNode) -> None:
     for key in ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.CHECKPOINT_PERIOD"):
         if not _value(cfg, key) > 0:
-            raise ConfigError(f"{key} is {_value(cfg, key)}; it has to be greater than 0.")
+            raise ConfigError(f"{key} is {_value(cfg, key)}; it must be greater than 0.")
     for key in (
         *("SOLVER.WARMUP_ITERS", "SOLVER.WEIGHT_DECAY", "DATALOADER.NUM_WORKERS"),
         *("DATALOADER.MAX_UNREADABLE", "DATASETS.CHECK_SAMPLE"),
     ):
         if _value(cfg, key) < 0:
-            raise ConfigError(f"{key} is {_value(cfg, key)}; it has to be 0 or more.")
+            raise ConfigError(f"{key} is {_value(cfg, key)}; it must be 0 or more.")
     if len(cfg.SOLVER.BETAS) != 2:
         raise ConfigError(f"SOLVER.BETAS is {cfg.SOLVER.BETAS}; it needs 2 numbers.")
     means, stds = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
     if means != stds or not means:
         raise ConfigError(
-            f"MODEL.PIXEL_MEAN has {means} numbers and MODEL.PIXEL_STD {stds}: each needs one for "
-            "each channel of the images, three for RGB."
+            f"MODEL.PIXEL_MEAN has {means} numbers and MODEL.PIXEL_STD {stds}: set one value for "
+            "each channel of the images in both, three for RGB."
         )
 
 
@@ -100,14 +100,16 @@ def _check_output_dir(folder: str) -> None:
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not (os.path.isdir(existing) and os.access(existing, os.W_OK)):
-        raise ConfigError(f"OUTPUT_DIR '{folder}' cannot be made or written to: see '{existing}'.")
+        raise ConfigError(
+            f"OUTPUT_DIR '{folder}' cannot be created or written to: check '{existing}'."
+        )
 
 
 def _check_solver(cfg: CfgNode, world_size: int) -> None:
     sharing = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size  # with the former, batches are scaled
     images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS
     if parts < 1:
-        raise ConfigError(f"SOLVER.ACCUMULATE_STEPS is {parts}; it has to be at least 1.")
+        raise ConfigError(f"SOLVER.ACCUMULATE_STEPS is {parts}; it must be at least 1.")
     if images < 1 or images % (sharing * parts):
         each = f" in {parts} accumulated batches each" if parts > 1 else ""
         raise ConfigError(
@@ -115,11 +117,11 @@ def _check_solver(cfg: CfgNode, world_size: int) -> None:
             f"{each}."
         )
     if cfg.SOLVER.EMA.ENABLED and not 0 <= cfg.SOLVER.EMA.DECAY < 1:
-        raise ConfigError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}; it has to be in [0, 1).")
+        raise ConfigError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}; it must be in [0, 1).")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ConfigError(
-            f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}'; training here only "
-            "knows 'TrainingSampler', which shuffles the images of each pass."
+            f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}'; only 'TrainingSampler' "
+            "is supported, which shuffles the images of each epoch."
         )
     check_precision(cfg)
 
@@ -147,7 +149,7 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
         reason = one_line(error).strip("'\"").rstrip(".")
         if isinstance(error, KeyError) and " " not in reason:
             reason = (
-                f"nothing in it is called '{reason}'; perhaps the features of MODEL.BACKBONE.NAME "
+                f"it has nothing named '{reason}'; perhaps the features of MODEL.BACKBONE.NAME "
                 f"'{cfg.MODEL.BACKBONE.NAME}' do not fit the heads"
             )
         raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
@@ -164,7 +166,7 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
         return
     if eval_only and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
-            "--eval-only has no weights to evaluate: give MODEL.WEIGHTS a checkpoint, or add "
-            f"--resume to take the last one in OUTPUT_DIR '{cfg.OUTPUT_DIR}'."
+            "--eval-only has no weights to evaluate: set MODEL.WEIGHTS to a checkpoint, or add "
+            f"--resume to use the last one in OUTPUT_DIR '{cfg.OUTPUT_DIR}'."
         )
     checkpointer.check(cfg.MODEL.WEIGHTS)

@@ -28,8 +28,8 @@ from semask.utils.device import Torchrun
 TIMEOUT = timedelta(minutes=30)
 
 LOST_PEER = (
-    "Another process of this run has ended or cannot be reached, so this one ends too. What went "
-    "wrong stands in the other's output; --resume goes on from the last checkpoint."
+    "Another process of this run has ended or cannot be reached, so this one ends too. The output "
+    "of the other process has the error; --resume continues from the last checkpoint."
 )
 
 
@@ -127,7 +127,7 @@ def create_local_group(size: int) -> None:
     """
     world_size, rank = comm.get_world_size(), comm.get_rank()
     if any(other != size for other in comm.all_gather(size)):
-        raise ConfigError("Every machine has to run as many processes as the others.")
+        raise ConfigError("All machines must run the same number of processes.")
     create = getattr(comm, "create_local_process_group", None)
     if create is not None:
         create(size)
@@ -188,7 +188,7 @@ def watched_peers(grace: float = GRACE) -> Iterator[threading.Event]:
             rank, pid = watched[ended[0]]
             print(
                 f"Process {rank} of this run (process id {pid}) has ended, so this one ends too. "
-                "--resume goes on from the last checkpoint.",
+                "--resume continues from the last checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )

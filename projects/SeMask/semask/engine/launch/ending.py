@@ -38,11 +38,12 @@ logger = logging.getLogger(__name__)
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError)
 
-MAKE_ROOM = "Make room for OUTPUT_DIR; --resume goes on from the last checkpoint, if there is one."
+MAKE_ROOM = (
+    "Make room for OUTPUT_DIR; --resume continues from the last checkpoint, if there is one."
+)
 LOST_LOADER = (
-    "A data loading process has been killed, most often because the machine has too little "
-    "memory: lower DATALOADER.NUM_WORKERS or SOLVER.IMS_PER_BATCH. --resume goes on from the last "
-    "checkpoint."
+    "A data loading worker was killed, usually because the machine has too little memory: lower "
+    "DATALOADER.NUM_WORKERS or SOLVER.IMS_PER_BATCH. --resume continues from the last checkpoint."
 )
 # What to do where the message of an error, which other programs give too, does not say it.
 ADVICE: dict[type[Exception], str] = {
@@ -94,7 +95,7 @@ def exit_statuses() -> Iterator[None]:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(
-            "Interrupted; --resume goes on from the last checkpoint, if there is one.",
+            "Interrupted; --resume continues from the last checkpoint, if there is one.",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
@@ -252,7 +253,7 @@ class StopHook(HookBase):
 
     def after_step(self) -> None:
         if self.trainer.stop_agreed:
-            logger.warning("Told to end after iteration %d", self.trainer.iter)
+            logger.warning("Stop requested: ending after iteration %d", self.trainer.iter)
             self._request.leave()
 
 

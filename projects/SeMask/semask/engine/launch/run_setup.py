@@ -83,7 +83,7 @@ def _acquire(folder: str) -> FileLock | None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"OUTPUT_DIR '{folder}' cannot be made or written to: {error}."
+            f"OUTPUT_DIR '{folder}' cannot be created or written to: {error}."
         ) from error
     # Without fallback_to_soft: a lock that is only a file would outlive a killed run.
     lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_holder)
@@ -91,12 +91,12 @@ def _acquire(folder: str) -> FileLock | None:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise ConfigError(
-            f"Another run{_holder(path)} is writing to OUTPUT_DIR '{folder}'. Give this one "
-            "another OUTPUT_DIR, or end the other one first. (OUTPUT_DIR_LOCK False starts it "
-            "anyway; the two then overwrite each other's files.)"
+            f"Another run{_holder(path)} is writing to OUTPUT_DIR '{folder}'. Use another "
+            "OUTPUT_DIR for this one, or end the other one first. (OUTPUT_DIR_LOCK False starts "
+            "it anyway; the two then overwrite each other's files.)"
         ) from error
     except OSError as error:
-        logger.warning("'%s' cannot be locked (%s): is another run in there?", path, error)
+        logger.warning("'%s' cannot be locked (%s): check that no other run uses it", path, error)
         return None
     remove_temporaries(folder)
     return lock
@@ -132,9 +132,10 @@ def refuse_overwriting(folder: str) -> None:
     if names:
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise ConfigError(
-            f"OUTPUT_DIR '{folder}' has the checkpoints of an earlier run ({', '.join(names[:4])}"
-            f"{more}). Add --resume to go on from the last one, give another OUTPUT_DIR, or add "
-            "--overwrite to remove them and begin anew (in Python, arguments of resume_or_load)."
+            f"OUTPUT_DIR '{folder}' has the checkpoints of an earlier run "
+            f"({', '.join(names[:4])}{more}). Add --resume to continue from the last one, use "
+            "another OUTPUT_DIR, or add --overwrite to remove them and start over (in Python, "
+            "arguments of resume_or_load)."
         )
 
 
@@ -148,7 +149,7 @@ def remove_checkpoints(folder: str) -> None:
     for name in names:
         os.unlink(os.path.join(folder, name))
     if names:
-        logger.info("Removed from '%s', as told: %s", folder, ", ".join(names))
+        logger.info("Removed from '%s' (--overwrite): %s", folder, ", ".join(names))
 
 
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:

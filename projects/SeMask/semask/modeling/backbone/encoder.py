@@ -36,7 +36,7 @@ class HierarchicalEncoder(nn.Module):
     strides: tuple[int, ...]
     layout: Layout
     pretrained: bool = False
-    weights_advice: str = "give MODEL.WEIGHTS a checkpoint of the encoder"
+    weights_advice: str = "set MODEL.WEIGHTS to a checkpoint of the encoder"
 
     def frozen_parts(self, num_stages: int) -> list[nn.Module]:
         """The modules to freeze: the stem and the first stages.

@@ -31,7 +31,7 @@ def norm_placement(setting: str, *, default: str) -> str:
     """
     if setting not in ("auto", *NORM_PLACEMENTS):
         raise ConfigError(
-            f"MODEL.SEMASK.NORM is '{setting}'; it can be auto, {' or '.join(NORM_PLACEMENTS)}."
+            f"MODEL.SEMASK.NORM is '{setting}'; set it to auto, {' or '.join(NORM_PLACEMENTS)}."
         )
     return default if setting == "auto" else setting
 
@@ -115,7 +115,7 @@ class SemanticLayer(nn.Module):
         super().__init__()
         norm = norm_placement(norm, default="stream")
         if init not in INITS:
-            raise ConfigError(f"MODEL.SEMASK.INIT is '{init}'; it can be {' or '.join(INITS)}.")
+            raise ConfigError(f"MODEL.SEMASK.INIT is '{init}'; set it to {' or '.join(INITS)}.")
         if num_blocks < 1:
             raise ValueError(f"A semantic layer needs at least one block, got {num_blocks}")
         if num_classes < 1:

@@ -120,7 +120,7 @@ class SeMaskSwin(SeMaskBackbone):
         if missing:
             raise ConfigError(
                 f"MODEL.SWIN has no {', '.join(missing)}: the section is of another project, whose "
-                "function has replaced this project's. Call semask.add_semask_config(cfg) after it."
+                "function replaced this project's. Call semask.add_semask_config(cfg) after it."
             )
         return {
             "embed_dim": swin.EMBED_DIM,

@@ -58,7 +58,7 @@ class SeMaskTimm(SeMaskBackbone):
         )
         if not name:
             raise ConfigError(
-                "MODEL.TIMM.NAME is empty: give it the name of a network, such as convnext_tiny."
+                "MODEL.TIMM.NAME is empty: set it to the name of a network, such as convnext_tiny."
             )
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f"MODEL.TIMM.DROP_PATH_RATE must be in [0, 1), got {drop_path_rate}")

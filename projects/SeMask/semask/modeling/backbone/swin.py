@@ -229,7 +229,7 @@ class SwinTransformer(HierarchicalEncoder):
     """
 
     layout = "NHWC"
-    weights_advice = "give MODEL.WEIGHTS an ImageNet Swin checkpoint"
+    weights_advice = "set MODEL.WEIGHTS to an ImageNet Swin checkpoint"
 
     def __init__(
         self,

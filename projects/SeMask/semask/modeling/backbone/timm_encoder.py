@@ -80,7 +80,7 @@ class TimmEncoder(HierarchicalEncoder):
         super().__init__()
         self.name = name
         self.weights_advice = (
-            f"set MODEL.TIMM.PRETRAINED True, or give MODEL.WEIGHTS a file for {name}"
+            f"set MODEL.TIMM.PRETRAINED True, or MODEL.WEIGHTS to a file for {name}"
         )
         timm = _import_timm()
         options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
@@ -185,7 +185,7 @@ def _log_licence(name: str, network: nn.Module) -> None:
     published: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
     source = published.get("hf_hub_id") or published.get("url") or "timm"
     licence = published.get("license")
-    named = f"of the licence '{licence}'" if licence else "of a licence that timm does not name"
+    named = f"licensed under '{licence}'" if licence else "under a licence that timm does not state"
     if licence in _FREE_LICENCES:
         logger.info("The weights of '%s' (%s) are %s.", name, source, named)
     else:
@@ -220,13 +220,13 @@ def _features_net(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
             f"MODEL.TIMM.NAME '{name}': Swin is this project's own, with MODEL.BACKBONE.NAME "
             "SeMaskSwin and MODEL.SWIN. Timm's form pads, shifts and shrinks its windows in "
             "another way than the Swin that detectors and segmentation models were trained with. "
-            "Its weights can be MODEL.WEIGHTS there."
+            "Its weights can be used as MODEL.WEIGHTS there."
         )
     plain_name = name.rpartition("/")[2]
     if ":" not in name and not timm.is_model(name):
         near = difflib.get_close_matches(plain_name, timm.list_models(), n=3) or [_WORKING]
         raise ConfigError(
-            f"MODEL.TIMM.NAME '{name}': timm has no such network. Near to it are: "
+            f"MODEL.TIMM.NAME '{name}': timm has no such network. Similar names are: "
             f"{', '.join(near)}."
         )
     with torch.device("meta"):
@@ -236,7 +236,7 @@ def _features_net(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
     form = type(features).__name__
     if form != "FeatureListNet":
         why = _NOT_WALKED.get(form, "is not a sequence of modules")
-        raise _refusal(name, f"it {why}, so that its stages cannot be run one by one")
+        raise _refusal(name, f"it {why}, so its stages cannot be run separately")
     return features
 
 
@@ -253,20 +253,20 @@ def _create(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
         reason = one_line(error)[:200]
         if options.get("pretrained"):
             raise CheckpointError(
-                f"The weights of MODEL.TIMM.NAME '{name}' cannot be fetched or loaded ({reason}). "
-                "Set MODEL.TIMM.PRETRAINED to False, and give MODEL.WEIGHTS a file that timm has "
-                "published for it."
+                f"The weights of MODEL.TIMM.NAME '{name}' cannot be downloaded or loaded "
+                f"({reason}). Set MODEL.TIMM.PRETRAINED to False, and MODEL.WEIGHTS to a file that "
+                "timm has published for it."
             ) from error
         if "drop_path_rate" in reason:
             raise ConfigError(
-                f"MODEL.TIMM.DROP_PATH_RATE has to be 0: '{name}' has no stochastic depth."
+                f"MODEL.TIMM.DROP_PATH_RATE must be 0: '{name}' has no stochastic depth."
             ) from error
         raise _refusal(name, f"timm cannot make its features ({reason})") from error
 
 
 def _refusal(name: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"MODEL.TIMM.NAME '{name}' cannot have semantic layers: {reason}. Take a network such as "
+        f"MODEL.TIMM.NAME '{name}' cannot have semantic layers: {reason}. Use a network such as "
         f"{_WORKING}; docs/encoders.md lists them."
     )
 
@@ -289,7 +289,7 @@ def _ends_of_stages(name: str, features: Any) -> list[int]:
     reductions = features.feature_info.reduction()
     if not set(STRIDES) <= set(reductions):
         raise _refusal(
-            name, f"its features have strides {reductions}, and {list(STRIDES)} are needed"
+            name, f"its features have strides {reductions}, but {list(STRIDES)} are needed"
         )
     order, returned = list(features), list(features.return_layers)
     return [order.index(returned[index]) + 1 for index in _indices(features)]
@@ -361,9 +361,9 @@ def _try_out(
                 x = module(x)
             sizes.append(_size(x, layout))
     except (AttributeError, TypeError) as error:  # more than one map goes on
-        raise _refusal(name, "its modules hand on more than one map") from error
+        raise _refusal(name, "its modules pass on more than one map") from error
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise _refusal(name, "it does not take images of any size") from error
+        raise _refusal(name, "it does not accept images of any size") from error
     if sizes != [(-(-height // stride), -(-width // stride)) for stride in STRIDES]:
         raise _refusal(name, "its maps are not as large as the image divided by their strides")
     return least_sides, stem_layout

@@ -75,12 +75,12 @@ class MaskClassificationHead(SegmentationHead):
         name = cfg.MODEL.MASK_FORMER.DECODER
         if name not in DECODERS:
             raise ConfigError(
-                f"MODEL.MASK_FORMER.DECODER is '{name}'; there are {', '.join(DECODERS)}."
+                f"MODEL.MASK_FORMER.DECODER is '{name}'; set it to one of {', '.join(DECODERS)}."
             )
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
             raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES asks for {', '.join(missing)}, but the backbone "
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {', '.join(missing)}, but the backbone "
                 f"returns {', '.join(input_shape)}."
             )
         # The backbone has no stages after its last feature.
@@ -224,7 +224,7 @@ def register_decoder(name: str) -> Callable[[DecoderBuilder], DecoderBuilder]:
 
     def enter(build: DecoderBuilder) -> DecoderBuilder:
         if name in DECODERS:
-            raise ValueError(f"There is a mask decoder '{name}' already.")
+            raise ValueError(f"A mask decoder '{name}' is already registered.")
         DECODERS[name] = build
         return build
 

@@ -59,8 +59,8 @@ class SeMaskFPNHead(SegmentationHead):
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
             raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES asks for {missing}, "
-                f"but the backbone returns {list(input_shape)}."
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {missing}, but the backbone returns "
+                f"{list(input_shape)}."
             )
         # The backbone has no stages after its last feature.
         deepest = max(shape.stride or 0 for shape in input_shape.values())

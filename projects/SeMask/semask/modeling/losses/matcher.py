@@ -99,8 +99,9 @@ class MaskMatcher(nn.Module):
         if num_targets > num_queries and not self._warned:
             self._warned = True
             logger.warning(
-                "An image has %d masks, more than the %d queries (MODEL.MASK_FORMER."
-                "NUM_OBJECT_QUERIES): the others are not learnt. This is logged once.",
+                "An image has %d masks, more than the %d queries "
+                "(MODEL.MASK_FORMER.NUM_OBJECT_QUERIES): the others are not trained. This is "
+                "logged once.",
                 num_targets,
                 num_queries,
             )

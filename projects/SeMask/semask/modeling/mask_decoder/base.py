@@ -61,13 +61,13 @@ class MaskDecoder(nn.Module):
             )
         if num_predictions < 1:
             raise ConfigError(
-                "A mask decoder needs layers: MODEL.MASK_FORMER.DEC_LAYERS counts the predictions "
-                "that are supervised, and has to be 1 or more."
+                "A mask decoder needs layers: MODEL.MASK_FORMER.DEC_LAYERS, the number of "
+                "supervised predictions, must be 1 or more."
             )
         if dim % 4 or num_heads < 1 or dim % num_heads:
             raise ConfigError(
                 f"MODEL.MASK_FORMER.NHEADS is {num_heads} and MODEL.MASK_FORMER.HIDDEN_DIM {dim}; "
-                "HIDDEN_DIM has to be a multiple of NHEADS and of 4."
+                "HIDDEN_DIM must be a multiple of NHEADS and of 4."
             )
         self.num_classes = num_classes
         self.num_queries = num_queries

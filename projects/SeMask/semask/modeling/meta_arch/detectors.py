@@ -104,9 +104,8 @@ class PriorSupervisedDetector:
                 found = "none" if target is None else f"one of {tuple(target.shape)}"
                 raise ValueError(
                     f"The semantic prior is supervised by '{PRIOR_TARGET}', (H, W) of the image "
-                    f"{tuple(image.shape[-2:])}; the input has {found}. InstanceMapper makes it "
-                    "(TASK 'instance'); MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 does "
-                    "without."
+                    f"{tuple(image.shape[-2:])}; the input has {found}. InstanceMapper creates it "
+                    "(TASK 'instance'); MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 trains without it."
                 )
         ignore_value = self.prior_supervision.ignore_value
         targets = ImageList.from_tensors(
@@ -198,7 +197,7 @@ def prior_classes(cfg: CfgNode) -> int:
     target = cfg.MODEL.SEMASK.PRIOR_TARGET
     if target not in PRIOR_TARGETS:
         raise ConfigError(
-            f"MODEL.SEMASK.PRIOR_TARGET is '{target}'; it can be {' or '.join(PRIOR_TARGETS)}."
+            f"MODEL.SEMASK.PRIOR_TARGET is '{target}'; set it to {' or '.join(PRIOR_TARGETS)}."
         )
     if target == "sem_seg" and is_mask_classification(cfg):
         # The classes of the label maps need not be those of the queries.
@@ -243,8 +242,8 @@ def prior_is_supervised(cfg: CfgNode) -> bool:
     num_classes = prior_classes(cfg)
     if not num_classes <= head.IGNORE_VALUE <= 255:
         raise ConfigError(
-            f"The prior's target has {num_classes} classes; beside them the ignore value "
-            f"(MODEL.SEM_SEG_HEAD.IGNORE_VALUE {head.IGNORE_VALUE}) has to lie in "
-            f"{num_classes}..255. MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 trains without it."
+            f"The prior's target has {num_classes} classes; the ignore value "
+            f"(MODEL.SEM_SEG_HEAD.IGNORE_VALUE {head.IGNORE_VALUE}) must be in {num_classes}..255. "
+            "MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT 0 trains without it."
         )
     return True

@@ -92,7 +92,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         keys = "MODEL.MASK_FORMER.TEST"
         if not (self.semantic_on or self.instance_on or self.panoptic_on):
             raise ConfigError(
-                f"Nothing is to be predicted: set one of {keys}.SEMANTIC_ON, INSTANCE_ON and "
+                f"The model has nothing to predict: set one of {keys}.SEMANTIC_ON, INSTANCE_ON and "
                 "PANOPTIC_ON."
             )
         if self.size_divisibility < 1:
@@ -102,8 +102,8 @@ class SeMaskMaskFormer(SeMaskSegmentor):
             )
         if self.panoptic_on and self.panoptic_rule is None:
             raise ConfigError(
-                f"{keys}.PANOPTIC_ON needs to know which classes are things: none of the datasets "
-                "has 'thing_dataset_id_to_contiguous_id' in its metadata."
+                f"{keys}.PANOPTIC_ON needs the thing classes, but no dataset has "
+                "'thing_dataset_id_to_contiguous_id' in its metadata."
             )
         if self.resize_masks and not isinstance(self.protocol, WholeImage):
             raise ConfigError(
@@ -173,7 +173,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         if masks.shape != (len(labels), height, width):
             raise DataError(
                 f"{_source(inputs)} has masks of the shape {tuple(masks.shape)}; for its "
-                f"{len(labels)} classes they have to be {(len(labels), height, width)}."
+                f"{len(labels)} classes they must be {(len(labels), height, width)}."
             )
         classes = self.sem_seg_head.num_classes
         wrong = labels[(labels < 0) | (labels >= classes)]
@@ -359,7 +359,7 @@ def _masks(instances: Instances, height: int, width: int, source: str) -> Tensor
     if len(instances):
         raise DataError(
             f"{source} has {len(instances)} instances without masks; mask classification needs "
-            "masks: INPUT.DATASET_MAPPER_NAME and the annotations' 'segmentation' give them."
+            "masks: set INPUT.DATASET_MAPPER_NAME, and add 'segmentation' to the annotations."
         )
     return torch.zeros(0, height, width, dtype=torch.bool)
 
@@ -367,8 +367,8 @@ def _masks(instances: Instances, height: int, width: int, source: str) -> Tensor
 def _annotation(inputs: Mapping[str, Any], name: str) -> Any:
     if name not in inputs:
         raise DataError(
-            f"{_source(inputs)} has no '{name}', which this model is trained with: "
-            "INPUT.DATASET_MAPPER_NAME 'mask_former_semantic' makes it."
+            f"{_source(inputs)} has no '{name}', which this model needs for training: "
+            "INPUT.DATASET_MAPPER_NAME 'mask_former_semantic' creates it."
         )
     return inputs[name]
 

@@ -195,6 +195,6 @@ def check_protocol(cfg: CfgNode, model: nn.Module) -> None:
     """
     if cfg.TEST.PROTOCOL != "whole" and not hasattr(model, "protocol"):
         raise ConfigError(
-            f"TEST.PROTOCOL is '{cfg.TEST.PROTOCOL}', but {cfg.MODEL.META_ARCHITECTURE} knows "
-            "'whole' only: set MODEL.META_ARCHITECTURE to 'SeMaskSegmentor'."
+            f"TEST.PROTOCOL is '{cfg.TEST.PROTOCOL}', but {cfg.MODEL.META_ARCHITECTURE} supports "
+            "only 'whole': set MODEL.META_ARCHITECTURE to 'SeMaskSegmentor'."
         )

@@ -228,6 +228,6 @@ def _lock(folder: str) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX)
             locked = True
         except OSError as error:
-            logger.info("'%s' cannot be locked (%s); drawing nevertheless", folder, error)
+            logger.info("'%s' cannot be locked (%s); drawing anyway", folder, error)
             locked = False
         yield locked
