@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of all tests."""
 
 import os
 import random
@@ -47,14 +47,14 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
-    """A run in a test sets the loggers up; the next test finds them as they were."""
+    """Restore the loggers after each test, as a run configures them."""
     with tiny.own_loggers():
         yield
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For what is never large enough to share."""
+    """Use one thread: the tensors are too small for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,7 +63,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def catalogs() -> Iterator[None]:
-    """Whatever a test registers is gone after it."""
+    """Remove everything that a test has registered."""
     tables = (DatasetCatalog.data, MetadataCatalog.data)
     before = [dict(table) for table in tables]
     yield
@@ -80,7 +80,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with the real photographs and all reference numbers, beside the checkout."""
+    """The folder with real photographs and all reference numbers, next to the checkout."""
     folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
         pytest.skip("needs the folder 'shared' beside the checkout, which is not there")

@@ -1,4 +1,4 @@
-"""The backbone's contract, and what Detectron2's own modules make of it."""
+"""The backbone's interface, alone and with Detectron2's own modules."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The benchmark tool on tiny models: that it measures what it says, not how fast anything is."""
+"""The benchmark tool on tiny models: its reports, not the timings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checkpoints that are refused, with what the message says; the model stays as it was."""
+"""Checkpoints that are refused, and their messages; the model is unchanged."""
 
 import pickle
 from collections import Counter, OrderedDict

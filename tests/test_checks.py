@@ -1,4 +1,4 @@
-"""Mistakes in a config that would show after a while are refused before anything is written."""
+"""Mistakes in a config are refused before anything is written."""
 
 from collections.abc import Iterator
 from pathlib import Path

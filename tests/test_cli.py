@@ -1,4 +1,4 @@
-"""The ``semask`` command as a user starts it: in a process of its own, from any folder."""
+"""The ``semask`` command as a user starts it: in a separate process, from any folder."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""What importing semask changes, and that it changes nothing where nothing is needed."""
+"""The patches of importing semask, and that nothing is patched unless needed."""
 
 import importlib
 import importlib.util

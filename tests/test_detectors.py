@@ -174,7 +174,7 @@ def test_each_detector_takes_networks_of_timm(detector: str, network: str) -> No
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    """DistributedDataParallel and the optimizer meet no parameter that nothing depends on."""
+    """DistributedDataParallel and the optimizer get no unused parameter."""
     for name in (MASK_RCNN, "coco/semask_swin_tiny_retinanet_1x.yaml"):
         cfg = config(name)
         torch.manual_seed(0)

@@ -40,7 +40,7 @@ def anchors(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_somewhere(name: str) -> None:
-    """From a document to a file, a folder or a heading of this repository."""
+    """Links from a document to a file, a folder or a heading of this repository exist."""
     document = ROOT / name
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(document))):
         if re.match(r"[a-z]+:", target):

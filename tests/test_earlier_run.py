@@ -1,4 +1,4 @@
-"""What an earlier run has left: nothing is overwritten or mixed unless the user says so."""
+"""Files of an earlier run are not overwritten or mixed unless the user requests it."""
 
 import os
 import shutil
@@ -106,7 +106,7 @@ def test_the_command_refuses_before_anything_is_written(
 
 
 def test_the_best_so_far_stays_where_no_other_checkpoint_does(tmp_path: Path, out: Path) -> None:
-    """A run that always has --resume and was killed before its first checkpoint."""
+    """Of a run that always has --resume and was killed before its first checkpoint."""
     for name in ("last_checkpoint", *(path.name for path in out.glob("model_[0f]*"))):
         (out / name).unlink()
     best = torch.load(out / "model_best.pth", weights_only=True)
@@ -137,7 +137,7 @@ def test_a_lost_or_damaged_last_checkpoint(
 def test_one_flipped_bit_in_the_newest_checkpoint(
     tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The one before is taken, by iteration: the times of the files say nothing."""
+    """The previous one by iteration is used, not by the files' modification times."""
     newest = out / "model_0000002.pth"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1

@@ -1,4 +1,6 @@
-"""SeMask takes any encoder that keeps the contract: here a small ConvNet, channels first."""
+"""SeMask works with any encoder that implements the interface: here a small channels-first
+ConvNet.
+"""
 
 from typing import Any
 
@@ -110,7 +112,7 @@ def test_frozen_stages() -> None:
 
 
 def test_with_gamma_0_the_encoder_is_unchanged() -> None:
-    """Where the normalisation stands on the branch, not where it stands in the residual stream."""
+    """With the normalisation on the branch, but not with it in the residual stream."""
     image = torch.randn(1, 3, 37, 50)
     plain = build(semantic_attention=("none",) * 3).eval()(image)
     for norm in ("branch", "stream"):

@@ -1,4 +1,4 @@
-"""Networks of timm under every decoder and task: losses, predictions, export, costs.
+"""Networks of timm with every decoder and task: losses, predictions, export, costs.
 
 Detectors: ``test_detectors.py``. The networks alone: ``test_timm_encoder.py``.
 """
@@ -45,7 +45,7 @@ def config(network: str, head: str = "fpn", **overrides: Any) -> CfgNode:
 
 
 def build(cfg: CfgNode) -> Any:
-    """With semantic attention that acts."""
+    """Build a model with effective semantic attention."""
     torch.manual_seed(1)
     model = build_model(cfg)
     for name, parameter in model.named_parameters():

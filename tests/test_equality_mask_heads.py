@@ -64,7 +64,7 @@ def test_predictions_and_priors_equal_reference(case: str, size: str, dtype: tor
 
 @pytest.fixture
 def reference_points(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Random points that depend on their number alone; gives the shapes that were drawn."""
+    """Random points that depend only on their number; records the requested shapes."""
     shapes: list[tuple[int, ...]] = []
 
     def rand(*shape: int, dtype: torch.dtype, device: Any) -> Tensor:

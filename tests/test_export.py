@@ -108,7 +108,7 @@ def test_a_model_in_training_stays_in_training(tmp_path: Path) -> None:
 
 
 def test_the_model_works_on_after_its_export(tmp_path: Path) -> None:
-    """Nothing that tracing made is kept by the model."""
+    """The model keeps nothing from tracing."""
     model = build_tiny_model(config(tmp_path))
     export_program(model, SIZE)
     prediction(model, photograph(*SIZE))

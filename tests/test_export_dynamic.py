@@ -1,4 +1,4 @@
-"""Exports for any size: equal to the model on batches and sizes that they were not traced with."""
+"""Dynamic exports equal the model for batches and sizes other than the traced ones."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The faster forms of the backbone equal the plain ones, whatever they are cut into."""
+"""The faster forms of the backbone equal the plain ones, for every size of parts."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""One table has the faster forms, one key chooses among them, one line in the log says which."""
+"""The table of faster forms, the key that selects them, and the log line that lists them."""
 
 import argparse
 import copy
@@ -65,7 +65,9 @@ def test_key_overrides_the_choice(tmp_path: Path) -> None:
 def test_the_forms_in_the_model_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is enabled and has no place in the model, such as those of mask decoders, is not."""
+    """Enabled forms that the model does not have, such as those of mask decoders, are not
+    logged.
+    """
     with caplog.at_level(logging.INFO, logger="semask"):
         model = Trainer.build_model(config(tmp_path))
     (line,) = [record.getMessage() for record in caplog.records if record.name == apply.__name__]
@@ -215,7 +217,7 @@ def test_a_model_is_saved_whole_and_read_in_another_process(tmp_path: Path) -> N
 
 
 def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that is made is larger than the features, whatever the layers' own width."""
+    """No created tensor is larger than the features, whatever the layers' own width."""
     monkeypatch.setattr(window, "CHUNK_TOKENS", 100)
     monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 1)
     monkeypatch.setattr(semantic_fpn, "BAND_BYTES", 1)

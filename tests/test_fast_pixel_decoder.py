@@ -1,4 +1,4 @@
-"""Faster forms of the pixel decoders' parts give what the plain ones give."""
+"""Faster forms of the pixel decoders' parts equal the plain ones."""
 
 import copy
 from typing import Any
@@ -116,7 +116,7 @@ def test_recomputed_encoder_layer(
 def test_bagged_deformable_attention_does_not_read_unwritten_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """New memory holds whatever was there, a NaN among it."""
+    """Uninitialised memory can contain NaN."""
     layer, tokens, points = attention(1.0)
     fast = apply_fast_paths(layer, ["bagged"])
     new_empty = Tensor.new_empty

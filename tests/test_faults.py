@@ -1,4 +1,4 @@
-"""Kills at any moment, full disks, broken and hostile files: nothing of a run is lost."""
+"""Kills at any moment, full disks, damaged and malicious files: no progress is lost."""
 
 import json
 import os
@@ -70,7 +70,7 @@ MOMENTS = {"step": 2, "write": 2, "flush": 8, "rename": 6, "evaluation": 2}
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(tiny_runs: TinyRuns, undisturbed: dict[str, Any]) -> None:
-    """Twice among the first few of each kind, again and again from where the run had got to."""
+    """Twice among the first few events of each kind, each time resuming the run."""
     draw = random.Random(4)
     moments = [(kind, draw.randint(1, most)) for kind, most in MOMENTS.items() for _ in range(2)]
     draw.shuffle(moments)
@@ -96,7 +96,7 @@ def test_killed_at_ten_random_moments(tiny_runs: TinyRuns, undisturbed: dict[str
 
 @pytest.mark.slow
 def test_torchrun_with_a_killed_process(tiny_runs: TinyRuns) -> None:
-    """torchrun itself: it ends the other process, starts both anew, and they go on."""
+    """torchrun ends the other process and restarts both, which resume."""
     records = tiny_runs.folder / "records.json"
     records.write_text(json.dumps(tiny_runs.records))
     overrides = [str(option) for option in tiny_runs.options]
@@ -164,7 +164,7 @@ def test_a_full_disk_says_how_to_go_on(tiny_runs: TinyRuns) -> None:
 
 
 def test_a_disk_that_is_full_elsewhere_takes_one_message(tiny_runs: TinyRuns) -> None:
-    """It is full for the metrics of the first step already."""
+    """It is already full for the metrics of the first step."""
     processes = tiny_runs.start("crowded", fault=faults.no_room_for_metrics)
     with runs.ended(processes):
         assert processes[0].status() == 2
@@ -221,7 +221,7 @@ class Malicious:
 
 
 def test_a_hostile_last_checkpoint_is_refused(in_process: TinyRuns) -> None:
-    """No other one is tried: somebody has to look at it."""
+    """No other checkpoint is tried: the user has to check it."""
     folder = in_process.folder / "hostile"
     folder.mkdir()
     target = folder / "executed"
@@ -238,7 +238,7 @@ def test_a_hostile_last_checkpoint_is_refused(in_process: TinyRuns) -> None:
 
 
 def test_another_model_is_no_damage(in_process: TinyRuns, undisturbed: dict[str, Any]) -> None:
-    """A checkpoint of another config is refused, not passed over."""
+    """A checkpoint of another config is refused, not skipped."""
     folder = in_process.folder / "other"
     folder.mkdir()
     model = {name: torch.zeros(1) for name in undisturbed["model"]}

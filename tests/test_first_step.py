@@ -1,4 +1,4 @@
-"""What is said after the first step of a run."""
+"""The log message after the first step of a run."""
 
 import logging
 from types import SimpleNamespace

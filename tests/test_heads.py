@@ -98,7 +98,7 @@ class Backbone(nn.Module):
 
 
 class MaskHead(SegmentationHead):
-    """Two queries, of which each speaks for a class."""
+    """Two queries, one for each class."""
 
     num_classes = 2
     score_kind = "scores"

@@ -1,4 +1,4 @@
-"""A model as a folder that stands alone, and the Hub (which a stand-in takes the place of)."""
+"""A model as a self-contained folder, and the Hub, which is replaced by a fake."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Which image files are opened, and what is said about those that are not."""
+"""The image files that are opened, and the messages about those that are refused."""
 
 import re
 import struct

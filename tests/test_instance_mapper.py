@@ -1,4 +1,4 @@
-"""What a detector is trained on, and that single bad annotations do not stop it."""
+"""The training targets of detectors; single bad annotations do not end a training."""
 
 import logging
 from collections.abc import Callable

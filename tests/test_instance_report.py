@@ -120,7 +120,7 @@ def test_a_run_leaves_a_report(tmp_path: Path, name: str) -> None:
 
 
 class Blind(nn.Module):
-    """A detector that finds nothing."""
+    """A detector without predictions."""
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = Instances((SIDE, SIDE))

@@ -40,7 +40,7 @@ def image(index: int, num_targets: int) -> tuple[list[MaskPrediction], MaskTarge
 
 
 def losses(kind: str, images: list[tuple[list[MaskPrediction], MaskTarget]]) -> dict[str, Tensor]:
-    """Those of a batch, with the same random points for every mask and image."""
+    """The losses of a batch, with the same random points for every mask and image."""
 
     def rand(count: int, *shape: int, dtype: torch.dtype, device: Any) -> Tensor:
         points = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""What a prediction of masks needs of memory."""
+"""The memory of a prediction of masks."""
 
 import os
 import subprocess

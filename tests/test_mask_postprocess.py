@@ -1,4 +1,4 @@
-"""What is made of queries: semantic, instance and panoptic, against the reference's numbers."""
+"""Semantic, instance and panoptic predictions from queries, against the reference's numbers."""
 
 import dataclasses
 import json

@@ -150,7 +150,7 @@ def test_the_one_stuff_beside_the_things_is_no_background() -> None:
 
 
 class Perfect(nn.Module):
-    """Gives the ground truth, in classes of one series."""
+    """Returns the ground truth, with things and stuff in one list of classes."""
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ids, _ = two_boxes_on_stuff()

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation, and what it keeps beside its confusion matrix."""
+"""The metrics of an evaluation in addition to its confusion matrix."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The notebooks of docs/ run as they stand, in an empty folder."""
+"""The notebooks of docs/ run unchanged, in an empty folder."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_runs_in_an_empty_folder(
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_committed_file_is_small_and_clean(name: str) -> None:
-    """No traces of a machine, no results that nobody can check."""
+    """No paths of a machine, no stored results."""
     path = ROOT / "docs" / name
     assert path.stat().st_size < 300_000
     cells = json.loads(path.read_text())["cells"]

@@ -1,4 +1,4 @@
-"""Data that is unusual, but no mistake: training and evaluation run to their end."""
+"""Unusual but valid data: training and evaluation complete."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def odd_data(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """A dataset that is unusual, but no mistake."""
+    """An unusual but valid dataset."""
     sizes = {
         "one pixel high": [(1, 37), (1, 5), (29, 1)],
         "smaller than a window": [(3, 2), (2, 3)],

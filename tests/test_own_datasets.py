@@ -341,7 +341,7 @@ def test_example_config_trains_on_any_folder(
 
 
 def test_example_config_needs_two_keys_only() -> None:
-    """What the head of the file names is what a user has to change."""
+    """The keys in the head of the file are those that a user must change."""
     given = yaml.safe_load(Path(config_path("own_dataset/semask_example")).read_text())
     assert {"FOLDER_ROOT", "FOLDER_CLASSES"} <= given["DATASETS"].keys()
     assert given["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 0

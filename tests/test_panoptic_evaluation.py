@@ -133,7 +133,7 @@ def test_panoptic_quality_is_as_defined(
 
 
 def test_without_any_segment_nothing_is_defined(tmp_path: Path) -> None:
-    """No quality of -100 %; and AP has no instance that nobody can find."""
+    """No quality of -100 %; and AP has no instance without pixels."""
     ids, entries = two_boxes_on_stuff()
     path = write_panoptic(tmp_path, [ids * 0], [entries])
     MetadataCatalog.get("own").set(

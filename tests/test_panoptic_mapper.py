@@ -82,7 +82,7 @@ def test_equals_a_plain_computation(tmp_path: Path, seed: int, keep_empty: bool)
 
 
 def test_crops_with_one_class_alone_are_drawn_again(tmp_path: Path) -> None:
-    """By classes, of which two segments can have the same."""
+    """The limit is by class, which two segments can share."""
     ids = np.ones((64, 64), int)
     ids[:, 32:], ids[40:, 40:] = 2, 3
     Image.fromarray(panoptic_picture(ids)).save(tmp_path / "map.png")

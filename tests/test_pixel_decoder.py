@@ -1,4 +1,4 @@
-"""The pixel decoders by themselves: their size, start, precision, and what they refuse."""
+"""The pixel decoders alone: parameters, initialisation, precision and refusals."""
 
 from collections.abc import Callable
 from typing import Any

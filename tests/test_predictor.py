@@ -1,4 +1,4 @@
-"""The predictor gives what the evaluation gives, and says what is wrong with its inputs."""
+"""The predictor equals the evaluation, and reports errors of its inputs."""
 
 import logging
 from pathlib import Path

@@ -118,7 +118,7 @@ def coco(root: Path) -> None:
 
 
 class Perfect(nn.Module):
-    """What a model would give that sees everything: classes of our six shapes, -1 = none.
+    """The predictions of a perfect model: classes of the six shapes, -1 = none.
 
     Args:
         classes: of the model, of each shape.
@@ -185,7 +185,7 @@ SMALL_DECODER = {
 
 
 def write(kind: str, root: Path) -> None:
-    """The downloaded files of a dataset, and what is made from them by the command."""
+    """Write the downloaded files of a dataset, and run the command on them."""
     {"ade20k": ade20k, "cityscapes": cityscapes, "coco": coco}[kind](root)
     if kind != "coco":
         assert main.run("prepare", [kind, "--workers", "0"]) == 0

@@ -1,4 +1,6 @@
-"""Published mask models, by names and shapes: they fit exactly, are refused, or are a start."""
+"""Published mask models, by names and shapes: they fit exactly, are refused, or initialise a
+model.
+"""
 
 import logging
 import pickle

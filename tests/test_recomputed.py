@@ -1,4 +1,4 @@
-"""Training from a block's input alone gives what training with everything kept gives."""
+"""Training with recomputed activations equals training with stored ones."""
 
 from itertools import product
 from typing import Any
@@ -131,7 +131,7 @@ def test_semantic_layer_keeps_its_input_alone() -> None:
 
 
 def test_layers_with_hooks_compute_themselves() -> None:
-    """Pruning, for one, sets a layer's weight anew before each call."""
+    """Pruning, for instance, sets a layer's weight before each call."""
     steps = []
     for block in blocks():
         prune.random_unstructured(block.mlp.fc2, "weight", amount=0.0)

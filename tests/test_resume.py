@@ -1,4 +1,4 @@
-"""A run that was interrupted ends where an undisturbed one ends, bit for bit."""
+"""An interrupted run gives the result of an uninterrupted one, bit for bit."""
 
 import signal
 from pathlib import Path
@@ -45,7 +45,7 @@ def statuses(processes: list[runs.Run]) -> list[int]:
 def test_killed_alone(
     tiny_runs: TinyRuns, undisturbed: dict[int, dict[str, Any]], before: int
 ) -> None:
-    """With other numbers of data loading processes before and after."""
+    """With another number of data loading workers after the resumption."""
     output = f"killed-{before}"
     processes = tiny_runs.start(
         *(output, "DATALOADER.NUM_WORKERS", before),
@@ -147,7 +147,7 @@ def test_killed_where_nothing_is_trained(
 def test_torchrun_starts_a_failed_run_anew(
     tiny_runs: TinyRuns, undisturbed: dict[int, dict[str, Any]]
 ) -> None:
-    """Its processes go on by themselves, but not from what an earlier run left in the folder."""
+    """Its processes resume without --resume, but not from checkpoints of an earlier run."""
     folder = tiny_runs.folder / "restarted"
     tiny_runs.run("restarted", "SOLVER.MAX_ITER", 1, "SEED", 9)
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"

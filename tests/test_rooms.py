@@ -1,4 +1,4 @@
-"""The order of the rooms: each part of the package imports itself and lower parts alone."""
+"""The layers of the package ("rooms"): each imports only itself and lower ones."""
 
 import ast
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ ABOVE = ("", "__main__")
 
 
 class Import(NamedTuple):
-    """One import of a module of the package, with the place where it stands."""
+    """An import of a module of the package, with its location."""
 
     module: str
     imported: str

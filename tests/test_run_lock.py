@@ -52,7 +52,7 @@ def test_a_second_run_is_refused(tiny_runs: TinyRuns, size: int) -> None:
 
 
 def test_the_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
-    """Not with the processes that load its data, which may live on for some seconds."""
+    """Not with its data loading workers, which may run for some seconds more."""
     context = multiprocessing.get_context("fork")
     pids, ours = context.Pipe(duplex=False)
     holder = context.Process(target=_hold_and_fork, args=(str(tmp_path), ours))

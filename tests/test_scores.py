@@ -151,7 +151,7 @@ def test_half_precision_is_resized_in_float32_and_returned_as_it_came() -> None:
 
 
 def test_gradients_pass_through(stripe_bytes: int) -> None:
-    """For whoever asks a model in evaluation mode what its scores depend on."""
+    """For users who differentiate the scores of a model in evaluation mode."""
     logits = torch.randn(3, 7, 9, dtype=torch.float64, requires_grad=True)
     full = LazyScores(resized(MapRows(logits), (25, 33), (20, 40)), "logits").full()
     plain = bilinear(bilinear(logits[None], (25, 33)), (20, 40))[0]

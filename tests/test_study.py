@@ -58,7 +58,7 @@ def write_study(folder: Path, **changes: Any) -> Path:
 
 
 def write_run(folder: Path, miou: float) -> None:
-    """What a finished training leaves."""
+    """The files of a finished training."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_final.pth").touch()
     lines: list[dict[str, float]] = [{"iteration": 19, "time": 2.0, "total_loss": 5.0}]

@@ -1,4 +1,4 @@
-"""Networks of timm under SeMask: the same features, the same names, and sentences for the rest."""
+"""Networks of timm with SeMask: equal features, equal names, and messages for unsupported ones."""
 
 from pathlib import Path
 from typing import Any

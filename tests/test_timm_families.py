@@ -49,7 +49,7 @@ def test_family(name: str) -> None:
 def _features_are_those_of_timm_with_gamma_0(
     name: str, backbone: SeMaskTimm, image: Tensor
 ) -> None:
-    """Semantic layers hand on, bit by bit, what a stage gives, and that is what timm computes."""
+    """Semantic layers pass on a stage's output bit by bit, and it equals timm's."""
     encoder = backbone.encoder
     features = timm.create_model(name, features_only=True).eval()
     # The form with features calls "stages.0" "stages_0".

@@ -1,4 +1,4 @@
-"""Trackers record what a run writes, go on with it, and never end it."""
+"""Trackers record what a run writes, resume with it, and never end it."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Recorder(Tracker):
-    """Keeps what it gets; a class alone is what a tracker takes."""
+    """A tracker that stores all records in its class."""
 
     name = "recorder"
     package = "json"
@@ -74,7 +74,7 @@ class Recorder(Tracker):
 
 
 class Refusing(Recorder):
-    """Its network is away for good."""
+    """A tracker without network."""
 
     name = "refusing"
 
@@ -88,7 +88,7 @@ class Refusing(Recorder):
 
 
 class Unknown(Recorder):
-    """Nobody has logged in."""
+    """A tracker without a login."""
 
     name = "unknown"
 
@@ -130,7 +130,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_records_a_run_and_its_continuation(
     name: str, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped and resumed, the run ends bit for bit where one without trackers does."""
+    """A stopped and resumed run gives bit for bit the result of one without trackers."""
     pytest.importorskip(TRACKER_REGISTRY.get(name).package)
     keys = ("TRACKING.PROJECT", f"tests-{tmp_path.name}", "TRACKING.RUN_NAME", "first garden")
     run_step = Trainer.run_step
@@ -207,7 +207,7 @@ def test_a_run_that_ends_early_is_marked_and_continued(
 
 @pytest.mark.usefixtures("own")
 def test_a_tracker_that_cannot_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused at the start of a run; a run that was recorded before goes on without it."""
+    """Refused at the start of a run; a resumed run continues without it."""
     with tiny.datasets(tmp_path):
         flags = ("MODEL.DEVICE", "cpu", "TRACKERS", ["recorder", "unknown"])
         assert train_command.run(tmp_path, *flags) == 2

@@ -1,4 +1,4 @@
-"""The command itself: what it prints and what it leaves."""
+"""The command's output and the files that it writes."""
 
 import functools
 import json

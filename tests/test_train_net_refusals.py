@@ -1,4 +1,4 @@
-"""Mistakes that the command meets: one message, exit status 2, nothing written."""
+"""User errors of the command: one message, exit status 2, nothing written."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -195,7 +195,7 @@ def test_checkpoint_of_another_mask_model(
     to: str,
     parts: list[str],
 ) -> None:
-    """Refused by its name, and a start where that is asked for."""
+    """Refused with its name, and loaded partially on request."""
     weights = ("MODEL.WEIGHTS", weights_of(tmp_path, of, **model))
     file = tiny_masks.write_config(tmp_path / "masks.yaml", to)
     for flags in ((), ("--eval-only",)):

@@ -169,7 +169,7 @@ def test_resume_goes_on_where_the_checkpoint_was_written(tmp_path: Path) -> None
 
 
 def test_resuming_equals_an_undisturbed_run(tmp_path: Path) -> None:
-    """Up to the data, which is the same in every step here: one image, nothing random."""
+    """Except for the data, which is the same in every step here: one image, nothing random."""
     overrides = [
         *("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.IMS_PER_BATCH", 1),
         *("DATASETS.TRAIN", "('tiny_one',)", "INPUT.SCALE_FACTORS", "[1.0]"),

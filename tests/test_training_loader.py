@@ -1,4 +1,4 @@
-"""The stream of training batches: the same from anywhere, by any number of processes."""
+"""The stream of training batches: the same from any position, with any number of workers."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ IMAGES = 5
 
 
 class Draws(Dataset[dict[str, Any]]):
-    """Each sample tells its index, its process, and what every generator gave it."""
+    """Each sample returns its index, its process, and a number of every generator."""
 
     def __len__(self) -> int:
         return IMAGES

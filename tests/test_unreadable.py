@@ -1,4 +1,4 @@
-"""Unreadable files end no run: skipped, counted and named, the same way each time."""
+"""Unreadable files do not end a run: they are skipped reproducibly, counted and listed."""
 
 import itertools
 import json
@@ -315,7 +315,7 @@ def test_a_start_is_strict_and_a_resumption_is_not(tmp_path: Path) -> None:
 
 
 def tell_each_other(limit: int) -> dict[str, Any]:
-    """Of one of two processes, which have skipped different files and one in common."""
+    """One of two processes that have skipped different files and one in common."""
     rank = torch.distributed.get_rank()
     unreadable = UnreadableFiles(limit)
     for name in ("both.png", f"{rank}.png"):

@@ -139,7 +139,7 @@ def test_videos_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 
 def test_cut_off_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without its index a video cannot be read; else as far as it goes."""
+    """A video without its index cannot be read; otherwise it is read up to the cut."""
     path = tmp_path / "a.mp4"
     save_video(path, frames=60)
     content = path.read_bytes()

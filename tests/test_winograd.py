@@ -120,7 +120,7 @@ def test_other_convolutions_are_left_as_they_are(keys: dict[str, Any]) -> None:
 
 
 def test_mixed_precision_is_the_librarys() -> None:
-    """Folded filters of one precision do not serve the other."""
+    """Folded filters of one precision are not used for the other."""
     x = torch.randn(1, 3, 6, 5)
     fast, plain = (layer.float().eval() for layer in layers("BN"))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How many processes load images, and that PyTorch has nothing to say about their number."""
+"""The number of data loading workers, without a warning of PyTorch."""
 
 import logging
 import warnings

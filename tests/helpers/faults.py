@@ -1,4 +1,4 @@
-"""What can happen to a run, put into its process before it starts."""
+"""Faults that are injected into a run's process before it starts."""
 
 import collections
 import contextlib
@@ -71,7 +71,7 @@ def nan_at(rank: int, victim: int, iteration: int) -> None:
 
 
 def terminate_in_evaluation(_rank: int) -> None:
-    """A SIGTERM, then an evaluation that would never end."""
+    """Send SIGTERM in an evaluation that would never end."""
 
     def test(_cls: type[Trainer], *_arguments: Any) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -82,7 +82,7 @@ def terminate_in_evaluation(_rank: int) -> None:
 
 
 def kill_in_evaluation(rank: int, victim: int) -> None:
-    """One process is killed in an evaluation that would never end for the others."""
+    """Kill one process in an evaluation that would never end for the others."""
 
     def test(_cls: type[Trainer], *_arguments: Any) -> dict[str, Any]:
         if rank == victim:

@@ -2,7 +2,7 @@
 
     torchrun ... faulty_train_net.py RECORDS ITERATION ARGUMENTS...
 
-The process of rank 1 is killed at the iteration, unless torchrun has started it anew already.
+The process of rank 1 is killed at the iteration, unless torchrun has already restarted it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Ten small drawings and their labels in every format, as the formats' own programs wrote them."""
+"""Ten small drawings with labels in every format, written by the formats' own programs."""
 
 import importlib.util
 import shutil
@@ -32,7 +32,7 @@ def _drawings() -> ModuleType:
 
 
 def source(folder: Path, kind: str) -> Path:
-    """A folder as a user has it after an export: the labels of a format, and the images."""
+    """A folder as after a user's export: the labels of a format, and the images."""
     root = folder / kind
     shutil.copytree(FIXTURES / kind, root)
     images = root / IMAGE_FOLDERS[kind]

@@ -1,4 +1,4 @@
-"""How large the tensors are that a computation makes."""
+"""The sizes of the tensors that a computation creates."""
 
 from collections import Counter
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Largest(TorchDispatchMode):
-    """The number of values in the largest tensor that is made, and in each.
+    """The number of values in the largest created tensor, and in each.
 
     Attributes:
         values: in the largest.

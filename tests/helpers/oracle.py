@@ -1,4 +1,4 @@
-"""A dataset of ten small images and a model that knows their labels, ever less well."""
+"""A dataset of ten small images and a model whose accuracy on them decreases."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ def label_of(index: int) -> np.ndarray:
 
 
 class Oracle(nn.Module):
-    """Knows the label; the later an image, the more of it is wrong."""
+    """Predicts the label with errors; later images have more errors."""
 
     def __init__(self, classes: int = len(NAMES)) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small dataset of label maps, and everything that can be wrong with it."""
+"""A small dataset of label maps, and its possible defects."""
 
 import shutil
 from collections.abc import Callable

@@ -16,7 +16,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def config(**overrides: Any) -> CfgNode:
-    """A small SeMask from the shipped config, without chance; ``SWIN__DEPTHS`` is a key's name."""
+    """A small SeMask from the shipped config, without randomness; ``SWIN__DEPTHS`` is a key's
+    name.
+    """
     settings: dict[str, Any] = {
         "DEVICE": "cpu",
         "SWIN__EMBED_DIM": 8,
@@ -36,7 +38,9 @@ def config(**overrides: Any) -> CfgNode:
 
 
 def randomize(model: nn.Module) -> None:
-    """Values with which every part of the model acts, attention neither flat nor one-hot."""
+    """Set weights with which every part has an effect, and attention is neither flat nor
+    one-hot.
+    """
     generator = torch.Generator().manual_seed(3)
     for name, value in model.state_dict().items():
         if not value.is_floating_point():

@@ -42,7 +42,7 @@ class Run:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def status(self) -> int:
-        """Wait for its end; negative for a signal."""
+        """Wait for its end; the exit status, negative for a signal."""
         self.process.join(DEADLINE)
         if self.process.exitcode is None:
             self.process.kill()
@@ -106,7 +106,7 @@ def _child(
 
 @contextmanager
 def ended(runs: Sequence[Run]) -> Iterator[None]:
-    """Leave no process behind."""
+    """End all processes."""
     try:
         yield
     finally:

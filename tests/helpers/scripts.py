@@ -1,4 +1,4 @@
-"""Where the programs are that a user starts."""
+"""The paths of the programs that users start."""
 
 from pathlib import Path
 

@@ -50,7 +50,7 @@ def config(decoder: str = "mask2former", **overrides: Any) -> CfgNode:
 
 
 def build(decoder: str = "mask2former", **overrides: Any) -> Any:
-    """With predictions that differ from query to query, in evaluation mode."""
+    """Build a model with different predictions for each query, in evaluation mode."""
     torch.manual_seed(1)
     model = build_model(config(decoder, **overrides)).eval()
     for name, parameter in model.named_parameters():

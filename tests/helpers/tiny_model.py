@@ -1,4 +1,4 @@
-"""A smallest SeMask whose parts all act, and its checkpoint, for predictions."""
+"""The smallest SeMask in which all parts have an effect, and its checkpoint, for predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def config(folder: Path, **test: Any) -> CfgNode:
 
 
 def build_tiny_model(cfg: CfgNode) -> nn.Module:
-    """With semantic attention that acts, and logits that differ from place to place."""
+    """Build a model with effective semantic attention, and logits that vary over the image."""
     torch.manual_seed(1)
     built = build_model(cfg).eval()
     for name, parameter in built.named_parameters():

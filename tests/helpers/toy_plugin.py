@@ -1,4 +1,4 @@
-"""A task and a decoder that stand outside the package, as ``--import toy_plugin`` finds them."""
+"""A task and a decoder outside the package, for ``--import toy_plugin``."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What trackers have recorded, read back from their files: a function for each of them."""
+"""Read back the records of trackers from their files, a function for each tracker."""
 
 import json
 import os
