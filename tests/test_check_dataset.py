@@ -160,7 +160,7 @@ def test_one_of_something(tmp_path: Path) -> None:
 def test_unknown_datasets() -> None:
     with pytest.raises(ConfigError, match=r"no dataset 'camvid'\. With a.*camvid_sem_seg_train, "):
         check_dataset("camvid")
-    words = r"Known ones begin with ade20k, .*camvid, .*DATASETS\.FOLDERS.*register_folder"
+    words = r"Known names begin with ade20k, .*camvid, .*DATASETS\.FOLDERS.*register_folder"
     with pytest.raises(ConfigError, match=words):
         check_dataset("my_garden")
     DatasetCatalog.register("nameless", list)

@@ -88,7 +88,7 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
         "annotation 1",
     ),
     "category": (annotation(category_id=99), "cannot be listed", "annotation 1 with 99"),
-    "image id": (annotation(image_id=99), "cannot be listed", "image_id that is in no entry"),
+    "image id": (annotation(image_id=99), "cannot be listed", "image_id that is not in 'images'"),
     "duplicate": (
         lambda content: content["annotations"].append(content["annotations"][1]),
         "cannot be listed",
@@ -116,7 +116,7 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
     "image without a size": (
         lambda content: content["images"][0].update(width=None),
         "cannot be listed",
-        "has 1 entries of 'images' that need file_name as a string, height and width as whole",
+        "has 1 entries of 'images' that need file_name as a string, height and width as integers",
     ),
     "name twice": (
         lambda content: content["categories"][1].update(name="light"),

@@ -109,8 +109,8 @@ def first(part: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
         (emptied("categories"), "has no categories"),
         (repeated("annotations"), "1 ids more than once in 'annotations': 1"),
         (repeated("images"), "more than once in 'images': 0"),
-        (first("annotations", category_id=5), "category_id that is in no entry.*annotation 1.*5"),
-        (first("annotations", image_id=9), "image_id that is in no entry.*annotation 1.*9"),
+        (first("annotations", category_id=5), "category_id that is not in.*annotation 1.*5"),
+        (first("annotations", image_id=9), "image_id that is not in.*annotation 1.*9"),
         (
             lambda content: content["images"][0].pop("width"),
             "of 'images' that are not .* has no width",

@@ -61,7 +61,7 @@ def test_published_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], ca
     printed = capsys.readouterr().out
     kind = "Swin-FPN" if case.startswith("swin") else "SeMask-FPN"
     assert f"Found: published {kind}" in printed
-    assert "Left out, entries beside the weights: meta, optimizer" in printed
+    assert "Left out, entries besides the weights: meta, optimizer" in printed
     content = torch.load(target, weights_only=True)
     assert set(content) == {"model"}
     with torch.device("meta"):

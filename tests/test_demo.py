@@ -161,7 +161,7 @@ def test_what_is_wrong_is_a_sentence(tmp_path: Path, photo: Path) -> None:
     whole = (tmp_path / "film.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
     page = Page(Demo(demo.predictor).answer(tmp_path / "cut.avi").html)
-    assert "Video 'cut.avi' announces 6 frames" in page.text
+    assert "Video 'cut.avi' states 6 frames" in page.text
     assert page.all("video")
 
 

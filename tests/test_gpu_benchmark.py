@@ -121,7 +121,7 @@ def test_a_part_that_fails_or_hangs_does_not_end_the_rest(
         == 1
     )
     said = capsys.readouterr()
-    assert "fixtures: not ready after" in said.err
+    assert "fixtures: not finished after" in said.err
     assert "camvid" in said.err
     report = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert list(report["parts"]) == ["fixtures", "camvid"]

@@ -72,7 +72,7 @@ def test_a_prediction_is_what_the_evaluation_sees(tmp_path: Path) -> None:
     assert found.prior_pictures() == {}
     assert found.overlay(min_score=0.0).shape == (60, 90, 3)
     assert np.array_equal(found.overlay(min_score=1.1), pixels)
-    with pytest.raises(ValueError, match="opacity"):
+    with pytest.raises(ValueError, match="alpha"):
         found.overlay(2)
 
 

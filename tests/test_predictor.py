@@ -128,7 +128,7 @@ def test_overlay_mixes_image_and_class_colours(predictor: Predictor) -> None:
     assert np.array_equal(prediction.colored[3, 5], prediction.colors[prediction.labels[3, 5]])
     mixed = 0.25 * prediction.colored + 0.75 * prediction.image
     assert np.abs(prediction.overlay(0.25) - mixed).max() <= 0.5
-    with pytest.raises(ValueError, match="opacity"):
+    with pytest.raises(ValueError, match="alpha"):
         prediction.overlay(1.5)
 
 
@@ -196,7 +196,7 @@ def test_weights_have_to_be_a_complete_model(tmp_path: Path) -> None:
         if "output_norms" not in name
     }
     torch.save({"model": published}, tmp_path / "swin.pth")
-    with pytest.raises(CheckpointError, match="no complete model"):
+    with pytest.raises(CheckpointError, match="not a complete model"):
         Predictor(cfg, tmp_path / "swin.pth")
 
 

@@ -48,7 +48,7 @@ def refusal(
     [
         (["MODEL.SWIM.DEPTHS", "[1, 1]"], ["MODEL.SWIM", "MODEL.SWIN"]),
         (["SOLVER.BASE_RL", "0.1"], ["no key 'BASE_RL'|SOLVER.BASE_RL", "SOLVER.BASE_LR"]),
-        (["SOLVER.MAX_ITER"], ["pairs", "Options such as --resume go before them"]),
+        (["SOLVER.MAX_ITER"], ["pairs", "Put options such as --resume before them"]),
         (["MODEL.SWIN.DEPTHS", "[1, 1, 1]"], ["MODEL.SWIN.DEPTHS has 3", "NUM_HEADS has 2"]),
         (["MODEL.SWIN.NUM_HEADS", "[1]"], ["MODEL.SWIN.NUM_HEADS has 1"]),
         (["MODEL.SEMASK.ATTENTION", "['window']"], ["MODEL.SEMASK.ATTENTION has 1"]),

@@ -147,7 +147,7 @@ def test_cut_off_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     with VideoReader(path) as frames:
         assert frames.num_frames == 60
         assert 0 < len(list(frames)) < 60
-    assert "announces 60 frames" in caplog.text
+    assert "states 60 frames" in caplog.text
     path.write_bytes(content[: content.index(b"mdat")])
     with pytest.raises(DataError, match=r"a\.mp4"), VideoReader(path) as frames:
         list(frames)

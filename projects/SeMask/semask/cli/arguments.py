@@ -122,9 +122,9 @@ def demo(parser: argparse.ArgumentParser) -> None:
     with an opacity slider, a legend, the class name under the pointer, the confidence and the
     prior of each stage, and offers the files that `semask predict` writes for download. It needs
     `pip install 'semask[demo]'`, listens only on this machine unless --host is set, loads nothing
-    from other servers, and deletes each upload after its prediction. Exit status: 0 after Ctrl-C
-    or SIGTERM; 2 for a mistake in config, checkpoint or arguments, if gradio is missing, or if the
-    port is in use.
+    from other servers, and deletes each upload after its prediction. Ctrl-C or SIGTERM ends it.
+    Exit status: 0; 2 for a mistake in config, checkpoint or arguments, if gradio is missing, or if
+    the port is in use.
     """
     add_predictor(parser)
     parser.add_argument(
