@@ -27,7 +27,7 @@ from semask.inference.prediction import ImagePrediction, InstancePrediction, Pre
 from semask.inference.video import VideoReader
 from tiny_model import photograph
 
-# Nothing here is large enough for threads.
+# Use one thread: the tensors are too small for more.
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -1,4 +1,4 @@
-"""Several processes: how they are started, and that they train as one process would."""
+"""Several processes: their start, and equality with a training in one process."""
 
 import argparse
 import json
@@ -56,7 +56,7 @@ def samples() -> list[dict[str, Any]]:
 
 
 def trained(config: str, accumulate_steps: int = 1) -> dict[str, Any]:
-    """Two steps of this process's share of the images; what they leave in the model."""
+    """Train two steps on this process's share of the images; the resulting state of the model."""
     from detectron2.utils.events import EventStorage
 
     cfg = load_config(config, ["MODEL.DEVICE", "cpu"])

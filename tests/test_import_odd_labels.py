@@ -100,7 +100,7 @@ def test_images_without_labels_and_labels_without_images(tmp_path: Path, kind: s
 def test_unknown_class_ids(tmp_path: Path) -> None:
     root = write_yolo(tmp_path / "in", {"a": LEFT, "b": LEFT + LEFT.replace("0", "7", 1)})
     with pytest.raises(
-        DataError, match=r"b\.txt', line 2: the class is 7, but the names are 0\.\.1"
+        DataError, match=r"b\.txt', line 2: the class is 7, but the names are for 0\.\.1"
     ):
         convert_labels(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()

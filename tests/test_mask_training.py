@@ -1,4 +1,4 @@
-"""Mask-classification models in training: whole runs, and what a step does to which parameter."""
+"""Mask-classification models in training: whole runs, and the parameters that a step changes."""
 
 import functools
 import json
@@ -166,7 +166,7 @@ def test_matching_that_meets_nan_ends_the_run_at_that_step(
 
 
 def same_points(count: int, *shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:
-    """In place of ``torch.rand``: the same points for every mask, image and process."""
+    """A replacement of ``torch.rand``: the same points for every mask, image and process."""
     points = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     return points.sigmoid().to(device, dtype).expand(count, *shape)
 
