@@ -6,10 +6,12 @@ map, not each prediction, and full-size predictions are computed only where they
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from semask.modeling.layers.position_encoding import sine_position_encoding
 from semask.modeling.layers.resize import resize
@@ -18,20 +20,116 @@ from semask.modeling.mask_decoder.mask2former import CrossAttentionLayer, Mask2F
 from semask.ops.modes import traced
 
 
+class SharedFeatures:
+    """Mask features whose gradient is one product, from the masks of all predictions together.
+
+    Product by product it would be a sum of ten maps, each as large as the features.
+
+    Attributes:
+        features: (B, C, h, w).
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        """
+        Args:
+            features: see the attribute.
+        """
+        self.features = features
+        # Of each image, from one prediction after the other: the gradient of the matched masks
+        # (n, h * w) and their embeddings (n, C).
+        self._factors: Factors = [[] for _ in features]
+        self._handle: Tensor = _Collected.apply(features, self._factors)
+
+    def matched(self, embeddings: Tensor, masks: Tensor, queries: Sequence[Tensor]) -> Tensor:
+        """Some masks of a prediction; only they have gradients.
+
+        Args:
+            embeddings: (B, Q, C).
+            masks: (B, Q, h, w), the product of the embeddings and the features.
+            queries: (n_i,) int64 of each image, each query once.
+
+        Returns:
+            (sum of the n_i, h, w). It can be differentiated once.
+        """
+        matched: Tensor = _Matched.apply(
+            self._handle, embeddings, self.features.detach(), masks.detach(), queries, self._factors
+        )
+        return matched
+
+
+Factors = list[list[tuple[Tensor, Tensor]]]
+
+
+class _Matched(torch.autograd.Function):
+    """The handle makes the features' node wait for the gradients of all predictions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        handle: Tensor,
+        embeddings: Tensor,
+        features: Tensor,
+        masks: Tensor,
+        queries: Sequence[Tensor],
+        factors: Factors,
+    ) -> Tensor:
+        ctx.queries, ctx.factors = queries, factors
+        ctx.save_for_backward(embeddings, features)
+        return torch.cat([own[chosen] for own, chosen in zip(masks, queries, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        embeddings, features = ctx.saved_tensors
+        by_features, by_embeddings = ctx.needs_input_grad[:2]
+        parts = grad.flatten(1).split([len(chosen) for chosen in ctx.queries])
+        grad_embeddings = torch.zeros_like(embeddings) if by_embeddings else None
+        for image, (part, chosen) in enumerate(zip(parts, ctx.queries, strict=True)):
+            if by_features:
+                ctx.factors[image].append((part, embeddings[image, chosen]))
+            if grad_embeddings is not None:
+                grad_embeddings[image, chosen] = part @ features[image].flatten(1).T
+        return grad.new_zeros(()) if by_features else None, grad_embeddings, None, None, None, None
+
+
+class _Collected(torch.autograd.Function):
+    """Mask features (B, C, h, w) to the handle, a scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, factors: Factors) -> Tensor:
+        ctx.factors = factors
+        ctx.save_for_backward(features)
+        return features.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (features,) = ctx.saved_tensors
+        batch, channels, height, width = features.shape
+        pixels = features.new_empty(batch, height * width, channels)
+        for own, factors in zip(pixels, ctx.factors, strict=True):
+            masks, embeddings = (torch.cat(each) for each in zip(*factors, strict=True))
+            torch.mm(masks.T, embeddings, out=own)
+            factors.clear()
+        return pixels.view(batch, height, width, channels).permute(0, 3, 1, 2), None
+
+
 class FactoredPrediction(MaskPrediction):
     """A prediction that also keeps the two factors of its masks.
 
     Attributes:
         embeddings: (B, Q, C).
-        features: (B, C, h, w), shared by all predictions.
+        shared: the mask features, of all predictions.
     """
 
     embeddings: Tensor
-    features: Tensor
+    shared: SharedFeatures
 
-    def __new__(cls, logits: Tensor, embeddings: Tensor, features: Tensor) -> "FactoredPrediction":
-        self = super().__new__(cls, logits, mask_logits(embeddings, features))
-        self.embeddings, self.features = embeddings, features
+    def __new__(
+        cls, logits: Tensor, embeddings: Tensor, shared: SharedFeatures
+    ) -> "FactoredPrediction":
+        self = super().__new__(cls, logits, mask_logits(embeddings, shared.features))
+        self.embeddings, self.shared = embeddings, shared
         return self
 
 
@@ -61,6 +159,7 @@ class LevelledMask2FormerDecoder(Mask2FormerDecoder):
             .transpose(1, 2)
             for level, memory in zip(maps, memories, strict=True)
         ]
+        shared = SharedFeatures(mask_features)
         with torch.no_grad():
             features = [resize(mask_features, level.shape[-2:]) for level in maps]
         batch = mask_features.shape[0]
@@ -78,18 +177,18 @@ class LevelledMask2FormerDecoder(Mask2FormerDecoder):
             normed = self.decoder_norm(x)
             embeddings = self.mask_embed(normed)
             if return_aux:
-                predictions.append(self._prediction(normed, embeddings, mask_features))
+                predictions.append(self._prediction(normed, embeddings, shared))
             allowed = attended(embeddings.detach(), features[level])
             assert isinstance(cross_attention, CrossAttentionLayer)  # as built
             x = attend(cross_attention, x, query_position, keys[level], memories[level], allowed)
             x = self_attention(x, query_position)
             x = feed_forward(x)
         normed = self.decoder_norm(x)
-        predictions.append(self._prediction(normed, self.mask_embed(normed), mask_features))
+        predictions.append(self._prediction(normed, self.mask_embed(normed), shared))
         return predictions
 
-    def _prediction(self, x: Tensor, embeddings: Tensor, features: Tensor) -> MaskPrediction:
-        return FactoredPrediction(self.class_embed(x), embeddings, features)
+    def _prediction(self, x: Tensor, embeddings: Tensor, shared: SharedFeatures) -> MaskPrediction:
+        return FactoredPrediction(self.class_embed(x), embeddings, shared)
 
 
 def attended(embeddings: Tensor, features: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from semask.modeling.losses.mask_losses import (
 )
 from semask.modeling.losses.matcher import Mask2FormerMatcher, Match, dice_cost
 from semask.modeling.losses.point_sampling import random_points, sample_points
-from semask.modeling.mask_decoder.base import MaskPrediction, mask_logits
+from semask.modeling.mask_decoder.base import MaskPrediction
 from semask.ops.mask_decoder import FactoredPrediction
 
 # Bytes of targets that are converted to floating-point numbers at a time.
@@ -22,23 +22,19 @@ TARGET_BYTES = 8 * 2**20
 
 
 class FactoredCriterion(Mask2FormerCriterion):
-    """Computes the masks of matched queries again; only these have gradients."""
+    """Only the masks of matched queries have gradients."""
 
     def matched_masks(self, prediction: MaskPrediction, matches: Sequence[Match]) -> Tensor:
         """See :class:`Mask2FormerCriterion`."""
         if not (
             isinstance(prediction, FactoredPrediction)
             # Not in mixed precision, where the factors are rounded.
-            and prediction.embeddings.dtype == prediction.features.dtype == prediction.masks.dtype
+            and prediction.embeddings.dtype == prediction.masks.dtype
+            and prediction.shared.features.dtype == prediction.masks.dtype
         ):
             return super().matched_masks(prediction, matches)
-        factors = zip(prediction.embeddings, prediction.features, matches, strict=True)
-        return torch.cat(
-            [
-                mask_logits(embeddings[None, match.queries], features[None])[0]
-                for embeddings, features, match in factors
-            ]
-        )
+        queries = [match.queries for match in matches]
+        return prediction.shared.matched(prediction.embeddings, prediction.masks, queries)
 
     def mask_losses(self, masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Mask2FormerCriterion`."""
