@@ -23,6 +23,7 @@ from semask.errors import ConfigError
 from semask.modeling.backbone import SemanticLayer
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.ops.apply import apply_fast_paths, select_fast_paths
+from semask.ops.products import onednn_operations
 from semask.tasks import Task, build_task
 from semask.utils.text import one_line, table
 
@@ -190,8 +191,9 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
     """Operations of one inference, by module name; sub-modules included."""
     model.eval()
     images = [{key: entry[key] for key in ("image", "height", "width")} for entry in inputs]
-    # Detectors sample, too: pasting masks is no part of the network.
-    more = _deformable_operations() if isinstance(model, SeMaskMaskFormer) else {}
+    more = onednn_operations()
+    if isinstance(model, SeMaskMaskFormer):  # detectors sample, too: pasting masks is no part of
+        more |= _deformable_operations()  # the network
     with (
         _frozen(model),  # the counter takes any view of a parameter for a part of the graph
         torch.no_grad(),

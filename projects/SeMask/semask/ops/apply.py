@@ -44,6 +44,7 @@ from semask.ops.pixel_decoder import (
     LeanDeformablePixelDecoder,
     RecomputedEncoderLayer,
 )
+from semask.ops.products import OneDnnLinear, onednn_is_faster
 from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
 from semask.ops.semantic_layer import (
     ChunkedSemanticLayer,
@@ -185,6 +186,12 @@ FAST_PATHS = {
     "factored": FastPath(
         "mask losses with gradients of the matched masks alone",
         forms={Mask2FormerCriterion: FactoredCriterion, Mask2FormerMatcher: OneSoftplusMatcher},
+    ),
+    "onednn": FastPath(
+        "matrix products of float32 by oneDNN, on AMD's processors with AVX-512",
+        pays_on=("cpu",),
+        forms={nn.Linear: OneDnnLinear},
+        available=onednn_is_faster,
     ),
     "sdpa": FastPath(
         "window attention by scaled_dot_product_attention",

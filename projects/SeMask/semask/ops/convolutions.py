@@ -13,7 +13,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from semask.ops import winograd
+from semask.ops import products, winograd
 from semask.ops.modes import ParameterCache, traced
 from semask.ops.stripes import stripes
 
@@ -105,7 +105,8 @@ def is_linear(conv: _ConvNd, x: Tensor) -> bool:
 
 def linear(conv: _ConvNd, x: Tensor) -> Tensor:
     """``conv(x)`` of a 1x1 convolution, in channels_last."""
-    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    out = products.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias)
+    return out.permute(0, 3, 1, 2)
 
 
 def convolve_(conv: Conv2d, x: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def convolve_(conv: Conv2d, x: Tensor) -> Tensor:
     if isinstance(conv, LinearConv2d) and is_linear(conv, x):
         for image in pixels:
             for rows in stripes(height, image[0].nbytes, x.device):
-                image[rows] = F.linear(image[rows], conv.weight.flatten(1), conv.bias)
+                image[rows] = products.linear(image[rows], conv.weight.flatten(1), conv.bias)
     elif (
         isinstance(conv, WinogradConv2d)
         and conv.is_3x3()

@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from semask.modeling.layers.position_encoding import sine_position_encoding
 from semask.modeling.layers.resize import resize
-from semask.modeling.mask_decoder.base import MaskPrediction, mask_logits
+from semask.modeling.mask_decoder.base import MaskPrediction
 from semask.modeling.mask_decoder.mask2former import CrossAttentionLayer, Mask2FormerDecoder
 from semask.ops.modes import traced
+from semask.ops.products import linear, product
 
 
 class SharedFeatures:
@@ -88,7 +89,7 @@ class _Matched(torch.autograd.Function):
             if by_features:
                 ctx.factors[image].append((part, embeddings[image, chosen]))
             if grad_embeddings is not None:
-                grad_embeddings[image, chosen] = part @ features[image].flatten(1).T
+                grad_embeddings[image, chosen] = product(part, features[image].flatten(1).T)
         return grad.new_zeros(()) if by_features else None, grad_embeddings, None, None, None, None
 
 
@@ -109,7 +110,7 @@ class _Collected(torch.autograd.Function):
         pixels = features.new_empty(batch, height * width, channels)
         for own, factors in zip(pixels, ctx.factors, strict=True):
             masks, embeddings = (torch.cat(each) for each in zip(*factors, strict=True))
-            torch.mm(masks.T, embeddings, out=own)
+            own.copy_(product(masks.T, embeddings))
             factors.clear()
         return pixels.view(batch, height, width, channels).permute(0, 3, 1, 2), None
 
@@ -128,7 +129,7 @@ class FactoredPrediction(MaskPrediction):
     def __new__(
         cls, logits: Tensor, embeddings: Tensor, shared: SharedFeatures
     ) -> "FactoredPrediction":
-        self = super().__new__(cls, logits, mask_logits(embeddings, shared.features))
+        self = super().__new__(cls, logits, masks_of(embeddings, shared.features))
         self.embeddings, self.shared = embeddings, shared
         return self
 
@@ -191,6 +192,14 @@ class LevelledMask2FormerDecoder(Mask2FormerDecoder):
         return FactoredPrediction(self.class_embed(x), embeddings, shared)
 
 
+def masks_of(embeddings: Tensor, features: Tensor) -> Tensor:
+    """``modeling.mask_decoder.mask_logits``, image by image."""
+    masks = [
+        linear(own, pixels.flatten(1).T) for own, pixels in zip(embeddings, features, strict=True)
+    ]
+    return torch.stack(masks).unflatten(2, features.shape[-2:])
+
+
 def attended(embeddings: Tensor, features: Tensor) -> Tensor:
     """Where queries may attend: the opposite of ``modeling.mask_decoder.attention_mask``.
 
@@ -202,7 +211,7 @@ def attended(embeddings: Tensor, features: Tensor) -> Tensor:
         (B, 1, Q, H * W) bool, for all heads.
     """
     with torch.no_grad():
-        outside = (mask_logits(embeddings, features).sigmoid() < 0.5).flatten(2)
+        outside = (masks_of(embeddings, features).sigmoid() < 0.5).flatten(2)
         return (~outside | outside.all(dim=-1, keepdim=True))[:, None]
 
 
@@ -229,7 +238,7 @@ def attend(
     weights = attention.in_proj_weight.chunk(3)
     biases = attention.in_proj_bias.chunk(3)
     query, key, value = (
-        F.linear(tokens, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        linear(tokens, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         for tokens, weight, bias in zip(
             (x + query_position, keys, memory), weights, biases, strict=True
         )

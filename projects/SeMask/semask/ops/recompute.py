@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from semask.ops.products import OneDnnLinear, linear_gradients
 from semask.ops.window import WindowLayout, WindowPart, map_parts, window_parts
 
 # Computes a layer.
@@ -102,7 +103,7 @@ def call(layer: nn.Module, x: Tensor) -> Tensor:
 def call_unvalued(layer: nn.Module, x: Tensor) -> Tensor:
     """The same where only the gradient of the layer is needed."""
     hooks = layer._forward_pre_hooks or layer._forward_hooks
-    if type(layer) is not nn.Linear or hooks:  # pruned, adapted, ...: call it
+    if type(layer) not in (nn.Linear, OneDnnLinear) or hooks:  # pruned, adapted, ...: call it
         return call(layer, x)
     out: Tensor = _UnvaluedLinear.apply(x, layer.weight, layer.bias)
     return out
@@ -117,9 +118,12 @@ class _UnvaluedLinear(torch.autograd.Function):
         return x.new_empty(*x.shape[:-1], len(weight))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return grad @ weight.to(grad.dtype), (grad.T @ x).to(weight.dtype), grad.sum(0)
+        wanted = ctx.needs_input_grad
+        # Under autocast the weight is of another type.
+        by_x, by_weight, by_bias = linear_gradients(x, weight.to(grad.dtype), grad, wanted)
+        return by_x, None if by_weight is None else by_weight.to(weight.dtype), by_bias
 
 
 def _autocast(device_type: str) -> Callable[[], AbstractContextManager[None]]:

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
 from semask.ops.modes import ParameterCache, evaluated, traced, trained
+from semask.ops.products import linear
 from semask.ops.window import (
     append_zero,
     gather_windows,
@@ -77,13 +78,13 @@ class FoldedSemanticAttention(SemanticAttention):
         query = None
         if return_query or x.shape[-1] > self.key.out_features:
             query, key = self.query(x), self.key(x)
-            update = self.attend(query, key, x @ matrix)
+            update = self.attend(query, key, linear(x, matrix.T))
         else:
             weight, offset = self._similarity.get(
                 _fold_similarity, self.query.weight, self.query.bias, self.key.weight
             )
-            folded = torch.addmm(offset, x.flatten(0, 1), weight).view_as(x)
-            update = self.attend(folded, x, x @ matrix)
+            folded = linear(x, weight.T, offset)
+            update = self.attend(folded, x, linear(x, matrix.T))
         return update.add_(bias).add_(x), query if return_query else None
 
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from semask.ops.products import batched_product
+
 # Bytes of transformed tiles at a time: they should stay in the cache.
 CHUNK_BYTES = 24 * 2**20
 
@@ -58,7 +60,7 @@ def convolve(x: Tensor, filters: Tensor, *, out: Tensor | None = None) -> Tensor
                 padded[0, 1:-1] = above
             above = x[image, 2 * rows.stop - 1].clone()
         tiles = _transform_tiles(padded, across)
-        products = torch.bmm(tiles, filters).view(4, 4, -1, across, outputs)
+        products = batched_product(tiles, filters).view(4, 4, -1, across, outputs)
         for row, line in enumerate(_add_up(*products.unbind(0))):
             a, b, c, d = line.unbind(0)
             torch.add(a + b, c, out=pairs[image, rows, row, :, 0])
@@ -93,7 +95,7 @@ def filter_gradient(x: Tensor, grad: Tensor) -> Tensor:
             torch.add(a, b, out=spread[row, 1])
             torch.sub(a, b, out=spread[row, 2])
             torch.neg(b, out=spread[row, 3])
-        total.baddbmm_(tiles.transpose(1, 2), spread.view(16, -1, outputs))
+        total += batched_product(tiles.transpose(1, 2), spread.view(16, -1, outputs))
     return _transform_filters_back(total)
 
 
