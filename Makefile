@@ -23,17 +23,17 @@ help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
 	  while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
-setup: $(READY) ## make the environment in .venv, with Detectron2, as the lock files say
+setup: $(READY) ## create the locked environment in .venv, with Detectron2
 	@echo "Ready. Next: make train; or . $(VENV)/bin/activate, then semask --help"
 
 train: $(READY) ## train and evaluate a small SeMask-FPN (CONFIG=..., ARGS="KEY VALUE ...")
 	$(BIN)/python train_net.py --config-file $(CONFIG) $(ARGS)
 
-camvid: $(READY) ## SeMask, then plain Swin, on CamVid (found under DETECTRON2_DATASETS)
+camvid: $(READY) ## SeMask, then plain Swin, on CamVid (in DETECTRON2_DATASETS)
 	$(BIN)/python train_net.py camvid/semask_camvid $(ARGS)
 	$(BIN)/python train_net.py camvid/swin_camvid $(ARGS)
 
-nuclei: $(READY) ## Mask R-CNN with SeMask on cell nuclei (found under DETECTRON2_DATASETS)
+nuclei: $(READY) ## Mask R-CNN with SeMask on cell nuclei (in DETECTRON2_DATASETS)
 	$(BIN)/python train_net.py nuclei/semask_mask_rcnn $(ARGS)
 
 benchmark: $(READY) ## time and memory against the plain form, over half an hour (ARGS=--help)
@@ -53,7 +53,7 @@ lint: $(READY) ## check formatting, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(READY) ## format the code and repair what can be
+format: $(READY) ## format the code, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -61,7 +61,7 @@ docs: $(READY) ## build docs/ and the docstrings as a site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "site/index.html; with search: $(BIN)/python -m http.server -d site"
 
-lock: $(READY) ## choose the newest versions again, for the lock files
+lock: $(READY) ## update the lock files to the newest versions
 	$(BIN)/uv pip compile $(COMPILE) --all-extras setup.cfg requirements.in -o requirements.lock
 	$(BIN)/uv pip compile $(COMPILE) --resolution lowest-direct --extra bands --extra dev --extra onnx --extra timm --extra hub \
 	  setup.cfg requirements-lowest.in -o requirements-lowest.lock

@@ -228,14 +228,17 @@ def select_start(
             len(names),
             part,
         )
-    anew = [name for name in wanted if name not in fitting]
+    initialised = [name for name in wanted if name not in fitting]
     sorts = (
-        ("depend on the classes", [n for n in anew if n in found and is_class_dependent(n)]),
-        ("depend on the number of queries", [n for n in anew if n in found and _QUERIES.search(n)]),
-        ("are not in the checkpoint", [n for n in anew if n not in found]),
+        ("depend on the classes", [n for n in initialised if n in found and is_class_dependent(n)]),
+        (
+            "depend on the number of queries",
+            [n for n in initialised if n in found and _QUERIES.search(n)],
+        ),
+        ("are not in the checkpoint", [n for n in initialised if n not in found]),
     )
     listed = {name for _, names in sorts for name in names}
-    others = [name for name in anew if name not in listed]
+    others = [name for name in initialised if name not in listed]
     for reason, names in (*sorts, ("have another shape in the checkpoint", others)):
         if names:
             logger.info("%d tensors are not loaded: they %s: %s", len(names), reason, _join(names))

@@ -60,7 +60,7 @@ def panoptic_picture(ids: np.ndarray) -> np.ndarray:
 def translated(
     ids: np.ndarray, table: Mapping[int, int], otherwise: int
 ) -> tuple[np.ndarray, set[int]]:
-    """A map with other values in place of the ids.
+    """A map with other values instead of the ids.
 
     Args:
         ids: (H, W), at least one pixel.

@@ -93,9 +93,9 @@ class ReadableDataset(Dataset[dict[str, Any]]):
             mapper: turns one into a sample; it may not draw random numbers before it has read the
                 files.
             limit: see ``UnreadableFiles``; with 0 the first unreadable file is an error.
-            replace: give the following image in place of one that cannot be read (training);
-                otherwise a sample of nothing but what was skipped (evaluation, where the label
-                map has to be readable too).
+            replace: return the next image instead of one that cannot be read (training); otherwise
+                a sample of nothing but what was skipped (evaluation, where the label map has to be
+                readable too).
         """
         self._records = DatasetFromList(list(records), copy=False)
         self._mapper = mapper

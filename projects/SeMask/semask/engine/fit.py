@@ -232,7 +232,7 @@ def explained_out_of_memory(
         eval_only: nothing is trained.
 
     Raises:
-        OutOfMemoryError: in place of PyTorch's.
+        OutOfMemoryError: replaces PyTorch's.
     """
     try:
         yield

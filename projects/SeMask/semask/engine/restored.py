@@ -49,7 +49,7 @@ def without_pretrained(cfg: CfgNode) -> CfgNode:
 
 
 def warn_of_restored(state: Mapping[str, Any], optimizer: Optimizer, seed: int) -> None:
-    """Warn of the values that a resumed run takes from its checkpoint against its config.
+    """Warn about values that a resumed run loads from its checkpoint instead of its config.
 
     Args:
         state: what ``TrainStep.state_dict`` gave.
@@ -57,7 +57,7 @@ def warn_of_restored(state: Mapping[str, Any], optimizer: Optimizer, seed: int) 
         seed: the config's ``SEED``.
 
     Raises:
-        ValueError: the optimizer cannot go on from the state.
+        ValueError: the optimizer cannot resume from the state.
     """
     check_optimizer_state(state["optimizer"], optimizer)
     restored = find_restored(state["optimizer"], optimizer)

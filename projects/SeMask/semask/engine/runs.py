@@ -22,7 +22,7 @@ def train(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False) -> dic
     Args:
         cfg: of :func:`semask.load_config`; it is not changed. Without a GPU the CPU is used.
         resume: continue from the last checkpoint in OUTPUT_DIR, if there is one.
-        overwrite: start anew also where OUTPUT_DIR has checkpoints of an earlier run.
+        overwrite: start over even if OUTPUT_DIR has checkpoints of an earlier run.
 
     Returns:
         The results of the last evaluation, such as {"sem_seg": {"mIoU": 71.6, ...}}, percent; with

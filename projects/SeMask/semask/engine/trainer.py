@@ -149,7 +149,7 @@ class Trainer(DefaultTrainer):
         """See ``DefaultTrainer.resume_or_load``.
 
         Args:
-            resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+            resume: resume from the last checkpoint in OUTPUT_DIR, if there is one.
             overwrite: otherwise, start also where OUTPUT_DIR has checkpoints of an earlier
                 run, which ``train`` then removes.
 

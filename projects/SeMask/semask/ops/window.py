@@ -216,7 +216,7 @@ def _make_parts(layout: WindowLayout, tokens_at_once: int) -> Sequence[WindowPar
 
 
 def _bands(layout: WindowLayout, tokens_at_once: int) -> Iterator[tuple[slice, list[slice]]]:
-    """Groups of windows with about so many slots, and the ranges of their tokens."""
+    """Groups of windows with about that number of slots, and the ranges of their tokens."""
     in_map, area = layout.rows * layout.cols, layout.height * layout.width
     maps = layout.windows // in_map
     together = tokens_at_once // (in_map * layout.size**2)

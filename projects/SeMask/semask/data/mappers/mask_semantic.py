@@ -32,7 +32,7 @@ def build_mask_augmentations(
             ``CROP``, ``PHOTOMETRIC_DISTORTION``, ``RANDOM_FLIP``, ``SIZE_DIVISIBILITY`` and
             ``LABEL_INTERPOLATION``.
         is_train: the random pipeline.
-        label_interpolation: in place of ``INPUT.LABEL_INTERPOLATION``.
+        label_interpolation: replaces ``INPUT.LABEL_INTERPOLATION``.
 
     Raises:
         ConfigError: a value cannot be used; it names the key.

@@ -197,7 +197,7 @@ class RandomWindow(T.Augmentation):
 
 
 def build_large_scale_jitter(cfg: CfgNode, *, pad: bool = False) -> list[T.Augmentation]:
-    """Resizing by a random factor, and a random crop, in place of the usual resizing.
+    """Resizing by a random factor, and a random crop, instead of the usual resizing.
 
     The image is made to fit into ``INPUT.LSJ.SIZE`` times a factor drawn uniformly from
     ``INPUT.LSJ.SCALE``; of what is larger than SIZE then, a window of SIZE is kept, which

@@ -228,8 +228,8 @@ def _is_for_console(record: logging.LogRecord) -> bool:
 def resumes(output_dir: str, *, asked: bool) -> bool:
     """Whether to resume; for all processes of a run together, holding its lock.
 
-    torchrun repeats the same command after a failure. Without --resume it has to go on then from
-    the checkpoints of this run, but not from those that an earlier run left in the folder.
+    torchrun repeats the same command after a failure. Even without --resume it must then continue
+    from the checkpoints of this run, but not from those of an earlier run in the folder.
 
     Args:
         output_dir: of the run; exists.

@@ -166,7 +166,7 @@ class TrackerWriter(EventWriter):
     def _leave_out(self, reason: str) -> None:
         if not self._left_out:
             logger.warning(
-                "Tracker '%s' has not taken a record; the training goes on without it: %s",
+                "Tracker '%s' rejected a record; the training continues without it: %s",
                 *(self.name, reason),
             )
         self._left_out += 1
@@ -216,7 +216,7 @@ def _start(writers: Sequence[TrackerWriter], path: str, resume: bool) -> None:
         except ConfigError as error:
             if writer.name not in ids:
                 raise
-            logger.warning("%s The training goes on.", error)
+            logger.warning("%s The training continues.", error)
         else:
             logger.info("Tracker '%s' records this run as %s", writer.name, ids[writer.name])
     with replacing(path) as file:

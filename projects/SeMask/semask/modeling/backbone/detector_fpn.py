@@ -27,7 +27,9 @@ class PyramidBackbone(SeMaskBackbone):
     def forward(
         self, image: Tensor | Mapping[str, Tensor], return_priors: bool | None = None
     ) -> dict[str, Tensor]:
-        """See :meth:`SemSegBackbone.forward`; a dictionary in place of an image is returned."""
+        """See :meth:`SemSegBackbone.forward`; a dictionary instead of an image is returned
+        unchanged.
+        """
         return dict(image) if isinstance(image, Mapping) else super().forward(image, return_priors)
 
 

@@ -54,7 +54,7 @@ class MaskClassificationHead(SegmentationHead):
             pixel_decoder: makes the mask features, and maps that the queries attend to.
             predictor: the mask decoder.
             criterion: the losses of its predictions.
-            memory: name of the backbone's feature that the queries attend to in place of these.
+            memory: name of the backbone's feature that the queries attend to instead of these.
             deep_supervision: supervise all decoder layers, not only the last one.
             ignore_value: label of pixels without a class, in "sem_seg".
             prior_supervision: of the priors; None where the backbone has no semantic layers.
