@@ -84,8 +84,8 @@ def check_label_map(
     known = LABEL_MAPS.get(name)
     if not (replace or known is None or np.array_equal(known, ids)):
         raise ValueError(
-            f"Label map '{name}' is registered already, with other values; with replace=True this "
-            "one takes its place."
+            f"Label map '{name}' is registered already, with other values; register it with "
+            "replace=True to replace it."
         )
     return ids
 

@@ -147,7 +147,7 @@ class _ReproducibleDataset(Dataset[dict[str, Any]]):
     def __init__(self, dataset: Dataset[dict[str, Any]], seed: int) -> None:
         """
         Args:
-            dataset: gives a sample for each index.
+            dataset: returns a sample for each index.
             seed: of the run.
         """
         self._dataset = dataset

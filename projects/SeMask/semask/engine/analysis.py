@@ -309,7 +309,7 @@ def saved_bytes(
     """The memory that a training step's forward pass keeps for its backward pass.
 
     Args:
-        model: gives a dictionary of losses; it is put into training mode.
+        model: returns a dictionary of losses; it is put into training mode.
         inputs: of the step.
 
     Returns:

@@ -47,7 +47,7 @@ class TrainStep:
     ) -> None:
         """
         Args:
-            model: gives a dictionary of scalar losses for a batch; possibly wrapped for
+            model: returns a dictionary of scalar losses for a batch; possibly wrapped for
                 distributed training.
             data_loader: endless batches.
             optimizer: of the model's parameters.

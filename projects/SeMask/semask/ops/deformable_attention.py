@@ -153,7 +153,7 @@ class TokenTable:
         first = (image + torch.tensor(firsts)) * self.heads + torch.arange(self.heads)[:, None]
         row = line.mul_(self._lines(each)).add_(column).mul_(self.heads)
         row += first.to(self.device, torch.int32)
-        # A NaN gives an arbitrary index; the fraction stays NaN.
+        # A NaN results in an arbitrary index; the fraction stays NaN.
         row.clamp_(0, self.batch * rows * self.heads - 1)
         return row, x, y
 

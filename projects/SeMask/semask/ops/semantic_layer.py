@@ -133,7 +133,7 @@ class ChunkedSemanticLayer(SemanticLayer):
                 gather_windows(append_zero(normed), part), return_prior
             )
             features = self.join(taken, normed, scatter_windows(windows, part))
-            if out is None:  # the first part gives the type
+            if out is None:  # the first part sets the dtype
                 out = features.new_empty(len(tokens), features.shape[1])
                 prior = None if query is None else query.new_empty(len(tokens), query.shape[2])
             part.put(features, out)

@@ -180,8 +180,8 @@ def quick_check(
         num_classes: K; labels are 0..K-1,
         ignore: or this.
         sample: number of images to look at, evenly spaced; 0 = only list the dataset.
-        is_train: it is used for training; otherwise a single class gives a warning only.
-        max_unreadable: up to this number of missing or damaged files gives a warning only.
+        is_train: it is used for training; otherwise a single class is only a warning.
+        max_unreadable: up to this number of missing or damaged files is only a warning.
         reader: reads the images.
 
     Returns:

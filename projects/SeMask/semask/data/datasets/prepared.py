@@ -81,7 +81,7 @@ def register_prepared(
 
     Args:
         name: what configs call it.
-        loader: :func:`load_instances`, :func:`load_segments`, or one that takes the same.
+        loader: :func:`load_instances`, :func:`load_segments`, or one with the same arguments.
         paths: the folders and files in the metadata, by their entries. It is asked again at every
             loading, as they may depend on the environment.
         **metadata: further entries of the dataset's metadata.

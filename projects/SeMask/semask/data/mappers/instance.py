@@ -48,7 +48,7 @@ Annotation = dict[str, Any]
 def build_instance_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """Detectron2's pipeline of ``cfg.INPUT``: crop, shortest edge, flip; then distorted colours.
 
-    ``cfg.INPUT.LSJ`` takes the place of crop and shortest edge, where it is enabled.
+    ``cfg.INPUT.LSJ``, if enabled, replaces crop and shortest edge.
 
     Raises:
         ConfigError: a value cannot be used.

@@ -229,7 +229,7 @@ def _descriptor(pid: int) -> int | None:
 def wrap_ddp(model: nn.Module) -> nn.Module:
     """``model`` for training in several processes, on the device that it is on.
 
-    Detectron2's own wrapping takes a GPU for granted.
+    Detectron2's own wrapping requires a GPU.
 
     Args:
         model: on its device already.

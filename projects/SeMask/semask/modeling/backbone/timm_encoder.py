@@ -94,7 +94,7 @@ class TimmEncoder(HierarchicalEncoder):
             _log_licence(name, network)
         walk = [_timm_name(key, network) for key in features]
         ends = _ends_of_stages(name, features)
-        # The stem ends in front of the module that gives the features of stride 4.
+        # The stem ends before the module that returns the features of stride 4.
         starts = [ends[0] - 1, *ends[:-1]]
         channels = features.feature_info.channels()
         self.channels = tuple(channels[index] for index in _indices(features))[:num_stages]

@@ -267,7 +267,7 @@ def mean_number_of_masks(targets: Sequence[MaskTarget], like: Tensor) -> Tensor:
 
     Args:
         targets: of this process's images.
-        like: gives the device and type of the result, which is float32 or better.
+        like: sets the device and dtype of the result, which is at least float32.
     """
     number = at_least_float32(like).new_tensor(sum(len(target.labels) for target in targets))
     if dist.is_available() and dist.is_initialized():
