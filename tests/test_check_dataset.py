@@ -153,12 +153,12 @@ def test_one_of_something(tmp_path: Path) -> None:
     assert "Size: 2x1 (1 image)" in text
     assert "1 problem:" in text
     assert "not classes: 9 (1 pixel)." in text
-    with pytest.raises(DataError, match="1 of the 1 image looked at"):
+    with pytest.raises(DataError, match="1 of the 1 image checked"):
         quick_check("one", 4, 255)
 
 
 def test_unknown_datasets() -> None:
-    with pytest.raises(ConfigError, match=r"no dataset 'camvid'\. With a.*camvid_sem_seg_train, "):
+    with pytest.raises(ConfigError, match=r"no dataset 'camvid'\. Similar names are .*camvid_sem_seg_train, "):
         check_dataset("camvid")
     words = r"Known names begin with ade20k, .*camvid, .*DATASETS\.FOLDERS.*register_folder"
     with pytest.raises(ConfigError, match=words):
@@ -228,7 +228,7 @@ def test_quick_check_looks_at_a_sample(folder: Path) -> None:
     break_value(folder)
     quick_check("own", 4, 255, 3)  # images 0, 2 and 4
     quick_check("own", 4, 255, 0)
-    with pytest.raises(DataError, match="In dataset 'own', 1 of the 5 images looked at"):
+    with pytest.raises(DataError, match="In dataset 'own', 1 of the 5 images checked"):
         quick_check("own", 4, 255, 5)
     with pytest.raises(DataError, match="5 of the 5 images"):
         quick_check("own", 1, 255, 5)

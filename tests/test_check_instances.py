@@ -106,7 +106,7 @@ DEFECTS: dict[str, tuple[Callable[[Content], Any], str, str]] = {
     "size": (
         lambda content: content["images"][0].update(width=SIDE + 1),
         "sizes differ",
-        f"says {SIDE + 1}x{SIDE}",
+        f"states {SIDE + 1}x{SIDE}",
     ),
     "missing image": (
         lambda content: content["images"][0].update(file_name="nowhere.png"),

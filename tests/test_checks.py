@@ -75,5 +75,5 @@ def test_resuming_from_another_model_is_refused_before_anything_changes(tiny_cfg
 def test_an_output_folder_inside_a_file(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     tiny_cfg.OUTPUT_DIR = str(tmp_path / "file" / "out")
-    with pytest.raises(ConfigError, match=r"OUTPUT_DIR .* cannot be made"):
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR .* cannot be created"):
         check_run(tiny_cfg)

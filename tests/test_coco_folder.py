@@ -252,7 +252,7 @@ def test_check_run_holds_the_datasets_against_the_model(tmp_path: Path) -> None:
         check_run(load_config(EXAMPLE, options(tmp_path, **more)))
 
     checked()
-    with pytest.raises(ConfigError, match=r"has 2, MODEL\.ROI_HEADS\.NUM_CLASSES is 80"):
+    with pytest.raises(ConfigError, match=r"has 2, but MODEL\.ROI_HEADS\.NUM_CLASSES is 80"):
         checked(MODEL__ROI_HEADS__NUM_CLASSES=80)
     with pytest.raises(ConfigError, match=r"MODEL\.SEMASK\.NUM_CLASSES is 2.*has 3 classes"):
         checked(MODEL__SEMASK__NUM_CLASSES=2)

@@ -184,7 +184,7 @@ def test_the_start_of_a_training_says_what_it_expects(
     assert "semask fit" in caplog.text
     caplog.clear()
     log_expected_memory(small(CONFIGS[0], "MODEL.BACKBONE.NAME=Missing"), 1)
-    assert "not known" in caplog.text
+    assert "unknown" in caplog.text
 
 
 def refuse_to_run(*_: Any, **__: Any) -> None:

@@ -333,8 +333,8 @@ def test_matlab_label(tmp_path: Path, dtype: type) -> None:
     [
         ({"labels": np.eye(3), "names": np.eye(2)}, "no array 'S' but labels, names"),
         ({}, "no array 'S' but nothing at all"),
-        ({"S": np.full((2, 2), 0.5)}, "not whole numbers"),
-        ({"S": np.full((2, 2), np.nan)}, "not whole numbers"),
+        ({"S": np.full((2, 2), 0.5)}, "not integers"),
+        ({"S": np.full((2, 2), np.nan)}, "not integers"),
         ({"S": np.zeros((2, 2, 3))}, r"shape \(2, 2, 3\)"),
         ({"S": "text"}, "matrix of integers"),
         ({"S": np.full((2, 2), 300)}, r"from 300 to 300.*0\.\.255"),

@@ -80,7 +80,7 @@ def _hold_and_fork(folder: str, pids: Connection) -> None:
 
 def test_a_folder_that_cannot_be_locked_or_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused = pytest.raises(ConfigError, match=r"OUTPUT_DIR '.*file' cannot be made")
+    refused = pytest.raises(ConfigError, match=r"OUTPUT_DIR '.*file' cannot be created")
     with refused, run_lock(str(tmp_path / "file")):
         pass
 

@@ -99,7 +99,7 @@ def test_config_mistakes(
     [
         (["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 0], ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"]),
         (["MODEL.MASK_FORMER.DECODER", "segformer"], ["'segformer'", "mask2former_fapn"]),
-        (["MODEL.SWIN.OUT_FEATURES", "['res3', 'res4']"], ["IN_FEATURES", "asks for res2, res5"]),
+        (["MODEL.SWIN.OUT_FEATURES", "['res3', 'res4']"], ["IN_FEATURES", "has res2, res5"]),
         (
             ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res3', 'res4']"],
             ["IN_FEATURES", "res3 of stride 8, res4"],

@@ -207,7 +207,7 @@ def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
     out.mkdir()
     torch.save({"model": Trainer(cfg).model.state_dict()}, out / "model_0000001.pth")
     (out / "last_checkpoint").write_text("model_0000001.pth")
-    with pytest.raises(CheckpointError, match=r"out' holds weights alone.*MODEL\.WEIGHTS"):
+    with pytest.raises(CheckpointError, match=r"out' has only weights.*MODEL\.WEIGHTS"):
         Trainer(cfg).resume_or_load(resume=True)
 
 
