@@ -315,8 +315,8 @@ def test_older_page_stays_until_the_new_one_is_complete(
     [
         (None, "There is no evaluation"),
         ("{", "is damaged"),
-        ({"images": ...}, "has no images"),
-        ({"images": ..., "calibration": ...}, "has no images and no calibration"),
+        ({"images": ...}, "lacks images"),
+        ({"images": ..., "calibration": ...}, "lacks images and calibration"),
         ({"dataset": "another"}, "an evaluation of 'another'"),
         ({"images": [{"file_name": "x.jpg", "mIoU": 1, "pACC": 1}]}, "names 'x.jpg'"),
     ],
