@@ -158,7 +158,9 @@ def test_one_of_something(tmp_path: Path) -> None:
 
 
 def test_unknown_datasets() -> None:
-    with pytest.raises(ConfigError, match=r"no dataset 'camvid'\. Similar names are .*camvid_sem_seg_train, "):
+    with pytest.raises(
+        ConfigError, match=r"no dataset 'camvid'\. Similar names are .*camvid_sem_seg_train, "
+    ):
         check_dataset("camvid")
     words = r"Known names begin with ade20k, .*camvid, .*DATASETS\.FOLDERS.*register_folder"
     with pytest.raises(ConfigError, match=words):
