@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reference import CASES, build_reference, load_arrays, load_meta, weights
+from reference import CASES, Model, build_reference, load_arrays, load_meta, weights
 from semask.modeling.layers.resize import resize
 
 SIZES = ("128x128", "101x137")
@@ -51,17 +51,24 @@ def record(model: nn.Module, image: Tensor) -> dict[str, tuple[Tensor, int, int]
     return arrays
 
 
+@pytest.fixture(scope="module", params=CASES)
+def reference(request: pytest.FixtureRequest) -> tuple[str, Model]:
+    """A case and its model, which takes seconds to build."""
+    return request.param, build_reference(request.param)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", CASES)
-def test_forward_equals_reference(case: str, size: str, dtype: torch.dtype) -> None:
+def test_forward_equals_reference(
+    reference: tuple[str, Model], size: str, dtype: torch.dtype
+) -> None:
+    case, model = reference
     meta = load_meta(case)
     entry = meta["files"][f"eval_{size}.npz"]
     expected = load_arrays(case, f"eval_{size}.npz")
     spec = entry["image"]
     image = weights.make_image(spec["batch"], spec["height"], spec["width"], seed=spec["seed"])
-    model = build_reference(case).to(dtype)
-    arrays = record(model, torch.from_numpy(image).to(dtype))
+    arrays = record(model.to(dtype), torch.from_numpy(image).to(dtype))
 
     assert set(arrays) == set(entry["arrays"])
     compared = set()

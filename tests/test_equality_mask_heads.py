@@ -1,4 +1,4 @@
-"""The mask decoders, their losses and gradients against the reference's numbers."""
+"""The mask-classification models against the reference's numbers: arrays, losses, gradients."""
 
 from typing import Any
 
@@ -21,22 +21,51 @@ from reference_masks import (
     reference_image,
 )
 from semask.checkpoint import convert_state_dict
+from semask.modeling import SeMaskSwin
+from semask.modeling.heads.mask_classification import MaskClassificationHead
 
 TRAINING = "train_128x128_b2.npz"
 
 
+Reference = tuple[str, SeMaskSwin, MaskClassificationHead]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def reference(request: pytest.FixtureRequest) -> Reference:
+    """A case, its backbone and its head, which take seconds to build."""
+    case = request.param
+    return case, reference_backbone(case), reference_head(case)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", CASES)
-def test_predictions_and_priors_equal_reference(case: str, size: str, dtype: torch.dtype) -> None:
+def test_features_predictions_and_priors_equal_reference(
+    reference: Reference, size: str, dtype: torch.dtype
+) -> None:
+    case, backbone, head = reference
+    backbone.to(dtype)
+    head.to(dtype)
     file = f"eval_{size}.npz"
-    backbone, head = reference_backbone(case).to(dtype), reference_head(case).to(dtype)
     image = reference_image(case, file).to(dtype)
-    with torch.no_grad():
+    decoded: list[Any] = []
+    handle = head.pixel_decoder.register_forward_hook(
+        lambda module, args, output: decoded.append(output)
+    )
+    with torch.no_grad(), handle:
         features = backbone(image, return_priors=True)
         prediction = head.predict(features, return_aux=True)
         assert head.prior_supervision is not None
         prior = head.prior_supervision.decode(features, (image.shape[-2], image.shape[-1]))
+    for stage in range(4):
+        check_array(case, file, f"feat{stage}", features[f"res{stage + 2}"])
+        check_array(case, file, f"prior{stage}", features[f"prior{stage + 2}"])
+    ((mask_features, multi_scale_features),) = decoded
+    check_array(case, file, "mask_features", mask_features)
+    height, width = map(int, size.split("x"))
+    assert [tuple(each.shape) for each in multi_scale_features] == [
+        (1, head.pixel_decoder.channels, height // stride, width // stride)
+        for stride in head.pixel_decoder.strides
+    ]
     prior = torch.nn.functional.interpolate(
         prior, size=image.shape[-2:], mode="bilinear", align_corners=True
     )

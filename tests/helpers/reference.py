@@ -1,5 +1,6 @@
 """Builds the model of a case of ``fixtures/semask_fpn``, with the reference's weights."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -43,6 +44,12 @@ def reference_state_dict(case: str) -> dict[str, torch.Tensor]:
     """The reference's parameters, by the reference's names."""
     shapes = load_meta(case)["state_dict"]
     return {k: torch.from_numpy(v) for k, v in weights.fill_state_dict(shapes).items()}
+
+
+@functools.lru_cache(maxsize=1)
+def converted_state_dict(case: str) -> dict[str, torch.Tensor]:
+    """The reference's parameters by this project's names, for all tests of a case; to read only."""
+    return convert_state_dict(reference_state_dict(case))[0]
 
 
 def build_backbone(spec: dict[str, Any], **overrides: Any) -> SeMaskSwin:
@@ -107,8 +114,7 @@ class Model(nn.Module):
 def build_reference(case: str, **overrides: Any) -> Model:
     """The case's model with the reference's weights, in evaluation mode, float32."""
     model = Model(case, **overrides).eval()
-    converted, _ = convert_state_dict(reference_state_dict(case))
-    missing, unexpected = model.load_state_dict(converted, strict=False)
+    missing, unexpected = model.load_state_dict(converted_state_dict(case), strict=False)
     assert not unexpected, unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing), missing
     return model

@@ -1,5 +1,6 @@
 """Weights and numbers of a case of ``fixtures/semask_mask2former``, part by part or whole."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,12 @@ def reference_state_dict(case: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
 
+@functools.lru_cache(maxsize=1)
+def converted_state_dict(case: str) -> dict[str, Tensor]:
+    """The reference's parameters by this project's names, for all tests of a case; to read only."""
+    return convert_state_dict(reference_state_dict(case))[0]
+
+
 def load_reference(module: nn.Module, case: str, prefix: str = "") -> nn.Module:
     """Load the reference's parameters strictly, through the conversion of published checkpoints.
 
@@ -76,7 +83,7 @@ def load_reference(module: nn.Module, case: str, prefix: str = "") -> nn.Module:
         case: name of the fixture.
         prefix: what a model has in front of the part's names, such as "sem_seg_head.predictor.".
     """
-    converted, _ = convert_state_dict(reference_state_dict(case))
+    converted = converted_state_dict(case)
     own = {name[len(prefix) :]: v for name, v in converted.items() if name.startswith(prefix)}
     module.load_state_dict(own)
     return module.eval()
