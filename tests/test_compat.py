@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -153,6 +154,19 @@ def test_applying_again_changes_nothing() -> None:
     before = list(compat.changes)
     compat.apply()
     assert compat.changes == before
+
+
+def test_anchors_are_those_of_detectron2_without_a_warning() -> None:
+    """Spec: the offset's share of the stride is added; x is the faster axis."""
+    anchors = importlib.import_module("detectron2.modeling.anchor_generator")
+    generator = anchors.DefaultAnchorGenerator(
+        sizes=[[8]], aspect_ratios=[1.0], strides=[4], offset=0.5
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (boxes,) = generator([torch.zeros(1, 1, 2, 3)])
+    centres = [(x, y) for y in (2.0, 6.0) for x in (2.0, 6.0, 10.0)]
+    assert list(map(tuple, boxes.get_centers().tolist())) == centres
 
 
 def test_missing_op_names_itself_and_the_way_out() -> None:

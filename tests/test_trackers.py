@@ -128,7 +128,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_records_a_run_and_its_continuation(
-    name: str, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tmp_path: Path,
+    undisturbed: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A stopped and resumed run gives bit for bit the result of one without trackers."""
     pytest.importorskip(TRACKER_REGISTRY.get(name).package)
@@ -148,6 +152,13 @@ def test_records_a_run_and_its_continuation(
         run_id = run_ids(tmp_path / "out")[name]
         train(tmp_path, [name], *OPTIONS, *keys, resume=True)
     assert run_ids(tmp_path / "out") == {name: run_id}
+    places = [
+        message.rpartition(f"as {run_id} in ")[2].removeprefix("file://")
+        for message in caplog.messages
+        if f"'{name}' records this run" in message
+    ]
+    assert len(places) == 2
+    assert all(Path(place).is_dir() for place in places)
     checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
     assert_same_state(checkpoint, undisturbed)
 

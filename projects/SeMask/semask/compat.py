@@ -29,7 +29,10 @@ INSTALL_DETECTRON2 = (
 NUMPY_ALIASES: dict[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
 USES_NUMPY_ALIASES = ("structures/masks.py", "np.bool)")
 USES_PILLOW_LINEAR = ("data/transforms/transform.py", "Image.LINEAR")
+USES_MESHGRID = ("modeling/anchor_generator.py", "torch.meshgrid(shifts_y, shifts_x)")
 USES_PKG_RESOURCES = ("model_zoo/model_zoo.py", "import pkg_resources")
+
+ANCHORS_GRID = "detectron2.modeling.anchor_generator._create_grid_offsets"
 
 # What `apply` changed, as dotted names; empty before it, and if nothing was needed.
 changes: list[str] = []
@@ -60,6 +63,8 @@ def apply() -> None:
         if importlib.util.find_spec("detectron2._C") is None and not _works_without_extension():
             _stand_in_for_extension()
         importlib.import_module("detectron2.modeling")
+        if uses(folders, *USES_MESHGRID) and ANCHORS_GRID not in changes:
+            _order_the_anchors_grid()
         lacks_pkg_resources = importlib.util.find_spec("pkg_resources") is None
         if lacks_pkg_resources and uses(folders, *USES_PKG_RESOURCES):
             _provide_pkg_resources()
@@ -139,6 +144,27 @@ def _new_module(name: str) -> ModuleType:
     sys.modules[name] = module
     changes.append(name)
     return module
+
+
+def _order_the_anchors_grid() -> None:
+    """Name the order of axes in the anchors' grid, without which PyTorch warns in every run."""
+    import torch
+
+    def create_grid_offsets(
+        size: Iterable[int], stride: int, offset: float, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        shifts_y, shifts_x = (
+            torch.arange(
+                offset * stride, side * stride, step=stride, dtype=torch.float32, device=device
+            )
+            for side in size
+        )
+        shift_y, shift_x = torch.meshgrid(shifts_y, shifts_x, indexing="ij")
+        return shift_x.reshape(-1), shift_y.reshape(-1)
+
+    module, _, name = ANCHORS_GRID.rpartition(".")
+    setattr(importlib.import_module(module), name, create_grid_offsets)
+    changes.append(ANCHORS_GRID)
 
 
 def _provide_pkg_resources() -> None:

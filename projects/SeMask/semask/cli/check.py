@@ -111,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
     reports: list[DatasetReport | InstanceDatasetReport] = []
     names, cfg = named_datasets(args)
     reader = RGB if cfg is None else ImageReader.from_config(cfg)
-    for name in names:
+    for index, name in enumerate(names):
+        if index:
+            print()
         bar = partial(tqdm, desc=name, unit="image", disable=None, leave=False)
         check = check_instance_dataset if has_instances(name) else check_dataset
         report = check(name, sample=args.sample, threads=args.threads, progress=bar, reader=reader)
@@ -121,13 +123,13 @@ def run(args: argparse.Namespace) -> int:
             path = picture_path(args.picture, name, len(names))
             if draw(name, args.rows, path, reader):
                 print(f"Picture: {path}")
-        print()
     if args.json:
         with replacing(args.json) as file:
             file.write(json.dumps([report.as_dict() for report in reports], indent=1).encode())
     failed = any(report.problems for report in reports)
     if cfg is not None and not failed:
         refused = list(refused_by_training(cfg))
-        print("\n".join(f"Training would refuse this: {message}" for message in refused))
+        for message in refused:
+            print(f"Training would refuse this: {message}")
         failed = bool(refused)
     return int(failed)

@@ -101,5 +101,5 @@ def run(args: argparse.Namespace) -> int:
     result = convert_labels(args.path, args.output, options, progress=bar)
     print(summary(result), end="\n\n", flush=True)
     status = run_check(parse("check", ["--config", SMALL[result.layout], *result.config_keys()]))
-    print(commands(result))
+    print(f"\n{commands(result)}")
     return status

@@ -59,6 +59,10 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
         The exit status.
     """
     args = parse(command, argv, prog)
+    # It takes seconds; torchrun starts several processes, of which one says so.
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        name = prog or f"semask {command}"
+        print(f"{name}: loading PyTorch and Detectron2 ...", file=sys.stderr, flush=True)
     importlib.import_module("semask.api")  # PyTorch, and Detectron2 as this project needs it
     module = importlib.import_module(f"semask.cli.{_MODULES.get(command, command)}")
     if command in _RUNS:

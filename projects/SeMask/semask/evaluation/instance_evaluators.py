@@ -18,7 +18,6 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEva
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
-from tabulate import tabulate
 
 from semask.data.annotations import inspect
 from semask.data.image_files import opened_image
@@ -27,6 +26,7 @@ from semask.evaluation.average_precision import METRICS, average_precision, offi
 from semask.evaluation.matching import instance_scores
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
 from semask.evaluation.panoptic_truth import PanopticTruth, contiguous_to_dataset
+from semask.evaluation.tables import value_table
 from semask.ops.mask_postprocess import EncodedMasks, encode_mask
 from semask.utils.files import replacing
 
@@ -149,7 +149,7 @@ class InstanceEvaluator(DatasetEvaluator):
             for kind in self._kinds
         }
         rows = [[kind, *(values[key] for key in METRICS)] for kind, values in results.items()]
-        table = tabulate(rows, headers=["", *METRICS], tablefmt="pipe", floatfmt=".2f")
+        table = value_table(rows, ["", *METRICS], "instance of this size in the ground truth")
         logger.info("Instances of '%s', by %s:\n%s", self._dataset_name, self._library, table)
         self._log_categories(results)
         self._write(results, detections)
@@ -180,7 +180,8 @@ class InstanceEvaluator(DatasetEvaluator):
         names = [name for name in self.category_names.values() if f"AP-{name}" in results["bbox"]]
         if names:
             rows = [[name, *(each[f"AP-{name}"] for each in results.values())] for name in names]
-            table = tabulate(rows, ["category", *results], tablefmt="pipe", floatfmt=".2f")
+            absent = "instance of this category in the ground truth"
+            table = value_table(rows, ["category", *results], absent)
             logger.info("AP of each category:\n%s", table)
 
 

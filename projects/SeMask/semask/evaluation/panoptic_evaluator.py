@@ -17,12 +17,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from hotcoco.panoptic import pq_compute
-from tabulate import tabulate
 
 from semask.data.segments import Disagreement, panoptic_picture
 from semask.errors import DataError
 from semask.evaluation.matching import match_segments, segment_scores
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
+from semask.evaluation.tables import value_table
 from semask.utils.files import read_json, replacing
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,8 @@ def _counts(
 def _table(classes: list[dict[str, Any]]) -> str:
     columns = ("name", "PQ", "SQ", "RQ", "right", "missed", "false")
     rows = [[entry[key] for key in columns] for entry in classes]
-    return tabulate(rows, headers=["class", *columns[1:]], tablefmt="pipe", floatfmt=".2f")
+    absent = "segment of this class in ground truth and prediction"
+    return value_table(rows, ["class", *columns[1:]], absent)
 
 
 def _plain(value: Any) -> Any:

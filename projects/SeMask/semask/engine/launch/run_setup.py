@@ -217,9 +217,11 @@ def log_to_console() -> None:
 def _is_for_console(record: logging.LogRecord) -> bool:
     """Whether a log record is shown on the console.
 
-    Not the errors that ``exit_statuses`` tells, nor Detectron2's lines to copy into a spreadsheet.
+    Not the errors that ``exit_statuses`` tells, nor Detectron2's lines to copy into a spreadsheet
+    and on how it stores the list of images.
     """
-    if str(record.msg).startswith("copypaste") or str(record.msg).endswith("in csv format:"):
+    message = str(record.msg)
+    if message.startswith(("copypaste", "Serializ")) or message.endswith("in csv format:"):
         return False
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not is_expected(error)

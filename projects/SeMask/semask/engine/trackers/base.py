@@ -75,6 +75,10 @@ class Tracker(ABC):
             The id of the run.
         """
 
+    def place(self) -> str:
+        """Where the started run is recorded: an address or a folder; "" = not known."""
+        return ""
+
     @abstractmethod
     def log(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]

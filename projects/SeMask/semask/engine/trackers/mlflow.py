@@ -34,7 +34,7 @@ class MLflowTracker(Tracker):
         import mlflow  # optional dependency
         from mlflow.entities import Metric, Param
 
-        uri = _tracking_uri(mlflow)
+        self._uri = uri = _tracking_uri(mlflow)
         if ":/" not in uri or uri.startswith("file:"):
             # MLflow requires this variable for runs in a folder, as it recommends a database.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -49,6 +49,10 @@ class MLflowTracker(Tracker):
             self._client.update_run(self._id, status="RUNNING")
         self._client.log_artifact(self._id, os.path.join(run.folder, "config.yaml"))
         return self._id
+
+    def place(self) -> str:
+        """The server, folder or database."""
+        return self._uri
 
     def log(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]

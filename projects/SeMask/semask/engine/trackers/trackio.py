@@ -1,5 +1,6 @@
 """trackio, which stores runs in a local folder or in a Space of the Hugging Face Hub."""
 
+import os
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,12 @@ class TrackioTracker(Tracker):
         )
         trackio.context_vars.current_run.set(None)  # otherwise trackio finishes it again at exit
         return self._run.name
+
+    def place(self) -> str:
+        """The Space, or the folder of all runs of this computer."""
+        from trackio.utils import TRACKIO_DIR
+
+        return os.environ.get("TRACKIO_SPACE_ID") or str(TRACKIO_DIR)
 
     def log(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]

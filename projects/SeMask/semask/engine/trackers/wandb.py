@@ -41,6 +41,11 @@ class WandbTracker(Tracker):
         self._run.define_metric("*", step_metric=_STEP)
         return self._run.id
 
+    def place(self) -> str:
+        """Its page; offline, its folder, which ``wandb sync`` uploads."""
+        run = self._run
+        return os.path.dirname(run.dir) if run.offline else run.url
+
     def log(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]
     ) -> None:

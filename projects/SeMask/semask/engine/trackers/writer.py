@@ -99,6 +99,15 @@ class TrackerWriter(EventWriter):
         self._running = True
         return run_id
 
+    def place(self) -> str:
+        """Where the started run is recorded, as the end of a sentence; "" = not known."""
+        try:
+            place = self._tracker.place()
+        except Exception as error:  # each package has its own exceptions
+            logger.warning("Tracker '%s' names no place: %s", self.name, one_line(error))
+            return ""
+        return f" in {place}" if place else ""
+
     def write(self) -> None:
         """Pass the new records of the current ``EventStorage`` to the tracker's thread."""
         new = self._collect(get_event_storage())
@@ -218,7 +227,10 @@ def _start(writers: Sequence[TrackerWriter], path: str, resume: bool) -> None:
                 raise
             logger.warning("%s The training continues.", error)
         else:
-            logger.info("Tracker '%s' records this run as %s", writer.name, ids[writer.name])
+            logger.info(
+                "Tracker '%s' records this run as %s%s",
+                *(writer.name, ids[writer.name], writer.place()),
+            )
     with replacing(path) as file:
         file.write(json.dumps(ids, indent=1).encode())
 
