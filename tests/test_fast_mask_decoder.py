@@ -11,7 +11,7 @@ from torch import nn
 from plain_comparison import TOLERANCE, assert_close, assert_equal_gradients
 from semask.modeling.losses import Mask2FormerCriterion, Mask2FormerMatcher, MaskTarget
 from semask.modeling.mask_decoder import Mask2FormerDecoder, MaskPrediction
-from semask.ops import convolutions, deformable_attention
+from semask.ops import convolutions, deformable_attention, mask_losses
 from semask.ops.apply import FAST_PATHS, apply_fast_paths
 from tiny_masks import DECODERS, batch, build
 
@@ -46,6 +46,7 @@ def assert_equal_losses(model: Any, plain: Any, samples: list[dict[str, Any]]) -
 def test_model(decoder: str, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "LARGE_BYTES", large)
     monkeypatch.setattr(deformable_attention, "CHUNK_QUERIES", 7 * large)
+    monkeypatch.setattr(mask_losses, "TARGET_BYTES", large)  # one target at a time, or all
     model, plain = pair(decoder)
     samples = batch((64, 96), (45, 70))
     assert_equal_losses(model, plain, samples)

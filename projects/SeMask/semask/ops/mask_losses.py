@@ -1,6 +1,6 @@
 """Mask2Former's matching and losses, without gradients of masks that have no target."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -45,11 +45,7 @@ class FactoredCriterion(Mask2FormerCriterion):
             importance_sample_ratio=self.importance_sample_ratio,
         )
         logits = sample_points(masks[:, None], points)[:, 0]
-        goals = [
-            sample_points(targets[part, None].to(masks.dtype), points[part])[:, 0]
-            for part in _parts(targets, masks.dtype)
-        ]
-        goal = torch.cat(goals) if goals else torch.zeros_like(logits)
+        goal = targets_at(targets, points)
         return cross_entropy_loss(logits, goal), dice_loss(logits, goal)
 
 
@@ -60,20 +56,35 @@ class OneSoftplusMatcher(Mask2FormerMatcher):
         """See :class:`Mask2FormerMatcher`."""
         points = random_points(1, self.num_points, masks)
         logits = sample_points(masks[None], points)[0]
-        parts = [
-            sample_points(target_masks[None, part].to(masks.dtype), points)[0]
-            for part in _parts(target_masks, masks.dtype)
-        ]
-        targets = torch.cat(parts) if parts else logits.new_zeros(0, logits.shape[1])
+        targets = targets_at(target_masks, points)
         cost = F.softplus(logits).sum(dim=1, keepdim=True) - logits @ targets.T
         return cost / logits.shape[1], dice_cost(logits, targets)
 
 
-def _parts(masks: Tensor, dtype: torch.dtype) -> Iterator[slice]:
-    """A few of the masks (N, H, W) at a time."""
-    step = max(1, TARGET_BYTES // max(1, masks.shape[1:].numel() * dtype.itemsize))
-    for start in range(0, len(masks), step):
-        yield slice(start, start + step)
+def targets_at(masks: Tensor, points: Tensor) -> Tensor:
+    """:func:`sample_points` of targets, a few of them at a time.
+
+    Args:
+        masks: (N, H, W) bool.
+        points: (N, P, 2), or (1, P, 2) for all masks, of the type of the result.
+
+    Returns:
+        (N, P).
+    """
+    number, *size = masks.shape
+    each = points.dtype.itemsize * masks.shape[1:].numel()
+    step = min(number, max(1, TARGET_BYTES // max(1, each)))
+    # Two tensors for all parts: repeated allocation fragments the heap.
+    values = points.new_empty(number, points.shape[1])
+    buffer = points.new_empty(step, 1, *size)
+    for start in range(0, number, max(1, step)):
+        part = slice(start, min(start + step, number))
+        maps = buffer[: part.stop - start].copy_(masks[part, None])
+        if len(points) == 1:
+            values[part] = sample_points(maps.transpose(0, 1), points)[0]
+        else:
+            values[part] = sample_points(maps, points[part])[:, 0]
+    return values
 
 
 def uncertain_points(

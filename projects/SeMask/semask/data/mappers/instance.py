@@ -11,7 +11,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import BitMasks, BoxMode, Instances
+from detectron2.structures.masks import polygons_to_bitmask
 
 from semask.data.annotations import NO_MASK, Segmentation, check_stated_size, describe, inspect
 from semask.data.bands import RGB, ImageReader
@@ -340,20 +341,37 @@ class InstanceMapper:
         padding: np.ndarray | None,
     ) -> Instances:
         kept = [dict(entry) for entry in annotations if not entry["iscrowd"]]
+        cut = self.crops or self.pads
+        as_polygons = (
+            self.mask_format == "polygon"
+            and not cut
+            and all(isinstance(entry.get("segmentation", []), list) for entry in kept)
+        )
+        masks = None
+        if self.use_masks and kept and not as_polygons:
+            # Each mask at once into one array: thousands of large masks fit into memory once.
+            masks = np.zeros((len(kept), *size), np.bool_)
+            for mask, entry in zip(masks, kept, strict=True):
+                mask[:] = self._bit_mask(entry, size)
+                if cut and padding is not None:
+                    mask[padding] = False
         for entry in kept:
-            if not self.use_masks:
+            if not self.use_masks or masks is not None:
                 entry.pop("segmentation", None)
-            elif self.crops or self.pads:
-                mask = annotation_region(entry).mask_of_image(*size)
-                if padding is not None:
-                    mask[padding] = 0
-                entry["segmentation"] = mask
-        polygons = all(isinstance(entry.get("segmentation", []), list) for entry in kept)
-        mask_format = self.mask_format if polygons else "bitmask"
-        instances = detection_utils.annotations_to_instances(kept, size, mask_format)
-        if (self.crops or self.pads) and instances.has("gt_masks"):
-            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        return instances if self.keep_empty else detection_utils.filter_empty_instances(instances)
+        instances = detection_utils.annotations_to_instances(kept, size)
+        if masks is not None:
+            instances.gt_masks = BitMasks(torch.from_numpy(masks))
+            if cut:
+                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return instances if self.keep_empty else _without_empty(instances)
+
+    def _bit_mask(self, entry: Annotation, size: tuple[int, int]) -> np.ndarray:
+        if self.crops or self.pads:
+            return annotation_region(entry).mask_of_image(*size)
+        segmentation = entry["segmentation"]
+        if isinstance(segmentation, list):
+            return polygons_to_bitmask(segmentation, *size)
+        return np.asarray(segmentation)
 
     def _semantic_map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> np.ndarray:
         """(H, W) uint8, from the stuff map or the panoptic map."""
@@ -397,6 +415,14 @@ def _transformed(segmentation: Segmentation, transforms: T.TransformList) -> Any
     if isinstance(segmentation, dict):
         return np.array(transforms.apply_segmentation(mask_util.decode(segmentation)))
     return [transforms.apply_coords(polygon.reshape(-1, 2)).reshape(-1) for polygon in segmentation]
+
+
+def _without_empty(instances: Instances) -> Instances:
+    """As Detectron2's ``filter_empty_instances``, without a copy where there are none."""
+    keep = instances.gt_boxes.nonempty(threshold=1e-5)
+    if instances.has("gt_masks"):
+        keep = keep & instances.gt_masks.nonempty()
+    return instances if keep.all() else instances[keep]
 
 
 def _as_target(values: np.ndarray) -> torch.Tensor:

@@ -339,6 +339,8 @@ def class_masks(sem_seg: Tensor, ignore_value: int) -> Instances:
 def pad(maps: Tensor, size: tuple[int, int], value: int) -> Tensor:
     """(..., h, w) to (..., *size), with ``value`` at the right and below."""
     height, width = maps.shape[-2:]
+    if (height, width) == size:
+        return maps
     padded = maps.new_full((*maps.shape[:-2], *size), value)
     padded[..., :height, :width] = maps
     return padded
