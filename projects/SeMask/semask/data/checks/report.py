@@ -265,7 +265,9 @@ def image_lines(modes: Counter[str], sizes: Counter[tuple[int, int]]) -> list[st
     """
     if not sizes:
         return []
-    shown = ", ".join(f"{mode} ({pluralize(count, 'image')})" for mode, count in modes.most_common())
+    shown = ", ".join(
+        f"{mode} ({pluralize(count, 'image')})" for mode, count in modes.most_common()
+    )
     widths, heights = zip(*sizes, strict=True)
     (width, height), number = sizes.most_common(1)[0]
     most = f"{width}x{height} ({pluralize(number, 'image')})"
