@@ -97,6 +97,7 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
         "Instances",
         "PolygonMasks",
     },
+    "detectron2.structures.masks": {"polygons_to_bitmask"},
     "detectron2.utils": {"comm"},
     "detectron2.utils.comm": {
         "_LOCAL_PROCESS_GROUP",
