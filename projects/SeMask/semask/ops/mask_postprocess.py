@@ -26,7 +26,6 @@ from semask.modeling.mask_decoder.postprocess import (
     panoptic_queries,
     select_instances,
 )
-from semask.ops.products import linear
 from semask.ops.stripes import MapRows, Rows, resized, stripes
 from semask.utils.precision import autocast_off
 
@@ -75,7 +74,7 @@ class _ClassScoreRows(Rows):
         """See :class:`Rows`."""
         with autocast_off(self.device):
             masks = self._masks[rows].sigmoid()
-            return linear(masks, self._probabilities.to(masks.dtype).T)
+            return masks @ self._probabilities.to(masks.dtype)
 
 
 def image_mask_rows(masks: Tensor, sizes: MaskSizes) -> Rows:
