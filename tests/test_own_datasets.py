@@ -129,7 +129,7 @@ def test_label_map_of_a_published_dataset(tmp_path: Path) -> None:
         ({"classes": ["a", 3]}, "list of names"),
         ({"ignore": 0}, r"classes 0\.\.2.* in 3\.\.255; it is 0.*label_map"),
         ({"ignore": 256}, r"it is 256"),
-        ({"classes": [str(index) for index in range(256)]}, "256 classes.* 255 at most"),
+        ({"classes": [str(index) for index in range(256)]}, "256 classes.*maximum is 255"),
         ({"colors": [[0, 0, 0]]}, "3 RGB triples"),
         ({"label_map": "ade"}, "label map 'ade'.*registered are: ade20k"),
         ({"label_map": [0, 300]}, r"outside 0\.\.255"),
