@@ -144,7 +144,7 @@ def test_a_limit_of_none(records: list[dict[str, Any]], workers: int) -> None:
 
 def test_wrong_labels_are_never_skipped(records: list[dict[str, Any]]) -> None:
     strict = SemSegMapper(is_train=True, augmentations=[], num_classes=1)
-    with pytest.raises(DataError, match="no class"):
+    with pytest.raises(DataError, match="not classes"):
         ReadableDataset(records, strict, 10)[0]
 
 
