@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from plain_comparison import assert_close
@@ -74,6 +75,26 @@ def test_weights_of_any_strides(used: list[int]) -> None:
     assert_close(batched_product(left, right.transpose(1, 2)), want, "batched")
     assert_close(product(left[0].T, right[0, :4]), left[0].T @ right[0, :4], "product")
     assert len(used) == 5
+
+
+def test_slices_are_copied_before_the_product(used: list[int]) -> None:
+    given: list[torch.Tensor] = []
+
+    class Operands(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if "_linear_pointwise" in str(func):
+                given.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    x, wide, tall = torch.randn(9, 6), torch.randn(11, 8), torch.randn(6, 13)
+    for weight in (wide[:, :6], tall[:, :11].T):
+        with Operands():
+            found = linear(x, weight)
+        assert_close(found, F.linear(x, weight), "linear")
+    assert len(given) == 2
+    assert all(weight.is_contiguous() or weight.T.is_contiguous() for weight in given)
 
 
 def test_gradient_of_a_layer_without_its_value(used: list[int]) -> None:

@@ -143,5 +143,8 @@ def _usable(x: Tensor, weight: Tensor, rows: int) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        # oneDNN is hundreds of times slower with a weight that has gaps, such as a slice.
+        weight = weight.contiguous()
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
