@@ -1,6 +1,5 @@
 """Fixtures of all tests."""
 
-import gc
 import os
 import random
 import signal
@@ -36,17 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test = path.rpartition("/")[2]
         if slow & {test + parameters + rest, test, test.partition("::")[0]}:
             item.add_marker(pytest.mark.slow)
-
-
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector what is there by now and stays: the libraries, and the tests."""
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Otherwise extension modules report what is never collected."""
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
