@@ -1,10 +1,15 @@
 """Every shipped config builds; the published ones have exactly the published parameters."""
 
+import ast
+import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from timm.models import get_pretrained_cfg
@@ -124,6 +129,45 @@ def test_config_opens_with_what_to_expect_and_its_command(name: str) -> None:
     assert re.search(rf"semask train {name.removesuffix('.yaml')}\b", head)
     if "own_dataset" not in name:
         assert re.search("published|measured here", head, re.IGNORECASE)
+
+
+def keys_and_values(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys, and values in which tuples are lists, as a config file can only write those."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from keys_and_values(value, f"{prefix}{key}.")
+            continue
+        if isinstance(value, str) and value.startswith("("):
+            value = ast.literal_eval(value)
+        yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+@functools.cache
+def own_and_inherited(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values that a config file sets itself, and those that its _BASE_ files give."""
+    content = yaml.safe_load(file.read_text())
+    bases = content.pop("_BASE_", [])
+    inherited: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        own, below = own_and_inherited((file.parent / base).resolve())
+        inherited |= below | own
+    return dict(keys_and_values(content)), inherited
+
+
+def test_no_config_repeats_what_its_base_files_give() -> None:
+    """Nor a default, except under _base_, where it is a part of a recipe."""
+    defaults = dict(keys_and_values(load_config()))
+    repeated = []
+    for file in sorted(CONFIGS.rglob("*.yaml")):
+        own, inherited = own_and_inherited(file.resolve())
+        if "_base_" not in file.parts:
+            inherited = defaults | inherited
+        repeated += [
+            f"{file.relative_to(CONFIGS)}: {key} {value}"
+            for key, value in own.items()
+            if key in inherited and inherited[key] == value
+        ]
+    assert not repeated
 
 
 # Other encoders than Swin, by the recipes of the Swin of a similar size.
