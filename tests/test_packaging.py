@@ -1,5 +1,6 @@
 """The built package, and the lock files that `make setup` installs from."""
 
+import ast
 import configparser
 import os
 import re
@@ -46,6 +47,21 @@ def test_wheel_has_every_module_and_config(repository: Path, wheel: zipfile.ZipF
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == expected, "setup.cfg lists the packages"
+
+
+def test_no_text_of_the_package_names_a_file_that_only_the_repository_has(repository: Path) -> None:
+    """An installed package has neither docs/ nor train_net.py, and its configs have names."""
+    package = repository / "projects" / "SeMask" / "semask"
+    named = []
+    for file in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            # The bare names are compared with a command or removed from a path.
+            bare = node.value in ("configs/", "train_net.py")
+            if not bare and re.search(r"\bdocs/|\bconfigs/|\btrain_net\.py", node.value):
+                named.append(f"{file.relative_to(package)}:{node.lineno}: {node.value}")
+    assert not named
 
 
 def test_wheel_asks_for_no_detectron2(wheel: zipfile.ZipFile) -> None:

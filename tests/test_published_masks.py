@@ -225,7 +225,7 @@ def test_facebooks_models_of_instances_and_segments_fit_their_configs(
 
     SeMaskCheckpointer(model(name), complete=True).check(str(path))
     semask = SeMaskCheckpointer(model(name.replace("/swin", "/semask_swin")), complete=True)
-    with pytest.raises(CheckpointError, match=f"configs/{name}"):
+    with pytest.raises(CheckpointError, match=rf"such as {name}\."):
         semask.check(str(path))
 
 
@@ -237,7 +237,7 @@ def test_a_plain_model_is_no_semask_model_but_a_start(
     message = refusal(case, path)
     assert "44 missing" in message
     assert "MODEL.WEIGHTS_MODE to 'initialise'" in message
-    assert f"configs/ade20k/swin_tiny_{case.split('_')[2]}.yaml" in message
+    assert f"such as ade20k/swin_tiny_{case.split('_')[2]}." in message
 
     caplog.set_level(logging.INFO)
     checkpointer = SeMaskCheckpointer(meta_model(case), partial=True)
@@ -263,7 +263,7 @@ def test_another_decoder_is_named_with_its_config(
 ) -> None:
     message = refusal(model, saved(tmp_path / "m.pth", {"model": published(file)}))
     assert f"decoder is '{decoder}'" in message
-    assert f"configs/ade20k/semask_swin_tiny_{decoder}.yaml" in message
+    assert f"Its config is ade20k/semask_swin_tiny_{decoder}." in message
 
 
 def test_other_classes_are_refused_and_start_anew(

@@ -344,7 +344,7 @@ def test_empty_dataset(
         (["--num-gpus=2"], 0, "--num-gpus is 2, but this machine has 0 CUDA"),
         (["--num-gpus=9"], 8, "--num-gpus is 9, but this machine has 8 CUDA"),
         (["--num-gpus=-1"], 8, "--num-gpus is -1"),
-        (["--num-gpus=2", "MODEL.DEVICE", "cpu"], 2, "torchrun --nproc-per-node 2 train_net.py"),
+        (["--num-gpus=2", "MODEL.DEVICE", "cpu"], 2, "torchrun --nproc-per-node 2 -m semask train"),
         (["--num-gpus=2", "MODEL.DEVICE", "cuda:0"], 2, "set it to 'cuda'"),
         (["--num-gpus=2", "SOLVER.IMS_PER_BATCH", "3"], 2, "which 2 processes cannot share"),
         (["--num-gpus=2", "SOLVER.REFERENCE_WORLD_SIZE", "8"], 2, "which 8 processes cannot share"),

@@ -74,7 +74,7 @@ _SEMANTIC_QUERIES = 100
 
 
 def find_config(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The shipped config whose model has these parameters, such as "ade20k/swin_tiny_fpn.yaml".
+    """The shipped config whose model has these parameters, such as "ade20k/swin_tiny_fpn".
 
     Args:
         state_dict: parameters by this project's names.
@@ -102,7 +102,7 @@ def find_config(state_dict: Mapping[str, Tensor]) -> str | None:
         task = "_panoptic"
     semantic = "semask_" if any(".semantic_layers." in name for name in state_dict) else ""
     config = f"{dataset}/{semantic}swin_{size}_{decoder}{task}"
-    return f"{config}.yaml" if config in config_names() else None
+    return config if config in config_names() else None
 
 
 def own_head_name(name: str) -> str:

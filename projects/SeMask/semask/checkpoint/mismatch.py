@@ -93,7 +93,7 @@ class Mismatch:
         if None in (decoder, wanted) or decoder == wanted:
             return ""
         config = find_config(self.found)
-        take = f" Its config is configs/{config}." if config else ""
+        take = f" Its config is {config}." if config else ""
         return (
             f" The checkpoint's decoder is '{decoder}', and the model's '{wanted}' "
             f"(MODEL.SEM_SEG_HEAD.NAME, MODEL.MASK_FORMER.DECODER).{take}"
@@ -120,7 +120,7 @@ class Mismatch:
             return " Check that it is a checkpoint of this config."
         if self.missing and find_decoder(self.found) in MASK_DECODERS:
             config = find_config(self.found)
-            take = f", such as configs/{config}" if config else ""
+            take = f", such as {config}" if config else ""
             return (
                 " The checkpoint lacks the semantic layers. Their normalisation is in the residual "
                 "stream and changes all features, even with a gamma of 0, so the checkpoint can "

@@ -162,8 +162,8 @@ def import_labels(parser: argparse.ArgumentParser) -> None:
 
     PATH is a folder, or an annotation file. Recognised formats are COCO (instances and panoptic),
     YOLO polygons, LabelMe, CVAT for images, Label Studio, Supervisely, Pascal VOC and other
-    coloured or grey label maps; docs/own_data.md says how each is converted. If the colours of
-    label maps have no names, DIR/palette.csv lists them: name them and pass the file as --palette.
+    coloured or grey label maps. If the colours of label maps have no names, DIR/palette.csv lists
+    them: name them and pass the file as --palette.
     DIR contains images and annotations, and:
 
         classes.json       names and colours of the classes

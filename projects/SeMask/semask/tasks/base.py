@@ -8,7 +8,7 @@ from one of the tasks here, in your own module:
     class MyTask(SemanticTask):
         name = "my_task"
 
-``train_net.py --import my_module`` (every command has this option) imports it.
+``semask train --import my_module`` imports it, as does every command.
 """
 
 import contextlib

@@ -65,7 +65,7 @@ def resolve_device(
         raise ConfigError(
             f"--num-gpus {num_gpus} starts processes on GPUs, but MODEL.DEVICE is 'cpu'. To train "
             f"in {num_gpus} processes on the CPU, start them with torchrun: torchrun "
-            f"--nproc-per-node {num_gpus} train_net.py ..., without --num-gpus."
+            f"--nproc-per-node {num_gpus} -m semask train ..., without --num-gpus."
         )
     if num_gpus > max(1, found):
         raise ConfigError(f"--num-gpus is {num_gpus}, but this machine has {found} CUDA device(s).")

@@ -323,8 +323,8 @@ def _similar(name: str, registered: Sequence[str]) -> str:
     beginnings = sorted({other.split("_")[0] for other in registered})
     return (
         f"Known names begin with {', '.join(beginnings)}; your own must be described in the config "
-        "(DATASETS.FOLDERS, see configs/own_dataset) or registered in Python "
-        "(semask.data.register_folder)."
+        "(DATASETS.FOLDERS, as in the shipped config own_dataset/semask_example) or registered in "
+        "Python (semask.data.register_folder)."
     )
 
 

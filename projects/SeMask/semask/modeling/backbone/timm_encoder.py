@@ -267,7 +267,7 @@ def _create(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
 def _refusal(name: str, reason: str) -> ConfigError:
     return ConfigError(
         f"MODEL.TIMM.NAME '{name}' cannot have semantic layers: {reason}. Use a network such as "
-        f"{_WORKING}; docs/encoders.md lists them."
+        f"{_WORKING}."
     )
 
 
