@@ -14,8 +14,13 @@ from collections.abc import Sequence
 from semask.cli.arguments import COMMANDS
 from semask.errors import ConfigError, UserError
 
-# The module of each sub-command whose name differs.
-_MODULES = {"evaluate": "train", "import": "import_labels"}
+# Module and function of each sub-command that is not `run` of the module of its name.
+_FUNCTIONS = {
+    "analyze": ("costs", "analyze"),
+    "evaluate": ("train", "run"),
+    "fit": ("costs", "fit"),
+    "import": ("import_labels", "run"),
+}
 # Sub-commands that run a training or an evaluation; ``exit_statuses`` reports their errors.
 _RUNS = ("train", "evaluate")
 
@@ -64,12 +69,13 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
         name = prog or f"semask {command}"
         print(f"{name}: loading PyTorch and Detectron2 ...", file=sys.stderr, flush=True)
     importlib.import_module("semask.api")  # PyTorch, and Detectron2 as this project needs it
-    module = importlib.import_module(f"semask.cli.{_MODULES.get(command, command)}")
+    module, function_name = _FUNCTIONS.get(command, (command, "run"))
+    function = getattr(importlib.import_module(f"semask.cli.{module}"), function_name)
     if command in _RUNS:
-        return module.run(args)
+        return function(args)
     try:
         import_modules(args.imports)
-        return module.run(args)
+        return function(args)
     except (UserError, OSError) as error:  # OSError: a requested file cannot be written
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

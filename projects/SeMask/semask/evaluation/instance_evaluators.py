@@ -26,9 +26,9 @@ from semask.evaluation.average_precision import METRICS, average_precision, offi
 from semask.evaluation.matching import instance_scores
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
 from semask.evaluation.panoptic_truth import PanopticTruth, contiguous_to_dataset
-from semask.evaluation.tables import value_table
 from semask.ops.mask_postprocess import EncodedMasks, encode_mask
 from semask.utils.files import replacing
+from semask.utils.text import value_table
 
 logger = logging.getLogger(__name__)
 

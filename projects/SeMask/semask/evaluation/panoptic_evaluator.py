@@ -22,8 +22,8 @@ from semask.data.segments import Disagreement, panoptic_picture
 from semask.errors import DataError
 from semask.evaluation.matching import match_segments, segment_scores
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
-from semask.evaluation.tables import value_table
 from semask.utils.files import read_json, replacing
+from semask.utils.text import value_table
 
 logger = logging.getLogger(__name__)
 

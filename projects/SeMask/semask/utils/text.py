@@ -1,11 +1,15 @@
 """Texts, sizes and tables in messages and arguments."""
 
+import math
 import re
 from collections.abc import Sequence
 
 from tabulate import tabulate
 
 from semask.errors import ConfigError
+
+# In a cell of `value_table` whose value is NaN.
+NO_VALUE = "-"
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -32,6 +36,26 @@ def table(rows: Sequence[Sequence[object]], headers: Sequence[str], names: int =
     columns = range(len(headers)) if rows else ()
     alignment = ["left" if column == names else "right" for column in columns]
     return tabulate(rows, headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+
+
+def value_table(rows: Sequence[Sequence[object]], headers: Sequence[str], absent: str) -> str:
+    """A table of names and numbers, in which NaN is "-", with a line that says why.
+
+    Args:
+        rows: a name, then numbers.
+        headers: of the columns.
+        absent: what the ground truth has none of where a number is NaN, such as "instance of this
+            size".
+    """
+
+    def is_nan(value: object) -> bool:
+        return isinstance(value, float) and math.isnan(value)
+
+    cells = [[None if is_nan(value) else value for value in row] for row in rows]
+    text = tabulate(cells, headers, tablefmt="pipe", floatfmt=".2f", missingval=NO_VALUE)
+    if not any(is_nan(value) for row in rows for value in row):
+        return text
+    return f"{text}\n{NO_VALUE}: there is no {absent}"
 
 
 def is_worth_logging(count: int) -> bool:
