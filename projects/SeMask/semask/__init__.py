@@ -26,46 +26,10 @@ def _is_command() -> bool:
 
 
 if TYPE_CHECKING or not _is_command():
-    from semask.api import (
-        ConfigError,
-        InstancePrediction,
-        InstancePredictor,
-        Prediction,
-        Predictor,
-        add_semask_config,
-        config_names,
-        config_path,
-        from_pretrained,
-        load_config,
-        save_pretrained,
-    )
-
-    # isort: split
-    from semask import compat, data, evaluation, modeling, solver, tasks
+    from semask.api import *  # noqa: F403  (semask/api.py is the list of the public names)
 else:
 
     def __getattr__(name: str) -> Any:
-        if name not in __all__:
+        if name.startswith("__"):  # Python itself asks for such names
             raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
         return getattr(importlib.import_module("semask.api"), name)
-
-
-__all__ = [
-    "ConfigError",
-    "InstancePrediction",
-    "InstancePredictor",
-    "Prediction",
-    "Predictor",
-    "add_semask_config",
-    "compat",
-    "config_names",
-    "config_path",
-    "data",
-    "evaluation",
-    "from_pretrained",
-    "load_config",
-    "modeling",
-    "save_pretrained",
-    "solver",
-    "tasks",
-]
