@@ -17,6 +17,11 @@ class DataError(UserError):
     """
 
     def __init__(self, message: str, advice: str = "") -> None:
+        """
+        Args:
+            message: what is wrong with the file.
+            advice: see the class.
+        """
         super().__init__(f"{message} {advice}" if advice else message)
         self.advice = advice
 

@@ -29,8 +29,13 @@ _KINDS = {"labels": "Label map", "panoptic": "Segments"}
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A region of a picture: its name, colour "#rrggbb", share of the pixels, and score or
-    confidence.
+    """A region of a picture.
+
+    Attributes:
+        name: of its class, or of the class and number of an instance.
+        color: "#rrggbb".
+        share: of the picture's pixels, 0..1.
+        certainty: the score of an instance, or the mean confidence of the pixels; 0..1.
     """
 
     name: str
@@ -68,7 +73,13 @@ class View:
 
 @dataclass(frozen=True)
 class Download:
-    """A file embedded in the page: its name, a data URI and a description."""
+    """A file embedded in the page.
+
+    Attributes:
+        name: of the file.
+        uri: a data URI with its content.
+        text: a description.
+    """
 
     name: str
     uri: str

@@ -49,6 +49,11 @@ class CroppedRows(Rows):
     """The upper left part of other rows."""
 
     def __init__(self, source: Rows, size: tuple[int, int]) -> None:
+        """
+        Args:
+            source: the other rows.
+            size: (H, W) of the part, not larger than the source.
+        """
         self.size = size
         self.num_classes, self.dtype, self.device = source.num_classes, source.dtype, source.device
         self.in_stripes = source.in_stripes
@@ -151,7 +156,12 @@ def decode_mask(rle: dict[str, Any]) -> Tensor:
 
 @dataclass
 class EncodedInstances:
-    """See :class:`semask.modeling.mask_decoder.postprocess.InstancePrediction`."""
+    """An :class:`semask.modeling.mask_decoder.postprocess.InstancePrediction` of less memory.
+
+    Attributes:
+        queries, classes, scores, boxes: as there.
+        masks: encoded, on the CPU.
+    """
 
     queries: Tensor
     classes: Tensor

@@ -124,6 +124,10 @@ class MapRows(Rows):
     """The rows of a map (K, H, W)."""
 
     def __init__(self, maps: Tensor) -> None:
+        """
+        Args:
+            maps: (K, H, W); it is not copied.
+        """
         self.num_classes, *size = maps.shape
         self.size = (size[0], size[1])
         self.dtype, self.device = maps.dtype, maps.device
@@ -140,6 +144,11 @@ class ResizedRows(Rows):
     """Other rows, resized bilinearly (``align_corners=False``)."""
 
     def __init__(self, source: Rows, size: tuple[int, int]) -> None:
+        """
+        Args:
+            source: the other rows.
+            size: (H, W) of the result.
+        """
         self.size = size
         self.num_classes, self.dtype, self.device = source.num_classes, source.dtype, source.device
         self.in_stripes = source.in_stripes
