@@ -15,9 +15,9 @@ from semask.errors import ConfigError
 from semask.modeling import (
     PriorSupervision,
     SegmentationLoss,
-    SemanticFPNHead,
+    SemanticFPNDecoder,
     SemanticLayer,
-    SemanticPriorHead,
+    SemanticPriorDecoder,
     SeMaskFPNHead,
     SeMaskSegmentor,
     SeMaskSwin,
@@ -48,7 +48,7 @@ def tiny(**overrides: Any) -> SeMaskSwin:
 
 
 def head_for(backbone: SeMaskSwin, **overrides: Any) -> SeMaskFPNHead:
-    fpn = SemanticFPNHead(
+    fpn = SemanticFPNDecoder(
         input_shape=backbone.output_shape(),
         num_classes=CLASSES,
         conv_dims=8,
@@ -182,7 +182,7 @@ def test_segmentor_gives_priors_on_request_and_computes_none_otherwise(
         def fail(*_args: Any) -> None:
             raise AssertionError("the prior head ran in evaluation")
 
-        monkeypatch.setattr(SemanticPriorHead, "forward", fail)
+        monkeypatch.setattr(SemanticPriorDecoder, "forward", fail)
         plain = model(inputs)[1]
     assert set(plain) == {"sem_seg"}
     torch.testing.assert_close(plain["sem_seg"], output["sem_seg"])
@@ -207,7 +207,7 @@ def test_head_needs_labels_in_training_and_a_feature_of_its_stride() -> None:
     with pytest.raises(ValueError, match="labels in training"):
         head_for(backbone)(backbone(torch.randn(1, 3, 32, 32)))
     with pytest.raises(ValueError, match="feature of that stride"):
-        SemanticFPNHead(input_shape={"res3": ShapeSpec(channels=8, stride=8)}, num_classes=2)
+        SemanticFPNDecoder(input_shape={"res3": ShapeSpec(channels=8, stride=8)}, num_classes=2)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (12, 4)])
@@ -418,7 +418,7 @@ def test_initialisation_is_the_published_one() -> None:
         if isinstance(module, nn.LayerNorm):
             assert (module.weight == 1).all()
             assert not module.bias.any()
-    head = SemanticFPNHead(input_shape=backbone.output_shape(), num_classes=50, norm="BN")
+    head = SemanticFPNDecoder(input_shape=backbone.output_shape(), num_classes=50, norm="BN")
     assert head.predictor.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not head.predictor.bias.any()
     scale_heads: Any = head.scale_heads

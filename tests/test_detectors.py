@@ -17,9 +17,9 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.config.loading import load_config
 from semask.engine.compilation import compile_for_training
 from semask.errors import ConfigError
-from semask.modeling import PriorSupervisedDetector, SeMaskFPN
+from semask.modeling import PriorFPN, PriorSupervisedDetector
 from semask.modeling.backbone.base import SemSegBackbone
-from semask.modeling.heads import SemanticPriorHead
+from semask.modeling.heads import SemanticPriorDecoder
 from semask.modeling.meta_arch.detectors import outputs_of
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.ops.striped_loss import StripedSegmentationLoss
@@ -246,7 +246,7 @@ def test_all_else_is_detectron2s(detector: str) -> None:
 def test_inference_computes_nothing_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config()
     model = build_model(cfg).eval()
-    monkeypatch.setattr(SemanticPriorHead, "forward", None)
+    monkeypatch.setattr(SemanticPriorDecoder, "forward", None)
     with torch.no_grad(), outputs_of(model.backbone) as outputs:
         model([{"image": torch.rand(3, 32, 32)}])
     assert outputs.keys() == {"p2", "p3", "p4", "p5", "p6"}
@@ -312,7 +312,7 @@ def test_forward_passes_of_other_threads_are_not_mixed_up() -> None:
 
 def test_the_pyramid_is_detectron2s_with_the_priors_beside_it() -> None:
     backbone = build_model(config()).backbone
-    assert isinstance(backbone, SeMaskFPN)
+    assert isinstance(backbone, PriorFPN)
     assert isinstance(backbone, SemSegBackbone)
     assert backbone.num_semantic_classes == 3
     assert list(backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]

@@ -8,16 +8,16 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor
 
 from largest import Largest
-from semask.modeling import SemanticFPNHead
+from semask.modeling import SemanticFPNDecoder
 from semask.ops import semantic_fpn
 from semask.ops.apply import apply_fast_paths
 
 SHAPES = {f"res{i}": ShapeSpec(channels=i, stride=2**i) for i in range(2, 6)}
 
 
-def decoder(norm: str = "BN", shapes: dict[str, ShapeSpec] = SHAPES) -> SemanticFPNHead:
+def decoder(norm: str = "BN", shapes: dict[str, ShapeSpec] = SHAPES) -> SemanticFPNDecoder:
     torch.manual_seed(0)
-    head = SemanticFPNHead(
+    head = SemanticFPNDecoder(
         input_shape=shapes, num_classes=3, conv_dims=32, norm=norm, dropout=0.0
     ).double()
     for buffer in head.buffers():

@@ -24,7 +24,7 @@ from semask.engine import Trainer
 from semask.engine.launch import run_setup
 from semask.errors import ConfigError
 from semask.modeling import SeMaskSwin
-from semask.modeling.heads import SemanticFPNHead
+from semask.modeling.heads import SemanticFPNDecoder
 from semask.ops import apply, malloc, semantic_fpn, semantic_layer, stripes, window
 from semask.ops.apply import FAST_PATHS, apply_fast_paths, select_fast_paths
 from semask.ops.malloc import can_keep_memory
@@ -227,7 +227,7 @@ def test_evaluation_holds_no_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None
         window_size=4,
         semantic_classes=5,
     ).eval()
-    head = SemanticFPNHead(
+    head = SemanticFPNDecoder(
         input_shape=backbone.output_shape(), num_classes=5, conv_dims=24, norm="BN"
     ).eval()
     for part in (backbone, head):

@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from semask.checkpoint import convert_state_dict
-from semask.modeling import PriorSupervision, SemanticFPNHead, SeMaskFPNHead, SeMaskSwin
+from semask.modeling import PriorSupervision, SemanticFPNDecoder, SeMaskFPNHead, SeMaskSwin
 from semask.modeling.backbone.base import prior_strides
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "semask_fpn"
@@ -86,7 +86,7 @@ class Model(nn.Module):
         self.backbone = build_backbone(spec, **overrides)
         head = meta["head"]
         self.sem_seg_head = SeMaskFPNHead(
-            semantic_fpn=SemanticFPNHead(
+            semantic_fpn=SemanticFPNDecoder(
                 input_shape={
                     f"res{i + 2}": ShapeSpec(channels=channels, stride=stride)
                     for i, (channels, stride) in enumerate(

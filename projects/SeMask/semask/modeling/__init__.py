@@ -2,10 +2,10 @@
 
 from semask.modeling.backbone import (
     HierarchicalEncoder,
+    PriorFPN,
     SemanticAttention,
     SemanticLayer,
     SeMaskBackbone,
-    SeMaskFPN,
     SeMaskSwin,
     SeMaskTimm,
     SemSegBackbone,
@@ -16,8 +16,8 @@ from semask.modeling.heads import (
     MaskClassificationHead,
     PriorSupervision,
     SegmentationHead,
-    SemanticFPNHead,
-    SemanticPriorHead,
+    SemanticFPNDecoder,
+    SemanticPriorDecoder,
     SeMaskFPNHead,
     semantic_scores,
 )
@@ -30,9 +30,9 @@ from semask.modeling.meta_arch.detectors import (
 )
 from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import (
+    InferenceProtocol,
     MultiScale,
     SlidingWindow,
-    TestProtocol,
     WholeImage,
     build_test_protocol,
 )
@@ -40,12 +40,13 @@ from semask.modeling.meta_arch.semantic import SeMaskSegmentor, check_protocol
 
 __all__ = [
     "HierarchicalEncoder",
+    "InferenceProtocol",
     "MaskClassificationHead",
     "MultiScale",
+    "PriorFPN",
     "PriorSupervisedDetector",
     "PriorSupervision",
     "SeMaskBackbone",
-    "SeMaskFPN",
     "SeMaskFPNHead",
     "SeMaskGeneralizedRCNN",
     "SeMaskMaskFormer",
@@ -58,12 +59,11 @@ __all__ = [
     "SegmentationLoss",
     "SemSegBackbone",
     "SemanticAttention",
-    "SemanticFPNHead",
+    "SemanticFPNDecoder",
     "SemanticLayer",
-    "SemanticPriorHead",
+    "SemanticPriorDecoder",
     "SlidingWindow",
     "SwinTransformer",
-    "TestProtocol",
     "TimmEncoder",
     "WholeImage",
     "build_test_protocol",

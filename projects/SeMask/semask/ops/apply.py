@@ -33,7 +33,7 @@ from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
 from semask.modeling.meta_arch.protocol import MultiScale, SlidingWindow, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.modeling.pixel_decoder.deformable import DeformablePixelDecoder, Encoder, EncoderLayer
-from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
+from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNDecoder
 from semask.ops.convolutions import LinearConv2d, PlainLinearConv2d, WinogradConv2d
 from semask.ops.deformable_attention import BaggedDeformableAttention
 from semask.ops.malloc import can_keep_memory
@@ -45,7 +45,7 @@ from semask.ops.pixel_decoder import (
     RecomputedEncoderLayer,
 )
 from semask.ops.products import OneDnnLinear, onednn_is_faster
-from semask.ops.semantic_fpn import BandedFPNHead, EarlySumFPNHead
+from semask.ops.semantic_fpn import BandedFPN, EarlySumFPN
 from semask.ops.semantic_layer import (
     ChunkedSemanticLayer,
     FoldedSemanticAttention,
@@ -121,7 +121,7 @@ FAST_PATHS = {
     ),
     "early_sum": FastPath(
         "the FPN decoder's maps are summed in front of their last up-sampling",
-        forms={SemanticFPNHead: EarlySumFPNHead},
+        forms={SemanticFPNDecoder: EarlySumFPN},
     ),
     "streamed": FastPath(
         "evaluation's scores a stripe of rows at a time",
@@ -154,7 +154,7 @@ FAST_PATHS = {
             Encoder: ChunkedEncoder,
             PatchEmbed: ChunkedPatchEmbed,
             PatchMerging: ChunkedPatchMerging,
-            SemanticFPNHead: BandedFPNHead,
+            SemanticFPNDecoder: BandedFPN,
             SemanticLayer: ChunkedSemanticLayer,
             SwinBlock: ChunkedSwinBlock,
         },

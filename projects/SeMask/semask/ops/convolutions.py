@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from semask.ops import products, winograd
-from semask.ops.modes import ParameterCache, traced
+from semask.ops.modes import ParameterCache, is_tracing
 from semask.ops.stripes import stripes
 
 # Heads of detectors convolve hundreds of small maps at a time, for which the plain form is faster.
@@ -41,7 +41,7 @@ class WinogradConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
-        if not self.is_3x3() or traced() or not 0 < len(x) <= MOST_MAPS or x.numel() == 0:
+        if not self.is_3x3() or is_tracing() or not 0 < len(x) <= MOST_MAPS or x.numel() == 0:
             return super().forward(x)
         if torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
@@ -100,7 +100,7 @@ def is_linear(conv: _ConvNd, x: Tensor) -> bool:
     pointwise = (
         conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
     )
-    return pointwise and x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous() and not traced()
+    return pointwise and x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous() and not is_tracing()
 
 
 def linear(conv: _ConvNd, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention, Size
-from semask.ops.modes import traced
+from semask.ops.modes import is_tracing
 from semask.utils.precision import at_least_float32
 
 # Rows and columns of zeros around a map. Points are clamped to at most two tokens outside it, where
@@ -35,7 +35,7 @@ class BaggedDeformableAttention(MultiScaleDeformableAttention):
         self, query: Tensor, reference_points: Tensor, value: Tensor, sizes: Sequence[Size]
     ) -> Tensor:
         """See :class:`MultiScaleDeformableAttention`."""
-        if traced():
+        if is_tracing():
             return super().forward(query, reference_points, value, sizes)
         value = self.values(value)
         starts = self.starts(reference_points, sizes)

@@ -17,7 +17,7 @@ from semask.modeling.layers.position_encoding import sine_position_encoding
 from semask.modeling.layers.resize import resize
 from semask.modeling.mask_decoder.base import MaskPrediction
 from semask.modeling.mask_decoder.mask2former import CrossAttentionLayer, Mask2FormerDecoder
-from semask.ops.modes import traced
+from semask.ops.modes import is_tracing
 from semask.ops.products import linear, product
 
 
@@ -144,7 +144,7 @@ class LevelledMask2FormerDecoder(Mask2FormerDecoder):
         self, maps: Sequence[Tensor], mask_features: Tensor, return_aux: bool | None = None
     ) -> list[MaskPrediction]:
         """See :class:`Mask2FormerDecoder`."""
-        if traced():
+        if is_tracing():
             return super().forward(maps, mask_features, return_aux)
         if return_aux is None:
             return_aux = self.training

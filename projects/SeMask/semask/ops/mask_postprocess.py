@@ -156,7 +156,7 @@ def decode_mask(rle: dict[str, Any]) -> Tensor:
 
 @dataclass
 class EncodedInstances:
-    """An :class:`semask.modeling.mask_decoder.postprocess.InstancePrediction` of less memory.
+    """A :class:`semask.modeling.mask_decoder.postprocess.QueryInstances` of less memory.
 
     Attributes:
         queries, classes, scores, boxes: as there.

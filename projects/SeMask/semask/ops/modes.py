@@ -1,4 +1,4 @@
-"""Whether a module is traced, trained or evaluated; and values that are cached in evaluation."""
+"""Whether a module is traced, trained or used for inference; and values cached in inference."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -9,22 +9,22 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
-def traced() -> bool:
+def is_tracing() -> bool:
     """True while a model is compiled, exported or counted, for which the plain form is used."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def trained(module: nn.Module) -> bool:
+def is_training(module: nn.Module) -> bool:
     """Whether a module is run in training, with gradients, and is not traced."""
-    return module.training and torch.is_grad_enabled() and not traced()
+    return module.training and torch.is_grad_enabled() and not is_tracing()
 
 
-def evaluated(module: nn.Module) -> bool:
-    """Whether a module is run in evaluation, without gradients, and is not traced.
+def is_inference(module: nn.Module) -> bool:
+    """Whether a module is run in evaluation mode, without gradients, and is not traced.
 
     Its sub-modules are assumed to be in evaluation, too, and so without dropout.
     """
-    return not (module.training or torch.is_grad_enabled() or traced())
+    return not (module.training or torch.is_grad_enabled() or is_tracing())
 
 
 class ParameterCache(Generic[T]):

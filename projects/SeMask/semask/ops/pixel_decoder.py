@@ -22,7 +22,7 @@ from semask.modeling.pixel_decoder.deformable import (
 )
 from semask.ops.convolutions import convolve_
 from semask.ops.deformable_attention import BaggedDeformableAttention, TokenTable, query_chunks
-from semask.ops.modes import evaluated, traced
+from semask.ops.modes import is_inference, is_tracing
 from semask.ops.recompute import Call, call, call_unvalued
 from semask.ops.stripes import MapRows, resized, stripes
 from semask.utils.precision import autocast_off
@@ -49,7 +49,7 @@ class ChunkedEncoder(Encoder):
             if isinstance(layer, EncoderLayer)
             and isinstance(layer.self_attn, BaggedDeformableAttention)
         ]
-        if not evaluated(self) or len(layers) < len(self.layers):
+        if not is_inference(self) or len(layers) < len(self.layers):
             return super().forward(x, position, points, sizes)
         first = layers[0][1]
         heads, dim = first.num_heads, x.shape[-1] // first.num_heads
@@ -76,7 +76,7 @@ class LeanDeformablePixelDecoder(DeformablePixelDecoder):
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See :class:`DeformablePixelDecoder`."""
-        if not evaluated(self):
+        if not is_inference(self):
             return super().forward(features)
         own_type = self.transformer.level_embed.dtype
         finest, *coarser = [feature.to(own_type) for feature in self.pick(features)]
@@ -115,7 +115,7 @@ class RecomputedEncoderLayer(EncoderLayer):
 
     def forward(self, x: Tensor, position: Tensor, points: Tensor, sizes: Sequence[Size]) -> Tensor:
         """See :class:`EncoderLayer`."""
-        if traced() or (self.training and self.dropout.p > 0):
+        if is_tracing() or (self.training and self.dropout.p > 0):
             return super().forward(x, position, points, sizes)
         x = x + self.self_attn(x + position, points, x, sizes)
         parts = (self.norm1, self.linear1, self.linear2)

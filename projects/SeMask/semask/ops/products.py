@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from semask.ops.modes import traced
+from semask.ops.modes import is_tracing
 
 # Multiplications from which a call of oneDNN pays.
 SMALLEST = 2**22
@@ -137,7 +137,7 @@ def _usable(x: Tensor, weight: Tensor, rows: int) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and onednn_is_faster()
-        and not traced()
+        and not is_tracing()
         and not torch.is_autocast_enabled("cpu")
     )
 

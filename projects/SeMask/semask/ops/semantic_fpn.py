@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from semask.modeling.layers.resize import double, is_open, resize
-from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
+from semask.modeling.layers.resize import is_open, resize, upsample_2x
+from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNDecoder
 from semask.ops.convolutions import is_local
-from semask.ops.modes import evaluated
+from semask.ops.modes import is_inference
 from semask.ops.stripes import MapRows, resized
 
 # Bytes of the finest map that evaluation computes at a time.
 BAND_BYTES = 32 * 2**20
 
 
-class EarlySumFPNHead(SemanticFPNHead):
+class EarlySumFPN(SemanticFPNDecoder):
     """Sums branches of one size before their last up-sampling, which is linear.
 
     Parameters are channels-last, as the backbone's maps are.
@@ -32,13 +32,13 @@ class EarlySumFPNHead(SemanticFPNHead):
                 layer.activation = F.relu_  # its input is not used again
 
     def summed(self, features: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`SemanticFPNHead`."""
+        """See :class:`SemanticFPNDecoder`."""
         if is_open(*features[self.in_features[0]].shape):
             return super().summed(features)  # which maps are of one size is not known
         coarser = self.coarser(features)
         finest = self.finest(features)
         for branch in coarser:
-            finest = _sum(finest, resize(double(branch), finest.shape[-2:]))
+            finest = _sum(finest, resize(upsample_2x(branch), finest.shape[-2:]))
         return finest
 
     def finest_branches(self) -> dict[str, nn.Sequential]:
@@ -69,15 +69,15 @@ class EarlySumFPNHead(SemanticFPNHead):
         return {name: cast(nn.Sequential, head) for name, head in self.scale_heads.items()}
 
 
-class BandedFPNHead(EarlySumFPNHead):
+class BandedFPN(EarlySumFPN):
     """Evaluates the finest map in bands of rows, with one more row on either side.
 
     The decoder's map of stride 4 never exists as a whole.
     """
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`SemanticFPNHead`."""
-        if not evaluated(self) or not self._is_local():
+        """See :class:`SemanticFPNDecoder`."""
+        if not is_inference(self) or not self._is_local():
             return super().forward(features)
         names = list(self.finest_branches())
         coarser = self.coarser(features)

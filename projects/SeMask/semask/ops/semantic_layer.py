@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
-from semask.ops.modes import ParameterCache, evaluated, traced, trained
+from semask.ops.modes import ParameterCache, is_inference, is_tracing, is_training
 from semask.ops.products import linear
 from semask.ops.window import (
     append_zero,
@@ -29,7 +29,7 @@ class SplitSemanticAttention(SemanticAttention):
         groups, tokens, _ = query.shape
         step = max(1, SIMILARITY_BYTES // (groups * tokens * query.element_size()))
         # With gradients, all similarities are kept anyway.
-        if step >= tokens or torch.is_grad_enabled() or traced():
+        if step >= tokens or torch.is_grad_enabled() or is_tracing():
             return super().attend(query, key, value)
         key = key.to(query.dtype)  # `out=` bypasses autocast
         # Reuse two buffers: repeated allocation fragments the heap.
@@ -70,7 +70,7 @@ class FoldedSemanticAttention(SemanticAttention):
     def forward(self, x: Tensor, return_query: bool = True) -> tuple[Tensor, Tensor | None]:
         """See :meth:`SemanticAttention.forward`."""
         # In mixed precision the products would be rounded, and the plain form's factors are not.
-        if not evaluated(self) or torch.is_autocast_enabled(x.device.type):
+        if not is_inference(self) or torch.is_autocast_enabled(x.device.type):
             return super().forward(x, return_query)
         matrix, bias = self._update.get(
             _fold_update, *self.value.parameters(), *self.proj.parameters(), self.gamma
@@ -120,7 +120,7 @@ class ChunkedSemanticLayer(SemanticLayer):
 
     def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
         """See :meth:`SemanticLayer.forward`."""
-        if self.window_size is None or not evaluated(self):
+        if self.window_size is None or not is_inference(self):
             return super().forward(x, return_prior)
         batch, height, width, _ = x.shape
         layout = window_layout(batch, height, width, self.window_size, 0, x.device)
@@ -148,7 +148,7 @@ class RecomputedSemanticLayer(SemanticLayer):
 
     def forward(self, x: Tensor, return_prior: bool = True) -> tuple[Tensor, Tensor | None]:
         """See :meth:`SemanticLayer.forward`."""
-        if self.window_size is None or not trained(self):
+        if self.window_size is None or not is_training(self):
             return super().forward(x, return_prior)
         features, prior = checkpoint(super().forward, x, return_prior, use_reentrant=False)
         return features, prior

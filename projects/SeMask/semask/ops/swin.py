@@ -14,7 +14,7 @@ from torch import Tensor
 from semask.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinBlock
 from semask.modeling.backbone.windows import WindowAttention
 from semask.ops import window
-from semask.ops.modes import evaluated, traced, trained
+from semask.ops.modes import is_inference, is_tracing, is_training
 from semask.ops.recompute import Call, call, recompute
 from semask.ops.window import (
     WindowLayout,
@@ -36,7 +36,7 @@ class ChunkedSwinBlock(SwinBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`SwinBlock.forward`."""
-        if not evaluated(self):
+        if not is_inference(self):
             return super().forward(x)
         layout = layout_of(self.attn, x)
         inputs = (self.attn.bias().contiguous(),)
@@ -55,7 +55,7 @@ class RecomputedSwinBlock(SwinBlock):
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`SwinBlock.forward`."""
         hooked = any(parameter._backward_hooks for parameter in self.parameters())
-        if not trained(self) or hooked or self._has_dropout():
+        if not is_training(self) or hooked or self._has_dropout():
             return super().forward(x)
         layout = layout_of(self.attn, x)
         # Factors of stochastic depth for each sample's branches, drawn as in the plain form.
@@ -169,7 +169,7 @@ class SdpaWindowAttention(WindowAttention):
 
     def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """See :meth:`WindowAttention.attend`."""
-        if traced():
+        if is_tracing():
             return super().attend(qkv, bias)
         windows, tokens, _ = qkv.shape
         qkv = qkv.view(windows, tokens, 3, self.num_heads, -1).permute(2, 3, 0, 1, 4).contiguous()
@@ -186,7 +186,7 @@ class ChunkedPatchEmbed(PatchEmbed):
 
     def forward(self, image: Tensor) -> Tensor:
         """See :meth:`PatchEmbed.forward`."""
-        if not evaluated(self):
+        if not is_inference(self):
             return super().forward(image)
         return in_bands(super().forward, image, dim=2, stride=self.patch_size)
 
@@ -196,7 +196,7 @@ class ChunkedPatchMerging(PatchMerging):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`PatchMerging.forward`."""
-        if not evaluated(self):
+        if not is_inference(self):
             return super().forward(x)
         return in_bands(super().forward, x, dim=1, stride=2)
 

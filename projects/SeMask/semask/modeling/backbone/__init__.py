@@ -1,7 +1,7 @@
 """Backbones: hierarchical encoders with semantic layers."""
 
 from semask.modeling.backbone.base import SemSegBackbone
-from semask.modeling.backbone.detector_fpn import SeMaskFPN
+from semask.modeling.backbone.detector_fpn import PriorFPN
 from semask.modeling.backbone.encoder import HierarchicalEncoder
 from semask.modeling.backbone.semantic_layer import SemanticAttention, SemanticLayer
 from semask.modeling.backbone.semask import SeMaskBackbone
@@ -12,8 +12,8 @@ from semask.modeling.backbone.timm_encoder import TimmEncoder
 
 __all__ = [
     "HierarchicalEncoder",
+    "PriorFPN",
     "SeMaskBackbone",
-    "SeMaskFPN",
     "SeMaskSwin",
     "SeMaskTimm",
     "SemSegBackbone",

@@ -41,7 +41,7 @@ class PyramidTimm(PyramidBackbone, SeMaskTimm):
     """A network of timm."""
 
 
-class SeMaskFPN(FPN, SemSegBackbone):
+class PriorFPN(FPN, SemSegBackbone):
     """Detectron2's FPN, with the semantic-prior maps of its backbone in the output.
 
     ``output_shape()`` lists the levels of the pyramid alone. Detectron2's heads pick these by
@@ -93,7 +93,7 @@ class SeMaskFPN(FPN, SemSegBackbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+def build_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PriorFPN:
     """Levels p2..p6, the last one by max pooling, as R-CNN models with FPN have them.
 
     Raises:
@@ -103,7 +103,7 @@ def build_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMa
 
 
 @BACKBONE_REGISTRY.register()
-def build_semask_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+def build_semask_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PriorFPN:
     """The same levels from a network of timm.
 
     Raises:
@@ -113,7 +113,7 @@ def build_semask_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMa
 
 
 @BACKBONE_REGISTRY.register()
-def build_retinanet_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+def build_retinanet_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PriorFPN:
     """Levels p3..p7, the last two by convolutions from res5, as RetinaNet has them.
 
     Raises:
@@ -123,7 +123,7 @@ def build_retinanet_semask_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpe
 
 
 @BACKBONE_REGISTRY.register()
-def build_retinanet_semask_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SeMaskFPN:
+def build_retinanet_semask_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PriorFPN:
     """The same levels from a network of timm.
 
     Raises:
@@ -141,18 +141,18 @@ def _bottom_up(
     return kind(**{**arguments, "semantic_classes": prior_classes(cfg), "out_features": features})
 
 
-def _rcnn_pyramid(cfg: CfgNode, bottom_up: PyramidBackbone) -> SeMaskFPN:
+def _rcnn_pyramid(cfg: CfgNode, bottom_up: PyramidBackbone) -> PriorFPN:
     return _pyramid(cfg, bottom_up, LastLevelMaxPool())
 
 
-def _retinanet_pyramid(cfg: CfgNode, bottom_up: PyramidBackbone) -> SeMaskFPN:
+def _retinanet_pyramid(cfg: CfgNode, bottom_up: PyramidBackbone) -> PriorFPN:
     channels = bottom_up.output_shape()["res5"].channels
     return _pyramid(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _pyramid(cfg: CfgNode, bottom_up: PyramidBackbone, top_block: nn.Module) -> SeMaskFPN:
+def _pyramid(cfg: CfgNode, bottom_up: PyramidBackbone, top_block: nn.Module) -> PriorFPN:
     fpn = cfg.MODEL.FPN
-    return SeMaskFPN(
+    return PriorFPN(
         bottom_up,
         list(fpn.IN_FEATURES),
         fpn.OUT_CHANNELS,

@@ -3,8 +3,8 @@
 from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
 from semask.modeling.heads.mask_classification import MaskClassificationHead
 from semask.modeling.heads.per_pixel import SeMaskFPNHead
-from semask.modeling.heads.prior import PriorSupervision, SemanticPriorHead
-from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
+from semask.modeling.heads.prior import PriorSupervision, SemanticPriorDecoder
+from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNDecoder
 
 __all__ = [
     "MaskClassificationHead",
@@ -12,7 +12,7 @@ __all__ = [
     "ScoreKind",
     "SeMaskFPNHead",
     "SegmentationHead",
-    "SemanticFPNHead",
-    "SemanticPriorHead",
+    "SemanticFPNDecoder",
+    "SemanticPriorDecoder",
     "semantic_scores",
 ]

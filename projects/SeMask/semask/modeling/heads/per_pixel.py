@@ -14,7 +14,7 @@ from semask.modeling.heads.base import SegmentationHead
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize
 from semask.modeling.losses.cross_entropy import SegmentationLoss
-from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNHead
+from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNDecoder
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -30,7 +30,7 @@ class SeMaskFPNHead(SegmentationHead):
     def __init__(
         self,
         *,
-        semantic_fpn: SemanticFPNHead,
+        semantic_fpn: SemanticFPNDecoder,
         num_classes: int,
         loss: SegmentationLoss | None = None,
         loss_weight: float = 1.0,
@@ -66,7 +66,7 @@ class SeMaskFPNHead(SegmentationHead):
         deepest = max(shape.stride or 0 for shape in input_shape.values())
         strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
         return {
-            "semantic_fpn": SemanticFPNHead(
+            "semantic_fpn": SemanticFPNDecoder(
                 input_shape={name: input_shape[name] for name in head.IN_FEATURES},
                 num_classes=head.NUM_CLASSES,
                 conv_dims=head.CONVS_DIM,

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from semask.errors import ConfigError
 from semask.modeling.backbone.base import SemSegBackbone
-from semask.modeling.layers.resize import double, resize
+from semask.modeling.layers.resize import resize, upsample_2x
 from semask.modeling.losses.cross_entropy import SegmentationLoss
 
 
-class SemanticPriorHead(nn.Module):
+class SemanticPriorDecoder(nn.Module):
     """Up-sample each stage's prior map to the common stride and sum them (section 3.3).
 
     It has no parameters.
@@ -58,7 +58,7 @@ class SemanticPriorHead(nn.Module):
             prior = priors[name]
             # One step of x8 would give other values than three of x2.
             for _ in range(max(0, int(math.log2(stride / self.common_stride)))):
-                prior = double(prior, align_corners=self.align_corners)
+                prior = upsample_2x(prior, align_corners=self.align_corners)
             maps.append(resize(prior, size, align_corners=self.align_corners))
         return sum(maps[1:], maps[0])
 
@@ -94,10 +94,10 @@ class PriorSupervision(nn.Module):
             ignore_value: label of pixels without a loss.
             reduction: "all" or "valid", see :class:`SegmentationLoss`.
             common_stride: of the decoded map.
-            align_corners: see :class:`SemanticPriorHead`.
+            align_corners: see :class:`SemanticPriorDecoder`.
         """
         super().__init__()
-        self.decoder = SemanticPriorHead(
+        self.decoder = SemanticPriorDecoder(
             strides=strides, common_stride=common_stride, align_corners=align_corners
         )
         self.loss = SegmentationLoss(

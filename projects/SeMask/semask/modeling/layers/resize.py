@@ -42,6 +42,6 @@ def _surely_equal(size: Sequence[int], other: Sequence[int]) -> bool:
     return all(statically_known_true(a == b) for a, b in zip(size, other, strict=True))
 
 
-def double(maps: Tensor, *, align_corners: bool = False) -> Tensor:
+def upsample_2x(maps: Tensor, *, align_corners: bool = False) -> Tensor:
     """(B, C, h, w) to (B, C, 2h, 2w), bilinear."""
     return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=align_corners)

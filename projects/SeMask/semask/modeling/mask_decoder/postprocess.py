@@ -54,8 +54,8 @@ def class_probabilities(logits: Tensor) -> Tensor:
 
 
 @dataclass
-class InstancePrediction:
-    """The instances of an image, not ordered; none is suppressed.
+class QueryInstances:
+    """The instances that the queries of an image predict, not ordered; none is suppressed.
 
     Attributes:
         queries: (N,) int64; a query can appear under several classes.
@@ -75,7 +75,7 @@ class InstancePrediction:
 def as_instances(
     size: tuple[int, int], classes: Tensor, scores: Tensor, masks: Any, boxes: Tensor
 ) -> Instances:
-    """Detectron2's form of an :class:`InstancePrediction` of an image of this size."""
+    """Detectron2's form of :class:`QueryInstances` of an image of this size."""
     return Instances(
         size, pred_classes=classes, scores=scores, pred_masks=masks, pred_boxes=Boxes(boxes)
     )
@@ -106,7 +106,7 @@ def select_instances(
 
 def instance_prediction(
     logits: Tensor, masks: Tensor, *, top: int = 100, things: Collection[int] | None = None
-) -> InstancePrediction:
+) -> QueryInstances:
     """The most probable instances.
 
     Args:
@@ -118,7 +118,7 @@ def instance_prediction(
     chosen = masks[queries]
     inside = chosen > 0
     scores = probabilities * mask_quality(chosen, inside)
-    return InstancePrediction(queries, classes, scores, inside, mask_boxes(inside))
+    return QueryInstances(queries, classes, scores, inside, mask_boxes(inside))
 
 
 def mask_quality(masks: Tensor, inside: Tensor) -> Tensor:

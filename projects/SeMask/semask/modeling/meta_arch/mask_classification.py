@@ -26,7 +26,7 @@ from semask.modeling.mask_decoder.postprocess import (
     panoptic_prediction,
     strongest_queries,
 )
-from semask.modeling.meta_arch.protocol import TestProtocol, WholeImage
+from semask.modeling.meta_arch.protocol import InferenceProtocol, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.utils.precision import at_least_float32
 
@@ -47,7 +47,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         sem_seg_head: nn.Module,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
-        protocol: TestProtocol | None = None,
+        protocol: InferenceProtocol | None = None,
         size_divisibility: int = 32,
         semantic_on: bool = True,
         instance_on: bool = False,

@@ -21,10 +21,11 @@ from semask.modeling.layers.resize import resize
 Network = Callable[[Tensor], Tensor]
 
 
-class TestProtocol(nn.Module, ABC):
+class InferenceProtocol(nn.Module, ABC):
     """Scores of each class at each pixel, from the data mapper's output for an image.
 
-    It has no parameters.
+    It has no parameters. It is a module, so that it is one of the model's parts, which can be
+    replaced by their type.
     """
 
     def score_kind(self, kind: ScoreKind) -> ScoreKind:
@@ -48,17 +49,17 @@ class TestProtocol(nn.Module, ABC):
         """
 
 
-class WholeImage(TestProtocol):
+class WholeImage(InferenceProtocol):
     """The whole image: scores at its size, resized to the original size."""
 
     def forward(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
     ) -> Tensor:
-        """See :class:`TestProtocol`."""
+        """See :class:`InferenceProtocol`."""
         return resize(network(inputs["image"])[None], size)[0]
 
 
-class MultiScale(TestProtocol):
+class MultiScale(InferenceProtocol):
     """The mean of the class probabilities over several sizes of the image, and their mirrors.
 
     ``inputs["images"]`` are the sizes, each made from the original image by the data mapper.
@@ -74,13 +75,13 @@ class MultiScale(TestProtocol):
         self.flip = flip
 
     def score_kind(self, kind: ScoreKind) -> ScoreKind:
-        """See :class:`TestProtocol`."""
+        """See :class:`InferenceProtocol`."""
         return "probabilities" if kind == "logits" else kind
 
     def forward(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
     ) -> Tensor:
-        """See :class:`TestProtocol`."""
+        """See :class:`InferenceProtocol`."""
         total: Tensor | None = None
         views = self.views(inputs)
         for image, mirrored in views:
@@ -106,7 +107,7 @@ class MultiScale(TestProtocol):
         return list(product(images, (False, True) if self.flip else (False,)))
 
 
-class SlidingWindow(TestProtocol):
+class SlidingWindow(InferenceProtocol):
     """Overlapping windows, one at a time; scores are averaged where windows overlap.
 
     The network sees one window at a time, so the image may have any size. Scores are averaged at
@@ -140,7 +141,7 @@ class SlidingWindow(TestProtocol):
     def forward(
         self, network: Network, inputs: Mapping[str, Any], size: tuple[int, int], kind: ScoreKind
     ) -> Tensor:
-        """See :class:`TestProtocol`."""
+        """See :class:`InferenceProtocol`."""
         height, width = inputs["image"].shape[-2:]
         total = count = None
         for top, left, window in self.windows(inputs["image"]):
@@ -178,7 +179,7 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def build_test_protocol(cfg: CfgNode) -> TestProtocol:
+def build_test_protocol(cfg: CfgNode) -> InferenceProtocol:
     """The protocol that ``cfg.TEST`` describes.
 
     Raises:

@@ -13,7 +13,7 @@ from semask.modeling.backbone.base import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize, up_to_multiple
-from semask.modeling.meta_arch.protocol import TestProtocol, WholeImage, build_test_protocol
+from semask.modeling.meta_arch.protocol import InferenceProtocol, WholeImage, build_test_protocol
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,7 +35,7 @@ class SeMaskSegmentor(SemanticSegmentor):
         sem_seg_head: nn.Module,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
-        protocol: TestProtocol | None = None,
+        protocol: InferenceProtocol | None = None,
     ) -> None:
         """
         Args:

@@ -12,7 +12,7 @@ from semask.errors import ConfigError
 from semask.modeling.layers.resize import resize
 
 
-class SemanticFPNHead(nn.Module):
+class SemanticFPNDecoder(nn.Module):
     """Bring each stage to stride 4 with convolutions and x2 up-sampling, sum, classify."""
 
     def __init__(
