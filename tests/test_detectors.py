@@ -18,7 +18,7 @@ from semask.config.loading import load_config
 from semask.engine.compilation import compile_for_training
 from semask.errors import ConfigError
 from semask.modeling import PriorFPN, PriorSupervisedDetector
-from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.contract import SemSegBackbone
 from semask.modeling.heads import SemanticPriorDecoder
 from semask.modeling.meta_arch.detectors import outputs_of
 from semask.ops.apply import apply_fast_paths, select_fast_paths

@@ -2,33 +2,50 @@
 ConvNet.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semask.config import load_config
 from semask.errors import ConfigError
-from semask.modeling import HierarchicalEncoder, SemanticLayer, SeMaskBackbone, SeMaskSwin
+from semask.modeling import (
+    HierarchicalEncoder,
+    SemanticLayer,
+    SeMaskBackbone,
+    SeMaskFPNHead,
+    SeMaskSegmentor,
+    SeMaskSwin,
+)
 from semask.ops.apply import FAST_PATHS, apply_fast_paths
 
 CLASSES = 4
 
 
 class ConvEncoder(HierarchicalEncoder):
-    """Three stages of one convolution; those behind the first halve the map themselves."""
+    """Stages of one convolution; those behind the first halve the map themselves, if at all."""
 
     layout = "NCHW"
 
-    def __init__(self) -> None:
+    def __init__(self, strides: Sequence[int] = (2, 4, 8)) -> None:
         super().__init__()
-        self.channels, self.strides = (6, 8, 10), (2, 4, 8)
-        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.strides = tuple(strides)
+        self.channels = tuple(6 + 2 * stage for stage in range(len(strides)))
+        self.stem = nn.Conv2d(3, 6, 3, stride=strides[0], padding=1)
         self.stages = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.Dropout(0.2), nn.GELU()
+                nn.Conv2d(before, after, 3, stride=step, padding=1), nn.Dropout(0.2), nn.GELU()
             )
-            for before, after, stride in ((6, 6, 1), (6, 8, 2), (8, 10, 2))
+            for before, after, step in zip(
+                (6, *self.channels),
+                self.channels,
+                (1, *(after // before for before, after in pairwise(strides))),
+                strict=False,
+            )
         )
 
 
@@ -133,6 +150,52 @@ def test_swin_has_the_norm_in_the_residual_stream_as_published() -> None:
         x = backbone.semantic_layers[name].norm(stage(x))  # all that a gamma of 0 leaves
     expected = backbone.output_norms["res5"](x).permute(0, 3, 1, 2)
     torch.testing.assert_close(backbone(image)["res5"], expected)
+
+
+@pytest.mark.parametrize("strides", [(2, 4, 8), (4, 8, 16, 16), (4, 16)])
+@pytest.mark.parametrize("all_features", [True, False])
+def test_priors_are_supervised_at_the_strides_of_the_encoder(
+    strides: Sequence[int], all_features: bool
+) -> None:
+    stages = len(strides)
+    names = [f"res{stage + 2}" for stage in range(stages)]
+    backbone = build(
+        encoder=ConvEncoder(strides),
+        semantic_attention=("global",) * stages,
+        semantic_blocks=(1,) * stages,
+        out_features=names if all_features else [names[0], names[-1]],
+        activation_checkpoint=(False,) * stages,
+    )
+    priors = {f"prior{stage + 2}": stride for stage, stride in enumerate(strides)}
+    keys: dict[str, Any] = {
+        "SEM_SEG_HEAD.NUM_CLASSES": CLASSES,
+        "SEM_SEG_HEAD.CONVS_DIM": 8,
+        "SEM_SEG_HEAD.NORM": "BN",
+        "SEM_SEG_HEAD.COMMON_STRIDE": strides[0],
+        "SEM_SEG_HEAD.IN_FEATURES": list(backbone.output_shape()),
+        "SEMASK.ATTENTION": ["global"] * stages,
+        "SEMASK.NUM_BLOCKS": [1] * stages,
+    }
+    pairs = [f"MODEL.{key}={value}" for key, value in keys.items()]
+    cfg = load_config("ade20k/semask_swin_tiny_fpn", pairs)
+    head = SeMaskFPNHead(cfg, backbone.output_shape())
+    model = SeMaskSegmentor(
+        backbone=backbone, sem_seg_head=head, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3
+    )
+    image, labels = torch.randn(3, 33, 50), torch.randint(CLASSES, (33, 50))
+    torch.manual_seed(1)
+    loss = model.train()([{"image": image, "sem_seg": labels}])["loss_prior"]
+    torch.manual_seed(1)
+    outputs = backbone(image[None])
+    total: Any = 0
+    for name, stride in priors.items():
+        prior = outputs[name]
+        while stride > strides[0]:
+            prior, stride = F.interpolate(prior, scale_factor=2, mode="bilinear"), stride // 2
+        size = outputs["res2"].shape[-2:]
+        total = total + F.interpolate(prior, size=size, mode="bilinear")
+    decoded = F.interpolate(total, size=labels.shape, mode="bilinear")
+    torch.testing.assert_close(loss, 0.4 * F.cross_entropy(decoded, labels[None]))
 
 
 @pytest.mark.parametrize("norm", ["branch", "stream"])

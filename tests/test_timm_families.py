@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import encoder_table
 from semask.modeling import SeMaskTimm
-from semask.modeling.backbone.encoder import to_nhwc
+from semask.modeling.backbone.contract import to_nhwc
 
 SIDE = 64
 NETWORKS = [

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from semask.data.reading import read_label
-from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.contract import SemSegBackbone
 
 IGNORE = 255
 NAMES = ["sky & <clouds>", "wall", "road", "never seen"]

@@ -13,7 +13,6 @@ from torch import nn
 
 from semask.checkpoint import convert_state_dict
 from semask.modeling import PriorSupervision, SemanticFPNDecoder, SeMaskFPNHead, SeMaskSwin
-from semask.modeling.backbone.base import prior_strides
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "semask_fpn"
 CASES = ("semask_t_ade20k", "semask_l_cityscapes", "swin_t_ade20k")
@@ -81,8 +80,6 @@ class Model(nn.Module):
         super().__init__()
         meta = load_meta(case)
         spec = meta["backbone"]
-        attention = spec.get("semantic_attention", ["none"] * 4)
-        blocks = stage_blocks(spec)
         self.backbone = build_backbone(spec, **overrides)
         head = meta["head"]
         self.sem_seg_head = SeMaskFPNHead(
@@ -100,7 +97,7 @@ class Model(nn.Module):
             ),
             prior_supervision=(
                 PriorSupervision(
-                    strides=prior_strides(attention, blocks),
+                    strides=self.backbone.prior_strides,
                     num_classes=head["num_classes"],
                     weight=head["prior_loss_weight"],
                 )

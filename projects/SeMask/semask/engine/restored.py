@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from semask.modeling.backbone.encoder import HierarchicalEncoder
+from semask.modeling.backbone.contract import HierarchicalEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from semask.inference.model_outputs import (
 )
 from semask.inference.prediction import InstancePrediction
 from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels
-from semask.modeling.meta_arch.detectors import detector_classes, is_mask_classification
+from semask.modeling.architecture import detector_classes, is_mask_classification
 from semask.utils.precision import evaluation_autocast
 
 

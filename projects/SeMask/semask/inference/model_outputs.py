@@ -16,7 +16,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.contract import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.mask_decoder.postprocess import QueryMasks

@@ -27,8 +27,7 @@ from semask.data.unreadable import ReadableDataset
 from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import build_instance_evaluator, check_evaluator_type
 from semask.inference.instance_predictor import InstancePredictor
-from semask.modeling.heads.prior import PRIOR_TARGET
-from semask.modeling.meta_arch.detectors import (
+from semask.modeling.architecture import (
     classes_section,
     detector_classes,
     has_semantic_head,
@@ -37,6 +36,7 @@ from semask.modeling.meta_arch.detectors import (
     prior_classes,
     prior_is_supervised,
 )
+from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.report.instances import write_instance_report
 from semask.tasks.base import TASK_REGISTRY, InputMapper, Task
 from semask.tasks.semantic import check_ignore_value, resolve_semantic_classes

@@ -16,7 +16,7 @@ from semask.errors import ConfigError, DataError
 from semask.evaluation.instance_evaluators import InstanceEvaluator, check_evaluator_type
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
 from semask.evaluation.sem_seg_evaluator import SemSegConfusionEvaluator
-from semask.modeling.meta_arch.detectors import (
+from semask.modeling.architecture import (
     has_semantic_head,
     is_mask_classification,
     prior_classes,

@@ -29,8 +29,7 @@ from semask.data.segments import (
 )
 from semask.data.transforms.resizing import ResizeShortestEdge, build_large_scale_jitter
 from semask.errors import ConfigError, DataError
-from semask.modeling.heads.prior import PRIOR_TARGET
-from semask.modeling.meta_arch.detectors import (
+from semask.modeling.architecture import (
     detector_classes,
     has_semantic_head,
     is_mask_classification,
@@ -38,6 +37,7 @@ from semask.modeling.meta_arch.detectors import (
     prior_classes,
     prior_is_supervised,
 )
+from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.utils.text import is_worth_logging, one_line
 
 logger = logging.getLogger(__name__)

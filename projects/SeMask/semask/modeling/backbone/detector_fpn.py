@@ -14,11 +14,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.architecture import prior_classes
+from semask.modeling.backbone.contract import FeatureShapes, SemSegBackbone
 from semask.modeling.backbone.semask import SeMaskBackbone
 from semask.modeling.backbone.semask_swin import SeMaskSwin
 from semask.modeling.backbone.semask_timm import SeMaskTimm
-from semask.modeling.meta_arch.detectors import prior_classes
 
 
 class PyramidBackbone(SeMaskBackbone):
@@ -74,6 +74,10 @@ class PriorFPN(FPN, SemSegBackbone):
         """See :attr:`SemSegBackbone.prior_strides`."""
         bottom_up: PyramidBackbone = self.bottom_up
         return bottom_up.prior_strides
+
+    def output_shape(self) -> FeatureShapes:
+        """See :meth:`SemSegBackbone.output_shape`."""
+        return FeatureShapes(FPN.output_shape(self), self.prior_strides)
 
     def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
         """Levels of the pyramid and, on request, semantic-prior maps.

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.base import (
+from semask.modeling.backbone.contract import (
     ATTENTION_KINDS,
+    HierarchicalEncoder,
     SemSegBackbone,
+    from_nhwc,
     has_semantic_layer,
     num_stages_for,
     prior_name,
     stage_name,
+    to_nhwc,
 )
-from semask.modeling.backbone.encoder import HierarchicalEncoder, from_nhwc, to_nhwc
 from semask.modeling.backbone.semantic_layer import SemanticLayer, norm_placement
 
 

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.base import num_stages_for
+from semask.modeling.backbone.contract import num_stages_for
 from semask.modeling.backbone.semask import (
     SeMaskBackbone,
     check_stage_lists,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semask.modeling.backbone.encoder import HierarchicalEncoder
+from semask.modeling.backbone.contract import HierarchicalEncoder
 from semask.modeling.backbone.windows import WindowAttention, pad_to_multiple
 from semask.modeling.layers.resize import up_to_multiple
 

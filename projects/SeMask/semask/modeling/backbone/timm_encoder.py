@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semask.errors import CheckpointError, ConfigError
-from semask.modeling.backbone.encoder import HierarchicalEncoder, Layout
+from semask.modeling.backbone.contract import HierarchicalEncoder, Layout
 from semask.modeling.layers.resize import up_to_multiple
 from semask.utils.text import one_line
 

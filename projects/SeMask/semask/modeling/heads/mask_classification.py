@@ -10,7 +10,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.base import prior_strides
+from semask.modeling.backbone.contract import prior_strides
 from semask.modeling.heads.base import ScoreKind, SegmentationHead
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.losses.mask_losses import (
@@ -83,9 +83,6 @@ class MaskClassificationHead(SegmentationHead):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {', '.join(missing)}, but the backbone "
                 f"returns {', '.join(input_shape)}."
             )
-        # The backbone has no stages after its last feature.
-        deepest = max(shape.stride or 0 for shape in input_shape.values())
-        strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
         shapes = {name: input_shape[name] for name in head.IN_FEATURES}
         # A map painted from instances has one class more, the background.
         follows_head = cfg.TASK == "semantic" or not semask.NUM_CLASSES
@@ -96,7 +93,7 @@ class MaskClassificationHead(SegmentationHead):
             "ignore_value": head.IGNORE_VALUE,
             "prior_supervision": PriorSupervision.from_config(
                 cfg,
-                strides={name: stride for name, stride in strides.items() if stride <= deepest},
+                strides=prior_strides(input_shape, semask.ATTENTION, semask.NUM_BLOCKS),
                 num_classes=classes,
                 reduction="valid",
                 align_corners=True,

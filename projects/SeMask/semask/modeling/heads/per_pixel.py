@@ -9,7 +9,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.base import prior_strides
+from semask.modeling.backbone.contract import prior_strides
 from semask.modeling.heads.base import SegmentationHead
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize
@@ -62,9 +62,6 @@ class SeMaskFPNHead(SegmentationHead):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES has {missing}, but the backbone returns "
                 f"{list(input_shape)}."
             )
-        # The backbone has no stages after its last feature.
-        deepest = max(shape.stride or 0 for shape in input_shape.values())
-        strides = prior_strides(semask.ATTENTION, semask.NUM_BLOCKS)
         return {
             "semantic_fpn": SemanticFPNDecoder(
                 input_shape={name: input_shape[name] for name in head.IN_FEATURES},
@@ -83,7 +80,7 @@ class SeMaskFPNHead(SegmentationHead):
             "loss_weight": head.LOSS_WEIGHT,
             "prior_supervision": PriorSupervision.from_config(
                 cfg,
-                strides={name: stride for name, stride in strides.items() if stride <= deepest},
+                strides=prior_strides(input_shape, semask.ATTENTION, semask.NUM_BLOCKS),
                 num_classes=head.NUM_CLASSES,
             ),
         }

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.contract import SemSegBackbone
 from semask.modeling.layers.resize import resize, upsample_2x
 from semask.modeling.losses.cross_entropy import SegmentationLoss
 
@@ -153,7 +153,7 @@ class PriorSupervision(nn.Module):
         """Refuse a backbone whose prior maps do not fit the labels.
 
         Raises:
-            ConfigError: it has no prior maps, or they have another number of classes.
+            ConfigError: it has no prior maps, or they have another number of classes or stride.
         """
         classes = getattr(backbone, "num_semantic_classes", 0)
         if not isinstance(backbone, SemSegBackbone) or classes != self.num_classes:
@@ -161,6 +161,13 @@ class PriorSupervision(nn.Module):
                 f"The labels of the prior maps have {self.num_classes} classes, but the prior maps "
                 f"of the backbone {type(backbone).__name__} have {classes} "
                 "(MODEL.SEMASK.NUM_CLASSES)."
+            )
+        actual = backbone.prior_strides
+        if any(actual.get(name) != stride for name, stride in self.decoder.strides.items()):
+            raise ConfigError(
+                f"The head expects prior maps with the strides {self.decoder.strides}, but those "
+                f"of the backbone {type(backbone).__name__} are {actual} "
+                "(MODEL.SEMASK.ATTENTION, MODEL.SEMASK.NUM_BLOCKS)."
             )
 
     def decode(self, priors: Mapping[str, Tensor], image_size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from semask.errors import ConfigError, DataError
-from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.contract import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, semantic_scores
 from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.layers.resize import resize, up_to_multiple
@@ -37,7 +37,12 @@ class SeMaskMaskFormer(SeMaskSegmentor):
 
     In evaluation ``sem_seg_head(features)`` gives {"pred_logits": (B, Q, K + 1), "pred_masks":
     (B, Q, h, w)}; nothing else of the head is used.
+
+    Attributes:
+        classifies_masks: see :func:`semask.modeling.architecture.is_mask_classification`.
     """
+
+    classifies_masks = True
 
     @configurable
     def __init__(

@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.base import SemSegBackbone
+from semask.modeling.backbone.contract import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize, up_to_multiple
