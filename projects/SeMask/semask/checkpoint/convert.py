@@ -268,7 +268,9 @@ def adapt_channels(
         adapted[name] = adapt_weight(value, wanted.shape[1])
         logger.info(
             "'%s' was trained on RGB: its weights are %s for images of %d channels",
-            *(name, "summed" if wanted.shape[1] == 1 else "repeated and scaled", wanted.shape[1]),
+            name,
+            "summed" if wanted.shape[1] == 1 else "repeated and scaled",
+            wanted.shape[1],
         )
     return adapted
 

@@ -60,7 +60,10 @@ def named_datasets(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]
     classes = args.classes or [f"class {index}" for index in range(args.num_classes)]
     try:
         register_folder(
-            *(FOLDER, *own, classes, args.ignore),
+            FOLDER,
+            *own,
+            classes,
+            args.ignore,
             image_ext=args.image_ext or IMAGE_EXTENSIONS,
             label_ext=args.label_ext or LABEL_EXTENSIONS,
             replace=True,

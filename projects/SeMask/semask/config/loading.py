@@ -220,7 +220,10 @@ def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:
         loaded["TASK"] = tasks[mapper][0]
     logger.info(
         "Config file '%s' is from an older release: its %s '%s' is now TASK '%s'.",
-        *(config_file, OLD_TASK_KEY, mapper, loaded["TASK"]),
+        config_file,
+        OLD_TASK_KEY,
+        mapper,
+        loaded["TASK"],
     )
     return True
 
@@ -350,6 +353,7 @@ def remove_main_keys(loaded: dict[str, Any], cfg: CfgNode, config_file: str) -> 
         logger.info(
             "Config file '%s' was written under Detectron2's main branch. The installed "
             "Detectron2 does not know %s, which the file leaves at main's defaults.",
-            *(config_file, ", ".join(removed)),
+            config_file,
+            ", ".join(removed),
         )
     return bool(removed)

@@ -168,7 +168,8 @@ class ReadableBatches:
         if self.unreadable.reasons:
             logger.warning(
                 "%d files of %s could not be read and are not in the result:\n%s",
-                *(len(self.unreadable.reasons), self.unreadable.what),
+                len(self.unreadable.reasons),
+                self.unreadable.what,
                 "\n".join(f"    {reason}" for reason in self.unreadable.reasons.values()),
             )
 

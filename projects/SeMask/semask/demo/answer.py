@@ -183,7 +183,8 @@ class Demo:
                 )
         assert first is not None  # a video without frames raises an error
         answer = self.drawn(
-            *(first, file.name),
+            first,
+            file.name,
             min_score=min_score,
             frame=0,
             facts=(pluralize(count, "frame"),),

@@ -114,7 +114,11 @@ def view(
     if regions is None:
         return View(title, details, width, height, layers)
     return View(
-        *(title, details, width, height, layers),
+        title,
+        details,
+        width,
+        height,
+        layers,
         map=_region_map(regions),
         names=json.dumps(_hover_names(regions)),
         has_confidence=regions.confidence is not None,

@@ -214,7 +214,9 @@ def log_expected_memory(cfg: CfgNode, devices: int) -> None:
         return
     logger.info(
         "Memory of a training step: %.2f GiB of tensors; %s has %.1f GiB",
-        *(memory.peak / GIB, cfg.MODEL.DEVICE, fit.limit / GIB),
+        memory.peak / GIB,
+        cfg.MODEL.DEVICE,
+        fit.limit / GIB,
     )
     if memory.peak > fit.usable:
         logger.warning("That may be too much; 'semask fit' lists settings that fit.")

@@ -102,7 +102,8 @@ class UnreadableFilesHook(HookBase):
         if reasons and comm.is_main_process():
             logger.warning(
                 "%d files of %s could not be read and were skipped:\n%s",
-                *(len(reasons), self._unreadable.what),
+                len(reasons),
+                self._unreadable.what,
                 "\n".join(f"    {reason}" for reason in reasons.values()),
             )
 
@@ -142,7 +143,9 @@ class FirstStepHook(HookBase):
         loss, _ = self.trainer.storage.latest().get("total_loss", (float("nan"), 0))
         logger.info(
             "First step: loss %.4g in %.2f s; at this rate the training ends in %s",
-            *(loss, seconds, datetime.timedelta(seconds=round(left))),
+            loss,
+            seconds,
+            datetime.timedelta(seconds=round(left)),
         )
         if self._on_cpu and left > _LONG_ON_CPU:
             logger.warning(

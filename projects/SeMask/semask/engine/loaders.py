@@ -53,5 +53,8 @@ def log_batch_size(cfg: CfgNode) -> None:
     images = cfg.SOLVER.IMS_PER_BATCH
     logger.info(
         "Effective batch size: %d images a step (%d process(es) x %d images x %d accumulated)",
-        *(images, processes, images // (processes * parts), parts),
+        images,
+        processes,
+        images // (processes * parts),
+        parts,
     )

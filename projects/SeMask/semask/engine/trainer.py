@@ -351,7 +351,10 @@ class Trainer(DefaultTrainer):
         )
         logger.info(
             "%s: %s parameters (%s) on %s",
-            *(cfg.MODEL.META_ARCHITECTURE, _size(model), parts, cfg.MODEL.DEVICE),
+            cfg.MODEL.META_ARCHITECTURE,
+            _size(model),
+            parts,
+            cfg.MODEL.DEVICE,
         )
         return model
 

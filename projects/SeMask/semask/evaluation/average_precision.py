@@ -201,7 +201,8 @@ def official_evaluator(dataset_name: str) -> CityscapesAP | None:
     logger.info(
         "Dataset '%s' is evaluated by COCO's AP. Cityscapes' own, which is published for it and "
         "ignores instances of less than 100 pixels, needs the dataset's scripts: pip install %s.",
-        *(dataset_name, CITYSCAPES_PACKAGE),
+        dataset_name,
+        CITYSCAPES_PACKAGE,
     )
     return None
 

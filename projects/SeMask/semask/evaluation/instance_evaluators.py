@@ -141,7 +141,9 @@ class InstanceEvaluator(DatasetEvaluator):
             logger.warning("No instances were predicted on '%s'.", self._dataset_name)
         results = {
             kind: average_precision(
-                *(self.truth, detections, kind),
+                self.truth,
+                detections,
+                kind,
                 categories=self.category_names,
                 limit=self._limit,
                 library=self._library,
@@ -229,7 +231,8 @@ def build_instance_evaluator(
         masks, detections_per_image, library, boundary: see :class:`InstanceEvaluator`.
     """
     instances = InstanceEvaluator(
-        *(dataset_name, folder),
+        dataset_name,
+        folder,
         masks=masks,
         detections_per_image=detections_per_image,
         library=library,

@@ -135,7 +135,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 "Dataset '%s': %s; it counts neither way. Such maps: %d of %d",
                 self._dataset_name,
                 "; ".join(sentence for _, sentence in words),
-                *(len(disagreements), len(self._truth.content["annotations"])),
+                len(disagreements),
+                len(self._truth.content["annotations"]),
             )
         return self._truth.write_without(disagreements, folder), folder
 

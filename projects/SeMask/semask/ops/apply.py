@@ -258,7 +258,9 @@ def apply_selected_fast_paths(cfg: CfgNode, model: nn.Module) -> nn.Module:
     ]
     logger.info(
         "Fast paths in the model on %s (MODEL.FAST_PATHS '%s'): %s",
-        *(cfg.MODEL.DEVICE, cfg.MODEL.FAST_PATHS, "; ".join(applied) or "none"),
+        cfg.MODEL.DEVICE,
+        cfg.MODEL.FAST_PATHS,
+        "; ".join(applied) or "none",
     )
     return model
 

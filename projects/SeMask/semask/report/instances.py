@@ -79,7 +79,10 @@ def write_instance_report(
         worst, best = (
             [
                 show_instances(
-                    *(model, record, image, mapper),
+                    model,
+                    record,
+                    image,
+                    mapper,
                     dataset_name=dataset_name,
                     masks=document["masks"],
                 )
@@ -90,7 +93,8 @@ def write_instance_report(
     results = _results(document["results"])
     tasks = [{"name": name, "results": results[key]} for key, name in _TASKS if key in results]
     return write_page(
-        *(folder, "instance.html.j2"),
+        folder,
+        "instance.html.j2",
         title=dataset_name,
         facts=[
             ("Evaluated", modification_date(source)),

@@ -105,7 +105,8 @@ def write_panoptic_report(
         for row in document["classes"]
     ]
     return write_page(
-        *(folder, "panoptic.html.j2"),
+        folder,
+        "panoptic.html.j2",
         title=dataset_name,
         facts=[
             ("Evaluated", modification_date(source)),
@@ -203,8 +204,10 @@ def show_segments(
     pictures = (
         photograph("Image", "The photograph", image, size),
         photograph(
-            *("Ground truth", f"{scores['segments']} segments"),
-            *(drawn(truth_ids, truth_segments), size),
+            "Ground truth",
+            f"{scores['segments']} segments",
+            drawn(truth_ids, truth_segments),
+            size,
         ),
         photograph("Prediction", f"{len(found)} segments", drawn(found_ids, found), size),
         photograph(
@@ -225,12 +228,12 @@ def show_segments(
         pictures=pictures,
         priors=prior_pictures(output, prior_strides_of(model), semantic, names, prior_colors),
         legend=_legend(
-            *(
-                truth,
-                colors,
-                {each.category for each in (*truth_segments.values(), *found.values())},
-            ),
-            *(names, prior_colors, output.get("prior")),
+            truth,
+            colors,
+            {each.category for each in (*truth_segments.values(), *found.values())},
+            names,
+            prior_colors,
+            output.get("prior"),
         ),
         queries=query_pictures(
             model, inputs, image, functools.partial(stuff_classes_of, dataset_name)

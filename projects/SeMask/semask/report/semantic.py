@@ -84,7 +84,9 @@ def write_report(
     """
     source = os.path.join(folder, RESULT_FILE)
     document = read_evaluation(
-        *(source, dataset_name, ("images", "calibration")),
+        source,
+        dataset_name,
+        ("images", "calibration"),
         hint="Evaluate with TEST.REPORT True.",
     )
     names: list[str] = document["class_names"]
@@ -114,7 +116,8 @@ def write_report(
     metrics = {key: defined(value) for key, value in document["results"].items()}
     curve = CalibrationCurve.from_document(document["calibration"])
     return write_page(
-        *(folder, "semantic.html.j2"),
+        folder,
+        "semantic.html.j2",
         title=dataset_name,
         facts=[
             ("Evaluated", modification_date(source)),

@@ -183,7 +183,11 @@ class InstanceTask(Task):
             logger.warning(
                 "Dataset '%s': %s in %d of %d annotations, the first is %s; training skips what "
                 "cannot be used, and in the evaluation it counts neither way.",
-                *(name, kind, number, sum(numbers), examples[kind]),
+                name,
+                kind,
+                number,
+                sum(numbers),
+                examples[kind],
             )
         if name in self.cfg.DATASETS.TEST and not sum(numbers):
             logger.warning(
@@ -197,7 +201,9 @@ class InstanceTask(Task):
             logger.warning(
                 "Dataset '%s': an image has %d annotations, but TEST.DETECTIONS_PER_IMAGE is %d: "
                 "set it to more, or those beyond count as missed.",
-                *(name, max(numbers), limit),
+                name,
+                max(numbers),
+                limit,
             )
 
     def _warn_of_queries(self, name: str, numbers: Sequence[int]) -> None:
@@ -213,7 +219,9 @@ class InstanceTask(Task):
                 "Dataset '%s': an image has %d %s, but the model has %d queries, each of which "
                 "finds one: set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES to more, or those beyond are "
                 "missed.",
-                *(name, max(numbers), "segments" if self.name == "panoptic" else "annotations"),
+                name,
+                max(numbers),
+                "segments" if self.name == "panoptic" else "annotations",
                 queries,
             )
 

@@ -155,7 +155,8 @@ class PanopticTask(InstanceTask):
         if test.INSTANCE_ON:
             evaluators.append(
                 InstanceEvaluator(
-                    *(dataset_name, folder),
+                    dataset_name,
+                    folder,
                     masks=True,
                     detections_per_image=self.cfg.TEST.DETECTIONS_PER_IMAGE,
                     library=self.cfg.TEST.AP_LIBRARY,

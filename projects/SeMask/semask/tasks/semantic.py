@@ -93,7 +93,10 @@ class SemanticTask(Task):
         limit = self.cfg.DATALOADER.MAX_UNREADABLE if resume else 0
         sample = self.cfg.DATASETS.CHECK_SAMPLE
         records = quick_check(
-            *(name, head.NUM_CLASSES, head.IGNORE_VALUE, sample),
+            name,
+            head.NUM_CLASSES,
+            head.IGNORE_VALUE,
+            sample,
             is_train=is_train,
             max_unreadable=limit,
             reader=mapper.reader,

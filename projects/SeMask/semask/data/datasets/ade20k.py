@@ -192,7 +192,11 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
         for index, name in enumerate(CLASSES)
     ]
     return prepare_split(
-        *(split, task, sorted(images), categories, paths),
+        split,
+        task,
+        sorted(images),
+        categories,
+        paths,
         image_name="{}.jpg".format,
         map_name="{}.png".format,
         workers=workers,

@@ -196,7 +196,11 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
         for entry in CITYSCAPES_CATEGORIES
     ]
     return prepare_split(
-        *(split, task, sorted(images), categories, paths),
+        split,
+        task,
+        sorted(images),
+        categories,
+        paths,
         image_name=image_name,
         map_name="{}_gtFine_panoptic.png".format,
         workers=workers,

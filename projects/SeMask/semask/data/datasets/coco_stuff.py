@@ -78,7 +78,8 @@ def load_coco_stuff_10k(split: str) -> list[dict[str, Any]]:
     return pair_files(
         {name: images[name] for name in names if name in images},
         {name: labels[name] for name in names if name in labels},
-        *(image_root, label_root),
+        image_root,
+        label_root,
         label_map=LABEL_MAP_10K,
         hint=hint,
     )
@@ -126,13 +127,15 @@ def register_coco_stuff() -> None:
         register_sem_seg(
             f"coco_stuff_10k_sem_seg_{split}",
             partial(load_coco_stuff_10k, split),
-            *(classes, colors),
+            classes,
+            colors,
             roots=coco_stuff_10k_roots,
         )
     for split in SPLITS_164K:
         register_sem_seg(
             f"coco_stuff_164k_sem_seg_{split}",
             partial(load_coco_stuff_164k, split),
-            *(classes, colors),
+            classes,
+            colors,
             roots=partial(coco_stuff_164k_roots, split),
         )

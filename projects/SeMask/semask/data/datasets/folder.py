@@ -112,7 +112,10 @@ def register_folder(
         name,
         partial(
             load_sem_seg_pairs,
-            *(image_root, label_root, image_suffixes, label_suffixes),
+            image_root,
+            label_root,
+            image_suffixes,
+            label_suffixes,
             label_map=label_map_name,
             hint=_HINT,
         ),
@@ -212,7 +215,9 @@ def _register_coco_folders(cfg: CfgNode) -> None:
         _forget(name)
         try:
             register_coco_folder(
-                *(name, image_dir, json_file),
+                name,
+                image_dir,
+                json_file,
                 allow_outside=bool(entry.get("ALLOW_OUTSIDE", False)),
                 from_config=True,
             )

@@ -402,7 +402,9 @@ class InstanceMapper:
         if is_worth_logging(self.skipped):
             logger.warning(
                 "Skipped %s: %s (annotations skipped so far by this process: %d)",
-                *(describe(annotation, record), ", ".join(problems) or NO_MASK, self.skipped),
+                describe(annotation, record),
+                ", ".join(problems) or NO_MASK,
+                self.skipped,
             )
 
 

@@ -143,7 +143,8 @@ class TrackerWriter(EventWriter):
         if self._left_out:
             logger.warning(
                 "Tracker '%s' lacks %s, which metrics.json has.",
-                *(self.name, pluralize(self._left_out, "record")),
+                self.name,
+                pluralize(self._left_out, "record"),
             )
 
     def _collect(self, storage: EventStorage) -> dict[int, _Record]:
@@ -176,7 +177,8 @@ class TrackerWriter(EventWriter):
         if not self._left_out:
             logger.warning(
                 "Tracker '%s' rejected a record; the training continues without it: %s",
-                *(self.name, reason),
+                self.name,
+                reason,
             )
         self._left_out += 1
 
@@ -229,7 +231,9 @@ def _start(writers: Sequence[TrackerWriter], path: str, resume: bool) -> None:
         else:
             logger.info(
                 "Tracker '%s' records this run as %s%s",
-                *(writer.name, ids[writer.name], writer.place()),
+                writer.name,
+                ids[writer.name],
+                writer.place(),
             )
     with replacing(path) as file:
         file.write(json.dumps(ids, indent=1).encode())

@@ -191,7 +191,9 @@ def _log_licence(name: str, network: nn.Module) -> None:
     else:
         logger.warning(
             "The weights of '%s' (%s) are %s: read it before you use the model.",
-            *(name, source, named),
+            name,
+            source,
+            named,
         )
 
 
