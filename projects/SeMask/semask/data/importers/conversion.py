@@ -6,8 +6,10 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from semask.data.importers.contract import (
     Source,
 )
 from semask.data.importers.files import cached_json
-from semask.data.importers.images import band_keys, image_facts, output_names, place
+from semask.data.importers.images import band_keys, output_names, place
 from semask.data.importers.raster import LEFT_OUT
 from semask.data.importers.writers import CocoWriter, FolderWriter
 from semask.errors import ConfigError, DataError
@@ -123,7 +125,8 @@ def convert_labels(
 
     Args:
         path: the folder with the labels, or one annotation file.
-        output: the folder to create, atomically.
+        output: the folder to create, atomically; or an existing one that is empty, except for the
+            list of colours.
         options: None = the defaults.
         progress: wraps the iteration over the images, as ``tqdm`` does.
 
@@ -148,17 +151,13 @@ def convert_labels(
     table = class_table(
         labels, order=named, background=layout == "folder", unlabelled=options.unlabelled
     )
-    partial_folder = target.with_name(f".{target.name}.partial")
-    try:
+    with _partial_folder(target) as partial_folder:
         writer, rows, channels = _write(labels, table, layout, partial_folder, options, progress)
         writer.finish()
         _write_lists(partial_folder, rows, labels, table)
         images = [partial_folder / row[1] for row in rows]
         keys = band_keys(images, channels) if channels else []
         _take_place(partial_folder, target)
-    except BaseException:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        raise
     return Result(
         target,
         layout,
@@ -186,9 +185,7 @@ def _source(path: str | os.PathLike[str], target: Path, options: Options) -> Sou
     if not 0 < options.val < 1:
         raise ConfigError(f"--val is {options.val}; it must be between 0 and 1.")
     if target.exists() and (not target.is_dir() or set(os.listdir(target)) - {PALETTE_FILE}):
-        raise ConfigError(
-            f"The output '{target}' exists and is not empty: use another folder, or remove it."
-        )
+        raise _not_empty(target)
     return Source(
         root,
         None if options.images is None else options.images.absolute(),
@@ -329,8 +326,7 @@ def _write_images(
         target = folder / "images" / split / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            place(image, target, link=link)
-            facts = image_facts(target)
+            facts = place(image, target, link=link)
         except DataError as error:  # an error of the image; errors of labels may concern all
             target.unlink(missing_ok=True)
             reason = str(error).replace(str(target), str(image.image))
@@ -375,10 +371,41 @@ def _write_csv(path: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]
         file.write(text.getvalue().encode())
 
 
+def _not_empty(target: Path) -> ConfigError:
+    return ConfigError(
+        f"The output '{target}' exists and is not empty: use another folder, or remove it."
+    )
+
+
+@contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """A folder of this import alone, on the file system of the output; removed at the end."""
+    exists = target.is_dir()
+    # Of a dangling link, the place that it names. A mount point has its own file system.
+    parent = target if exists else Path(os.path.realpath(target)).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    own = tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".partial")
+    try:
+        yield Path(own, "data")  # mkdtemp's folder is only for this user
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
 def _take_place(partial_folder: Path, target: Path) -> None:
-    """Move the finished folder to the output, which is empty except for the list of colours."""
-    if target.exists():
-        if (target / PALETTE_FILE).exists():
-            os.replace(target / PALETTE_FILE, partial_folder / PALETTE_FILE)
-        target.rmdir()
-    os.replace(partial_folder, target)
+    """Move the finished data to the output, which may be a link, or a mount point.
+
+    Raises:
+        ConfigError: meanwhile, something else has been written there.
+    """
+    if not target.is_dir():
+        try:
+            os.rename(partial_folder, os.path.realpath(target))
+        except OSError as error:
+            if not os.path.exists(target):
+                raise
+            raise _not_empty(target) from error
+        return
+    if set(os.listdir(target)) - {PALETTE_FILE, partial_folder.parent.name}:
+        raise _not_empty(target)
+    for entry in sorted(os.listdir(partial_folder)):
+        os.rename(partial_folder / entry, target / entry)
