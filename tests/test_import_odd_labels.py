@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +113,28 @@ def test_unknown_class_ids(tmp_path: Path) -> None:
         convert_labels(root, tmp_path / "out")
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jfif", ".avif"])
 @pytest.mark.parametrize(
     ("orientation", "labelled"),
     # After a half turn the size is the same: what is labelled is taken for upright.
     [(3, "upright"), (6, "upright"), (6, "stored"), (8, "upright"), (8, "stored")],
 )
-def test_rotated_images(tmp_path: Path, orientation: int, labelled: str) -> None:
-    """Labels of the upright image, or of the pixels as they are stored: the size tells."""
+def test_rotated_images(tmp_path: Path, suffix: str, orientation: int, labelled: str) -> None:
+    """Labels of the upright image, or of the pixels as they are stored: the size tells.
+
+    Folders do not have the second format, so that it is copied as .jpg, nor the third, which is
+    converted.
+    """
     root = tmp_path / "in"
     (root / "images").mkdir(parents=True)
-    stored = np.zeros((20, 40, 3), np.uint8)
-    stored[:8, :10] = 255  # a white car in the stored image's corner
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    stored = np.zeros((32, 64, 3), np.uint8)
+    stored[:8, :16] = 255  # a white car in the stored image's corner
     for name in ("a", "b"):
-        Image.fromarray(stored).save(root / "images" / f"{name}.png", exif=exif)
-    upright = read_image(root / "images" / "a.png")
+        exif = Image.Exif()
+        exif[0x0112] = orientation  # saving AVIF removes it
+        path = root / "images" / f"{name}{suffix}"
+        Image.fromarray(stored).save(path, exif=exif, quality=100, subsampling="4:4:4")
+    upright = np.where(read_image(root / "images" / f"a{suffix}") > 127, np.uint8(255), 0)
     shown = upright if labelled == "upright" else stored
     ys, xs = np.nonzero(shown[:, :, 0])
     box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
@@ -134,7 +142,12 @@ def test_rotated_images(tmp_path: Path, orientation: int, labelled: str) -> None
     polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
     content = {
         "images": [
-            {"id": i, "file_name": f"{n}.png", "width": shown.shape[1], "height": shown.shape[0]}
+            {
+                "id": i,
+                "file_name": f"{n}{suffix}",
+                "width": shown.shape[1],
+                "height": shown.shape[0],
+            }
             for i, n in enumerate("ab")
         ],
         "categories": [{"id": 1, "name": "car"}],
@@ -146,6 +159,8 @@ def test_rotated_images(tmp_path: Path, orientation: int, labelled: str) -> None
     (root / "instances.json").write_text(json.dumps(content))
     result = convert_labels(root, tmp_path / "out", Options(layout="folder"))
     assert np.array_equal(label_maps(result)["a"], upright[:, :, 0] // 255)
+    written_image = next((result.folder / "images").rglob("a.*"))
+    assert np.array_equal(read_image(written_image) > 127, upright > 127)
     result = convert_labels(root, tmp_path / "coco")
     written = json.loads((result.folder / "annotations" / "instances_train.json").read_text())
     assert (written["images"][0]["height"], written["images"][0]["width"]) == upright.shape[:2]
@@ -192,6 +207,50 @@ def test_an_output_that_is_not_empty(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out' exists and is not empty"):
         convert_labels(root, out)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "link to nothing"])
+def test_an_output_that_is_there(tmp_path: Path, kind: str) -> None:
+    """A folder, which may be a mount point or a link: the names of the colours stay in it."""
+    root = write_pairs(tmp_path / "in", {"a": halves(0, 60, 120), "b": halves(0, 60, 120)})
+    out = tmp_path / "out"
+    if kind == "link to nothing":
+        out.symlink_to(tmp_path / "disk")
+        assert convert_labels(root, out, Options(classes=("sky", "lake", "path"))).images.total()
+        assert (tmp_path / "disk" / "classes.json").is_file()
+        return
+    folder = tmp_path / "disk" if kind == "link" else out
+    folder.mkdir()
+    inode = folder.stat().st_ino
+    if kind == "link":
+        out.symlink_to(folder, target_is_directory=True)
+    palette = out / "palette.csv"
+    palette.write_text("0 0 0 sky\n60 60 60 lake\n120 120 120 path\n")
+    result = convert_labels(root, out, Options(palette=palette))
+    assert result.images.total() == 2
+    assert out.is_symlink() == (kind == "link")
+    assert folder.stat().st_ino == inode
+    expected = ["annotations", "classes.json", "images", "import_notes.csv", "palette.csv"]
+    assert sorted(os.listdir(out)) == [*expected, "split.csv"]
+    assert "lake" in palette.read_text()
+    assert stat.S_IMODE((out / "images").stat().st_mode) == stat.S_IMODE(root.stat().st_mode)
+
+
+def test_two_imports_to_one_output(tmp_path: Path) -> None:
+    """The first to finish takes the place; the other is refused, and changes nothing."""
+    root = label_sources.source(tmp_path, "cvat")
+    out = tmp_path / "out"
+
+    def during(images: Any, total: int) -> Iterator[Any]:
+        for index, image in enumerate(images):
+            if index == 1:
+                convert_labels(root, out)
+            yield image
+
+    with pytest.raises(ConfigError, match="out' exists and is not empty"):
+        convert_labels(root, out, progress=during)
+    assert (out / "classes.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out", root.name])
 
 
 @pytest.mark.parametrize(

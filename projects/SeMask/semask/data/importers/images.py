@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import ExifTags
+from PIL import ExifTags, Image
 
 from semask.data.bands import ImageReader, read_values, stored_size
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
-from semask.data.image_files import opened_image
+from semask.data.image_files import is_jpeg, opened_image
 from semask.data.importers.contract import ImportedImage, Labels, Note
 from semask.data.importers.files import split_of
 from semask.data.importers.raster import ImageFacts
+from semask.data.reading import read_image
 from semask.errors import DataError, UnreadableError
 
 # Folders named after their content, which are left out of the images' names.
@@ -50,9 +51,15 @@ def output_names(labels: Labels) -> list[str]:
         while unique.lower() in taken:
             unique, number = f"{stem}_{number}", number + 1
         taken.add(unique.lower())
-        suffix = whole.suffix if whole.suffix.lower() in IMAGE_EXTENSIONS else ".png"
-        names.append(unique + suffix)
+        names.append(unique + _output_suffix(whole.suffix))
     return names
+
+
+def _output_suffix(suffix: str) -> str:
+    """The suffix under which folders have an image; other formats are converted to PNG."""
+    if suffix.lower() in IMAGE_EXTENSIONS:
+        return suffix
+    return ".jpg" if is_jpeg(suffix) else ".png"
 
 
 def _short(path: PurePosixPath) -> PurePosixPath:
@@ -98,8 +105,11 @@ def _banded(path: Path) -> ImageFacts:
     return ImageFacts((width, height), (width, height), channels=channels)
 
 
-def place(image: ImportedImage, target: Path, *, link: bool) -> None:
+def place(image: ImportedImage, target: Path, *, link: bool) -> ImageFacts:
     """Copy an image file, or write it if it is embedded in the labels.
+
+    Formats that folders do not support are written as upright pixels. Their labels may belong to
+    the pixels as stored, so the returned properties are those of the source.
 
     Args:
         image: the image.
@@ -111,18 +121,21 @@ def place(image: ImportedImage, target: Path, *, link: bool) -> None:
     """
     if image.image is None:
         target.write_bytes(image.pixels() if image.pixels is not None else b"")
-        return
-    if image.image.suffix.lower() != target.suffix.lower():  # a format that folders do not support
-        with opened_image(image.image, "image") as picture:
-            picture.convert("RGB").save(target)
-        return
+        return image_facts(target)
+    if _output_suffix(image.image.suffix) != image.image.suffix and not is_jpeg(target.suffix):
+        Image.fromarray(read_image(image.image)).save(target)
+        return image_facts(image.image)
+    if not (link and _linked(image.image, target)):
+        shutil.copyfile(image.image, target)
+    return image_facts(target)
+
+
+def _linked(source: Path, target: Path) -> bool:
     try:
-        if link:
-            os.link(image.image, target)
-            return
-    except OSError:
-        pass  # another file system: copied
-    shutil.copyfile(image.image, target)
+        os.link(source, target)
+    except OSError:  # another file system
+        return False
+    return True
 
 
 def band_keys(paths: Sequence[Path], channels: int) -> list[str]:
