@@ -1,6 +1,7 @@
 """The layers of the package ("rooms"): each imports only itself and lower ones."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -10,19 +11,8 @@ import pytest
 
 # From the lowest to the highest. The package's __init__ and __main__ stand above all of them.
 ROOMS = (
-    *("errors", "compat", "utils", "config", "modeling", "ops", "data", "visualize"),
-    *(
-        "evaluation",
-        "checkpoint",
-        "solver",
-        "inference",
-        "report",
-        "tasks",
-        "engine",
-        "api",
-        "demo",
-        "cli",
-    ),
+    *("errors", "compat", "utils", "config", "modeling", "ops", "data", "visualize", "evaluation"),
+    *("checkpoint", "solver", "inference", "report", "tasks", "engine", "api", "demo", "cli"),
 )
 ABOVE = ("", "__main__")
 
@@ -116,3 +106,30 @@ def test_imports_name_whole_paths(modules: dict[str, Path]) -> None:
     for name, file in modules.items():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ImportFrom) and node.level), name
+
+
+def mapped(text: str) -> Iterator[tuple[int, str]]:
+    """Depth and path of each name at the start of a line of a document's map."""
+    block = re.search(r"^```\n(configs/ .*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    folders: list[str] = []
+    for line in block[1].splitlines():
+        depth, rest = (len(line) - len(line.lstrip())) // 4, line.strip()
+        if depth > 3:  # continues the description of the line above
+            continue
+        for name in re.split(r"  +", rest):
+            if not re.fullmatch(r"[\w/]+(/|\.\w+)", name):
+                break
+            folders[depth:] = [name]
+            yield depth, "".join(folders)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_maps_of_the_documents_show_what_is_there(repository: Path, document: str) -> None:
+    paths = list(mapped((repository / document).read_text()))
+    assert len(paths) > 20
+    assert [path for _, path in paths if not (repository / path).exists()] == []
+    package = "projects/SeMask/semask/"
+    rooms = [path for depth, path in paths if depth == 1 and path.startswith(package)]
+    names = [path.removeprefix(package).removesuffix(".py").rstrip("/") for path in rooms]
+    assert names == list(reversed(ROOMS))
