@@ -1,9 +1,11 @@
 """Chooses faster forms and puts them into a built model.
 
 A faster form is a subclass of the plain module in :mod:`semask.modeling` that it replaces. It
-computes the same, up to rounding, from the same parameters and buffers. ``apply_fast_paths`` only
+computes the same, up to rounding, from the same parameters and buffers. ``apply_fast_paths``
 changes the class of a module that has been built (as PyTorch's ``fully_shard`` does), so names in
-the state dict, hooks, optimizers and references to the module stay as they are.
+the state dict, hooks, optimizers and references to the module stay as they are. A form's ``set_up``
+may add attributes, such as caches, or change how a module computes: :class:`EarlySumFPNHead` sets
+the memory format of its parameters and in-place activations.
 
 ``MODEL.FAST_PATHS`` "none" is exactly the classes of :mod:`semask.modeling`.
 """
@@ -95,7 +97,12 @@ class FastPath:
 
 
 def _not_worth_recomputing(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose maps are small, or that ``ACTIVATION_CHECKPOINT`` recomputes already."""
+    """The last stage, whose maps are small, and semantic layers that are recomputed already.
+
+    ``ACTIVATION_CHECKPOINT`` recomputes whole stages. The blocks of such a stage are not spared:
+    they are recomputed once with the stage, which then keeps only their inputs, and once more for
+    their own gradient.
+    """
     for backbone in model.modules():
         if not isinstance(backbone, SeMaskBackbone):
             continue
@@ -112,7 +119,7 @@ FAST_PATHS = {
         "up-sampling and cross entropy a stripe of rows at a time",
         forms={SegmentationLoss: StripedSegmentationLoss},
     ),
-    # solver.py
+    # No module changes: `build_optimizer` in solver.py reads this name.
     "fused_optimizer": FastPath("AdamW's update in one kernel", pays_on=("cpu", "cuda")),
     "winograd": FastPath(
         "3x3 convolutions by Winograd's products",
@@ -198,7 +205,7 @@ FAST_PATHS = {
         pays_on=("cuda",),
         forms={WindowAttention: SdpaWindowAttention},
     ),
-    # engine/launch/run_setup.py
+    # No module changes: `prepare_process` in engine/launch/run_setup.py reads this name.
     "kept_memory": FastPath(
         "the process keeps the memory that it frees, for the next step",
         pays_on=("cpu",),
@@ -269,8 +276,7 @@ def apply_fast_paths(model: nn.Module, names: Collection[str]) -> nn.Module:
     """Put faster forms into a model, in place.
 
     A module is changed where its class is exactly the plain one: a subclass may compute something
-    else. A form's method ``set_up``, if it has one, is called once on each module to create what
-    the form keeps beside the parameters.
+    else. A form's method ``set_up``, if it has one, is called once on each module.
 
     Args:
         model: built, on any device, before the optimizer, ``DistributedDataParallel`` and
@@ -313,7 +319,11 @@ def apply_to_modules(model: nn.Module, paths: Collection[FastPath]) -> nn.Module
 
 @contextlib.contextmanager
 def plain_forms(model: nn.Module) -> Iterator[None]:
-    """Within it, the modules of a model have the classes of :mod:`semask.modeling` again."""
+    """Within it, the modules of a model have the classes of :mod:`semask.modeling` again.
+
+    What a form's ``set_up`` has changed stays: memory formats and in-place activations, which do
+    not change values.
+    """
     plain = {form: each for path in FAST_PATHS.values() for each, form in path.forms.items()}
     fast = [(module, type(module)) for module in model.modules()]
     fast = [(module, own) for module, own in fast if any(base in plain for base in own.__mro__)]

@@ -49,7 +49,9 @@ class FoldedSemanticAttention(SemanticAttention):
 
     The attention weights A of a token sum to 1, so gamma * proj(A value(x)) = A (x M) + b.
     And query . key' = x N x' + n x' + a term that is the same for all keys x', to which a softmax
-    is invariant; N is smaller than query and key where C < 2 K.
+    is invariant. N (C x C) replaces the matrices of query and key (C x K each) where the prior is
+    not asked for and C <= K: each similarity then has C terms instead of K. Between K and 2 K the
+    products with the matrices alone would be cheaper, but every similarity would cost more.
     """
 
     _update: ParameterCache[tuple[Tensor, Tensor]]
