@@ -92,7 +92,7 @@ def test_what_the_advice_says_fits() -> None:
     fit = Fit(cfg, 0)
     fit.usable = (whole + one) // 2
     plans = fit.plans()
-    assert plans[0].means == "as configured"
+    assert plans[0].option == "as configured"
     assert plans[0].pairs == (f"SOLVER.ACCUMULATE_STEPS={plans[0].accumulate}",)
     for plan in plans:
         assert plan.images * plan.accumulate == 8

@@ -122,7 +122,7 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """Load a config: Detectron2's defaults, this project's keys, ``config_file``, ``overrides``.
 
-    The datasets in ``DATASETS.FOLDERS`` are registered.
+    Then all registered resolvers are called, as by :func:`merge_overrides`.
 
     Args:
         config_file: a YAML file, with Detectron2's ``_BASE_`` inheritance, or the name of a
@@ -278,7 +278,10 @@ def split_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
-    """Set keys of ``cfg``, which is not frozen, in place, and register its ``DATASETS.FOLDERS``.
+    """Set keys of ``cfg``, which is not frozen, in place, then call all registered resolvers.
+
+    The resolvers register the datasets of ``DATASETS.FOLDERS`` and the like, and fill in numbers
+    of classes; see :func:`register_resolver`.
 
     Args:
         cfg: a config with this project's keys.

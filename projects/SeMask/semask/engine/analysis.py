@@ -1,8 +1,9 @@
 """The cost of a model: parameters, arithmetic and activation memory of every module.
 
-Where shapes alone decide what is computed, nothing is: the model is built and run on PyTorch's
-"meta" device, so that the largest models take seconds and no memory. Detectors keep boxes by their
-values, and run for real; so does the training step of mask classification, which matches masks.
+Most models are run on PyTorch's "meta" device, on which tensors have shapes but no values: the
+largest ones then take seconds and no memory. This is impossible where values decide what is
+computed: detectors, which select boxes by their scores, and the training step of mask
+classification, which matches masks, are run on a real device.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Batches and settings that fit into a device's memory."""
+"""The memory of a training, and settings with which it fits into a device."""
 
 import contextlib
 import logging
@@ -21,26 +21,26 @@ from semask.utils.text import one_line
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-# What a process takes beside PyTorch's tensors: on a GPU its context and libraries, on the CPU the
-# program itself; and what kernels allocate inside themselves and allocators lose between blocks.
+# Bytes that a process needs in addition to PyTorch's tensors: the context and libraries of a GPU,
+# or the program itself on the CPU; temporary memory inside kernels; and gaps in the allocator.
 RESERVE = {"cuda": 1 * GIB, "cpu": int(1.5 * GIB)}
-# Sections of the config with the activation checkpointing of an encoder.
+# Sections of MODEL that have the key ACTIVATION_CHECKPOINT.
 _ENCODERS = ("TIMM", "SWIN")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to take the config's effective batch on one device.
+    """Settings with which one device can process its share of the config's batch.
 
     Attributes:
-        means: what it changes, for people.
-        images: of the parts that a step is computed in.
-        accumulate: number of these parts.
+        option: what it changes, for people.
+        images: in each part of a step.
+        accumulate: number of parts of a step, ``SOLVER.ACCUMULATE_STEPS``.
         memory: of a training step.
         pairs: the changes, each as KEY=VALUE.
     """
 
-    means: str
+    option: str
     images: int
     accumulate: int
     memory: StepMemory
@@ -48,17 +48,17 @@ class Plan:
 
 
 class Fit:
-    """What fits a config's training into the memory of each of its devices."""
+    """Whether and with which settings a config's training fits into the memory of its devices."""
 
     def __init__(self, cfg: CfgNode, limit: int, *, devices: int = 1) -> None:
         """
         Args:
-            cfg: the config; ``MODEL.DEVICE`` says whose faster forms count. It is not changed.
-            limit: memory of one device in bytes, as its maker states it.
-            devices: that share ``SOLVER.IMS_PER_BATCH``.
+            cfg: the config; it is not changed. The faster forms are those of its ``MODEL.DEVICE``.
+            limit: total memory of one device, in bytes.
+            devices: number of devices that share ``SOLVER.IMS_PER_BATCH``.
 
         Raises:
-            ConfigError: the images of a step cannot be shared so.
+            ConfigError: ``SOLVER.IMS_PER_BATCH`` is no multiple of the number of devices.
         """
         self.cfg = cfg
         self.limit = limit
@@ -75,7 +75,7 @@ class Fit:
         self._known: dict[tuple[tuple[str, ...], int], StepMemory] = {}
 
     @cached_property
-    def means(self) -> list[tuple[str, tuple[str, ...]]]:
+    def options(self) -> list[tuple[str, tuple[str, ...]]]:
         """Name and KEY=VALUE pairs of each way to need less memory, the least costly first."""
         precision: tuple[str, ...] = ()
         checkpoint: tuple[str, ...] = ()
@@ -89,13 +89,13 @@ class Fit:
                 checkpoint = (f"MODEL.{section}.ACTIVATION_CHECKPOINT=[{every}]",)
                 break
         both = "mixed precision and activation checkpointing"
-        ways = [
+        options = [
             ("as configured", ()),
             ("mixed precision", precision),
             ("activation checkpointing", checkpoint),
             (both, precision + checkpoint if precision and checkpoint else ()),
         ]
-        return [(means, pairs) for means, pairs in ways if pairs or means == "as configured"]
+        return [(name, pairs) for name, pairs in options if pairs or name == "as configured"]
 
     def memory(self, pairs: Sequence[str], images: int) -> StepMemory:
         """The memory of a part of a training step, with changes of the config."""
@@ -108,45 +108,45 @@ class Fit:
         return self._known[key]
 
     def plans(self) -> list[Plan]:
-        """For each of the means, the largest parts of the effective batch that fit.
+        """For each option, the fewest parts of a step of which each fits into the memory.
 
-        Those that fit no image at all are left out.
+        Options with which not even one image fits are left out.
         """
         found = []
-        for means, pairs in self.means:
+        for option, pairs in self.options:
             accumulate = self.cfg.SOLVER.ACCUMULATE_STEPS
             while accumulate <= self.images:
                 images = self.images // accumulate
-                # The estimate spares the way from the largest parts down.
+                # `memory` runs the model, so it is called only where the cheap `_estimate` fits.
                 if self.images % accumulate == 0 and self._estimate(pairs, images) <= self.usable:
                     memory = self.memory(pairs, images)
                     if memory.peak <= self.usable:
                         if accumulate != self.cfg.SOLVER.ACCUMULATE_STEPS:
                             pairs = (*pairs, f"SOLVER.ACCUMULATE_STEPS={accumulate}")
-                        found.append(Plan(means, images, accumulate, memory, pairs))
+                        found.append(Plan(option, images, accumulate, memory, pairs))
                         break
                 accumulate += 1
         return found
 
     def _estimate(self, pairs: Sequence[str], images: int) -> float:
-        """Bytes at the peak, between those of one image and of the config's part."""
+        """Bytes at the peak, by a line through those of one image and of the config's part."""
         first, last = self.memory(pairs, 1).peak, self.memory(pairs, self.part).peak
         return first + (last - first) * (images - 1) / max(1, self.part - 1)
 
     def table(self) -> str:
-        """Peaks by means and images, and the parts of the least and the largest, as text."""
+        """The peak of a training step for each option and number of images, as text."""
         counts = [1]
         while counts[-1] < self.part:
             counts.append(min(2 * counts[-1], self.part))
         rows = [
-            [means, *(self._shown(self._estimate(pairs, count)) for count in counts)]
-            for means, pairs in self.means
+            [option, *(self._shown(self._estimate(pairs, count)) for count in counts)]
+            for option, pairs in self.options
         ]
         headers = ["training step, peak in GiB", *(_images(count) for count in counts)]
         return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
     def parts(self) -> str:
-        """The parts of the unchanged config's peak, as text."""
+        """What the peak of the unchanged config consists of, as text."""
         memory = self.memory((), self.part)
         height, width = build_task(self.cfg).training_size()
         return (
@@ -157,7 +157,7 @@ class Fit:
         )
 
     def advice(self) -> str:
-        """The overrides that fit, one way a line, or a sentence that none does."""
+        """A line for each plan, with its overrides; or a sentence that nothing fits."""
         usable = f"{self.usable / GIB:.1f} of {self.limit / GIB:.1f} GiB"
         plans = self.plans()
         if not plans:
@@ -176,7 +176,7 @@ class Fit:
 
 
 def evaluation_text(cfg: CfgNode, size: tuple[int, int] | None = None) -> str:
-    """The peak of an evaluation, for people.
+    """A sentence with the peak memory of an evaluation.
 
     Args:
         cfg: the config.
@@ -202,14 +202,14 @@ def device_memory(device: str) -> int:
 def log_expected_memory(cfg: CfgNode, devices: int) -> None:
     """Log the memory that a training step will need, and warn if the device has less.
 
-    Nothing for models whose estimate is a real training step on the CPU, such as detectors.
+    Nothing is logged for models such as detectors, whose estimate is a real training step.
     """
     if not build_task(cfg).shapes_only:
         return
     try:
         fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
         memory = fit.memory((), fit.part)
-    except Exception as error:  # of a model of the user's: the training need not know
+    except Exception as error:  # of a user's own model: the training can do without the estimate
         logger.info("The memory of a training step is unknown: %s", one_line(error))
         return
     logger.info(
@@ -249,7 +249,8 @@ def explained_out_of_memory(
         advice = "'semask fit' says what fits."
     else:
         fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
-        # Less than the device has is what there was: others use it, too.
+        # The step did not fit, so less memory than its peak was available: other processes may
+        # use the device, too.
         fit.usable = min(fit.usable, fit.memory((), fit.part).peak - 1)
         advice = fit.advice()
     raise OutOfMemoryError(f"The memory of {cfg.MODEL.DEVICE} is not enough. {advice}\n({message})")

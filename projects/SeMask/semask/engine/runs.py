@@ -1,4 +1,4 @@
-"""A whole training, for notebooks and programs, and an evaluation without one, as one call each."""
+"""Functions for a complete training run (also in notebooks) and for evaluating a checkpoint."""
 
 from typing import Any
 

@@ -73,10 +73,10 @@ class TrainStep:
 
         Args:
             stop: this process has been told to end.
-            after_backward: called when the gradients are there, before they are used.
+            after_backward: called after the backward pass, before the optimizer's step.
 
         Returns:
-            Whether any process of the run has; the same in all of them.
+            Whether any process of the run has been told to end; all processes return the same.
 
         Raises:
             NonFiniteLossError: a loss of any process is infinite or NaN. The weights have not

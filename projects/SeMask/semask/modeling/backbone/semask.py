@@ -207,7 +207,7 @@ def check_whole_numbers(key: str, values: Sequence[object], least: int) -> None:
     """Refuse values that are not whole numbers, or are too small.
 
     Raises:
-        ConfigError: a value is.
+        ConfigError: a value is not a whole number, or is less than ``least``.
     """
     if not all(isinstance(value, int) and value >= least for value in values):
         raise ConfigError(f"{key} needs whole numbers of at least {least}, got {values}")
