@@ -23,6 +23,8 @@ from semask.config import load_config
 from semask.engine import Trainer, wrap_ddp
 from semask.engine.compilation import compile_parts
 from semask.engine.train_step import TrainStep
+from semask.modeling.losses.divisor import shares
+from semask.modeling.meta_arch.mask_classification import class_masks
 from semask.solver import build_optimizer
 from semask.utils.precision import Precision
 from tiny_masks import CLASSES, DECODERS, batch, build, config
@@ -171,19 +173,36 @@ def same_points(count: int, *shape: int, dtype: torch.dtype, device: Any) -> tor
     return points.sigmoid().to(device, dtype).expand(count, *shape)
 
 
-def trained(decoder: str, parts: int = 1) -> dict[str, Any]:
-    """Two steps of this process's share of four images, whose masks are as many in each share."""
+def four_images(equal: bool) -> list[dict[str, Any]]:
+    """Images with the same masks each; or with other numbers of masks and of valid pixels."""
+    (sample,) = batch((64, 64))
+    samples = []
+    for i in range(4):
+        label = sample["sem_seg"].clone()
+        if not equal:
+            label[label < i] = 255  # the last image has one mask of five
+            label[: 16 * i] = 255
+        samples.append(
+            {
+                "file_name": f"{i}.png",
+                "image": sample["image"].roll(9 * i, dims=2),
+                "sem_seg": label,
+                "instances": class_masks(label, 255),
+            }
+        )
+    assert equal or len({len(each["instances"]) for each in samples}) > 2
+    return samples
+
+
+def trained(decoder: str, parts: int = 1, equal: bool = True) -> dict[str, Any]:
+    """Two steps of this process's share of four images."""
+    torch.manual_seed(0)
     model = build_model(
         config(decoder, SEMASK__DROPOUT=0.0, MASK_FORMER__DROPOUT=0.0, DEVICE="cpu")
     ).double()
-    (sample,) = batch((64, 64))
-    samples = [
-        {**sample, "file_name": f"{i}.png", "image": sample["image"].roll(9 * i, dims=2)}
-        for i in range(4)
-    ]
-    size, rank = comm.get_world_size(), comm.get_rank()
+    share = four_images(equal)[comm.get_rank() :: comm.get_world_size()]
     wrapped = wrap_ddp(model)
-    own = [samples[part * size + rank :: size * parts] for part in range(parts)]
+    own = [share[part::parts] for part in range(parts)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     step = TrainStep(wrapped, Batches(own * 2), optimizer, accumulate_steps=parts)  # type: ignore[arg-type]
     with EventStorage() as storage, pytest.MonkeyPatch.context() as patch:
@@ -198,13 +217,21 @@ TWO = ("maskformer", "mask2former")
 
 
 def every_decoder() -> dict[str, Any]:
-    torch.manual_seed(0)
     return {decoder: trained(decoder) for decoder in TWO}
 
 
+def of_each_process() -> dict[Any, Any]:
+    in_parts = {
+        (decoder, parts): trained(decoder, parts, equal=False)
+        for decoder in TWO
+        for parts in (1, 2)
+    }
+    return {**every_decoder(), **in_parts}
+
+
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return runs.together(every_decoder, folder=tmp_path_factory.mktemp("two") / "group")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    return runs.together(of_each_process, folder=tmp_path_factory.mktemp("two") / "group")
 
 
 @pytest.fixture(scope="module")
@@ -212,25 +239,43 @@ def of_one() -> dict[str, Any]:
     return every_decoder()
 
 
+def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    torch.testing.assert_close(found["state"], expected["state"], rtol=1e-8, atol=1e-10)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-8)
+
+
 @pytest.mark.parametrize("decoder", TWO)
 def test_two_processes_equal_one(
-    decoder: str, of_one: dict[str, Any], of_two: list[dict[str, Any]]
+    decoder: str, of_one: dict[str, Any], of_two: list[dict[Any, Any]]
 ) -> None:
-    expected = of_one[decoder]
-    for found in of_two:
-        torch.testing.assert_close(
-            found[decoder]["state"], expected["state"], rtol=1e-8, atol=1e-10
-        )
-    assert of_two[0][decoder]["losses"] == pytest.approx(expected["losses"], rel=1e-8)
+    assert_same_training(of_two[0][decoder], of_one[decoder])
+    torch.testing.assert_close(of_two[1][decoder]["state"], of_two[0][decoder]["state"])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("decoder", TWO)
+def test_a_step_in_parts_equals_one_at_once(decoder: str, parts: int) -> None:
+    """Images with different numbers of masks, and of pixels for the priors."""
+    whole = trained(decoder, equal=False)
+    assert_same_training(trained(decoder, parts, equal=False), whole)
 
 
 @pytest.mark.parametrize("decoder", TWO)
-def test_a_step_in_parts_equals_one_at_once(decoder: str) -> None:
-    torch.manual_seed(0)
-    whole = trained(decoder)
-    torch.manual_seed(0)
-    parts = trained(decoder, 2)
-    torch.testing.assert_close(parts["state"], whole["state"], rtol=1e-8, atol=1e-10)
+def test_a_step_in_parts_of_two_processes_equals_one_at_once(
+    decoder: str, of_two: list[dict[Any, Any]]
+) -> None:
+    assert_same_training(of_two[0][decoder, 2], of_two[0][decoder, 1])
+
+
+def test_a_part_without_masks_has_no_share_of_their_losses() -> None:
+    model = build().train()
+    samples = batch((64, 64), (64, 64), (64, 64), empty=(0, 2))
+    parts = [model.loss_divisors(samples[:1]), model.loss_divisors(samples[1:])]
+    first, second = shares(parts)
+    assert second["loss_mask"] == second["loss_prior"] == 1.0
+    # Six queries of "no object", against twelve of which each class has one.
+    assert first["loss_ce"] == pytest.approx(0.6 / (0.6 + 0.1 * (12 - CLASSES) + CLASSES))
+    assert first["loss_ce"] + second["loss_ce"] == pytest.approx(1.0)
 
 
 # ---- optimizer ----

@@ -58,11 +58,9 @@ class RandomImages(Dataset[dict[str, Any]]):
         return 8
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "file_name": f"{index}.png",
-            "image": torch.rand(3, 32, 32).to(self.dtype) * 255,
-            "sem_seg": torch.randint(0, 3, (32, 32)),
-        }
+        image, label = torch.rand(3, 32, 32).to(self.dtype) * 255, torch.randint(0, 3, (32, 32))
+        label[: 4 * index] = 255
+        return {"file_name": f"{index}.png", "image": image, "sem_seg": label}
 
 
 def step_of(
@@ -90,8 +88,11 @@ def frozen_norms(step: TrainStep) -> TrainStep:
     return step
 
 
-def test_accumulated_parts_equal_the_large_batch(tmp_path: Path, storage: EventStorage) -> None:
-    cfg = config(tmp_path, *NOT_RANDOM)
+@pytest.mark.parametrize("reduction", ["all", "valid"])
+def test_accumulated_parts_equal_the_large_batch(
+    tmp_path: Path, storage: EventStorage, reduction: str
+) -> None:
+    cfg = config(tmp_path, *NOT_RANDOM, "MODEL.SEM_SEG_HEAD.LOSS_REDUCTION", reduction)
     whole = frozen_norms(step_of(cfg, dtype=torch.float64))
     losses = []
     for parts in (1, 2, 4):

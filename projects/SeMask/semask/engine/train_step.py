@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 
 from semask.data.training_loader import TrainingLoader
 from semask.engine.compilation import CompiledParts
+from semask.modeling.losses.divisor import shares, without_layer
+from semask.modeling.meta_arch.semantic import SeMaskSegmentor
 from semask.utils.files import replacing
 from semask.utils.precision import Precision
 from semask.utils.randomness import seed_step
@@ -52,7 +54,7 @@ class TrainStep:
             data_loader: endless batches.
             optimizer: of the model's parameters.
             precision: of the computation; None = float32.
-            accumulate_steps: batches whose averaged gradients make up a step.
+            accumulate_steps: batches that make up a step; all of them are loaded before it.
             compiled: of the model, where it has been compiled.
             output_dir: where a batch with a loss that is not finite is listed.
         """
@@ -85,18 +87,17 @@ class TrainStep:
         """
         assert self.model.training, "the model was left in evaluation mode"
         losses: dict[str, Tensor] = {}
-        files: list[str] = []
-        data_time = 0.0
         self.optimizer.zero_grad()
         with contextlib.nullcontext() if self._compiled is None else self._compiled.active():
-            for part in range(self._accumulate_steps):
-                start = time.perf_counter()
-                batch = self._next_batch()
-                data_time += time.perf_counter() - start
-                files += [str(sample.get("file_name", "?")) for sample in batch]
+            start = time.perf_counter()
+            batches = [self._next_batch() for _ in range(self._accumulate_steps)]
+            data_time = time.perf_counter() - start
+            files = [str(sample.get("file_name", "?")) for batch in batches for sample in batch]
+            weights = self._weights(batches)
+            for part, batch in enumerate(batches):
                 seed_step(self.data_loader.seed, self.iter, comm.get_rank(), part)
                 is_last = part == self._accumulate_steps - 1
-                for name, value in self._accumulate(batch, is_last).items():
+                for name, value in self._accumulate(batch, weights[part], is_last).items():
                     losses[name] = losses.get(name, 0) + value
         unreadable = self.data_loader.unreadable
         news = {"data_time": data_time, "stop": stop, "skipped": len(unreadable.pending)}
@@ -138,7 +139,18 @@ class TrainStep:
             self._batches = iter(self.data_loader)
         return next(self._batches)
 
-    def _accumulate(self, batch: list[dict[str, Any]], is_last: bool) -> dict[str, Tensor]:
+    def _weights(self, batches: Sequence[list[dict[str, Any]]]) -> list[dict[str, float]]:
+        """Of each batch's losses in those of the step; a loss without an entry is averaged."""
+        model = self.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        if len(batches) == 1 or not isinstance(model, SeMaskSegmentor):
+            return [{} for _ in batches]
+        return shares([model.loss_divisors(batch) for batch in batches])
+
+    def _accumulate(
+        self, batch: list[dict[str, Any]], weights: Mapping[str, float], is_last: bool
+    ) -> dict[str, Tensor]:
         """Add a batch's share of the step's gradients; its share of the losses."""
         # The processes add up their gradients once, with the last batch.
         wait: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -147,9 +159,12 @@ class TrainStep:
         with wait:
             with self._precision.autocast():
                 losses = self.model(batch)
-            shares = {name: value / self._accumulate_steps for name, value in losses.items()}
-            self._precision.backward(torch.stack(list(shares.values())).sum())
-        return {name: value.detach() for name, value in shares.items()}
+            parts: dict[str, Tensor] = {}
+            for name, value in losses.items():
+                weight = weights.get(without_layer(name))
+                parts[name] = value / self._accumulate_steps if weight is None else value * weight
+            self._precision.backward(torch.stack(list(parts.values())).sum())
+        return {name: value.detach() for name, value in parts.items()}
 
 
 def _share(values: Mapping[str, Tensor | float]) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize
+from semask.modeling.losses.divisor import Divisor
 from semask.modeling.mask_decoder.postprocess import class_scores
 
 # What the K numbers of a pixel are. "scores" are neither logits nor probabilities: they are not
@@ -70,6 +71,20 @@ class SegmentationHead(nn.Module, ABC):
         Returns:
             {"loss_...": scalar}, among them "loss_prior" where the head supervises the priors.
         """
+
+    def loss_divisors(self, targets: Mapping[str, Any]) -> dict[str, Divisor]:
+        """What the losses of a batch are divided by.
+
+        Args:
+            targets: see :meth:`losses`.
+
+        Returns:
+            By the name of the loss; an entry is for all decoder layers. A loss without an entry is
+            a mean over the images.
+        """
+        if self.prior_supervision is None:
+            return {}
+        return {"loss_prior": self.prior_supervision.loss.divisor(targets["sem_seg"])}
 
     def prior_losses(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """{"loss_prior": scalar} where the head supervises the priors, else nothing.

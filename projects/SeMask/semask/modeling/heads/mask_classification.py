@@ -13,6 +13,7 @@ from semask.errors import ConfigError
 from semask.modeling.backbone.contract import prior_strides
 from semask.modeling.heads.base import ScoreKind, SegmentationHead
 from semask.modeling.heads.prior import PriorSupervision
+from semask.modeling.losses.divisor import Divisor
 from semask.modeling.losses.mask_losses import (
     Mask2FormerCriterion,
     MaskCriterion,
@@ -134,11 +135,36 @@ class MaskClassificationHead(SegmentationHead):
             targets: "instances", for each image ``gt_classes`` (N,) int64 and ``gt_masks``
                 (N, H, W) bool of the padded size; and "sem_seg" for the priors.
         """
-        goals = [MaskTarget(each.gt_classes, each.gt_masks) for each in targets["instances"]]
+        goals = _mask_targets(targets)
         losses = self.criterion(self.decode(features, self.deep_supervision), goals)
         if self.prior_supervision is not None:
             losses["loss_prior"] = self.prior_supervision(features, targets["sem_seg"])
         return losses
+
+    def loss_divisors(self, targets: Mapping[str, Any]) -> dict[str, Divisor]:
+        """See :class:`SegmentationHead`."""
+        divisors = self.criterion.divisors(_mask_targets(targets), self.predictor.num_queries)
+        return {**divisors, **super().loss_divisors(targets)}
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        targets: Tensor | Mapping[str, Any] | None = None,
+        return_aux: bool = False,
+    ) -> Any:
+        """Losses in training, predictions in evaluation.
+
+        Args:
+            features, targets: see :class:`SegmentationHead`.
+            return_aux: in evaluation, see :meth:`predict`.
+        """
+        if return_aux and not self.training:
+            return self.predict(features, return_aux=True)
+        return super().forward(features, targets)
+
+
+def _mask_targets(targets: Mapping[str, Any]) -> list[MaskTarget]:
+    return [MaskTarget(each.gt_classes, each.gt_masks) for each in targets["instances"]]
 
 
 def _as_mapping(prediction: MaskPrediction) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from semask.modeling.heads.base import SegmentationHead
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize
 from semask.modeling.losses.cross_entropy import SegmentationLoss
+from semask.modeling.losses.divisor import Divisor
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNDecoder
 
 
@@ -98,6 +99,11 @@ class SeMaskFPNHead(SegmentationHead):
             "loss_sem_seg": self.loss_weight * loss,
             **self.prior_losses(features, targets["sem_seg"]),
         }
+
+    def loss_divisors(self, targets: Mapping[str, Any]) -> dict[str, Divisor]:
+        """See :class:`SegmentationHead`."""
+        divisor = self.loss.divisor(targets["sem_seg"])
+        return {"loss_sem_seg": divisor, **super().loss_divisors(targets)}
 
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | Mapping[str, Any] | None = None

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from semask.errors import ConfigError
 from semask.modeling.layers.resize import resize
+from semask.modeling.losses.divisor import Divisor
 
 REDUCTIONS = ("all", "valid")
 
@@ -61,7 +62,7 @@ class SegmentationLoss(nn.Module):
         """
         if logits.dtype.itemsize < 4:
             logits = logits.float()
-        return self.summed(logits, target) / self.denominator(target)
+        return self.summed(logits, target) / max(*self.divisor(target))
 
     def summed(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum over the pixels with a loss; the logits are float32 or better."""
@@ -77,9 +78,9 @@ class SegmentationLoss(nn.Module):
         """Pixels of a batch that hard example mining keeps; 0 = all."""
         return min(self.ohem_pixels * len(target), target.numel())
 
-    def denominator(self, target: Tensor) -> int:
-        """The divisor of the sum."""
+    def divisor(self, target: Tensor) -> Divisor:
+        """What the sum is divided by."""
         if self.reduction == "all":
-            return max(target.numel(), 1)
+            return Divisor(target.numel())
         count = int((target != self.ignore_value).sum())
-        return max(min(count, self.kept(target) or count), 1)
+        return Divisor(min(count, self.kept(target) or count))

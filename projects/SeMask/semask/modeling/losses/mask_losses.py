@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semask.errors import ConfigError
 from semask.modeling.layers.resize import resize
+from semask.modeling.losses.divisor import Divisor
 from semask.modeling.losses.matcher import MaskMatcher, MaskTarget, Match
 from semask.modeling.losses.point_sampling import sample_points, uncertain_points
 from semask.modeling.mask_decoder.base import MaskPrediction
@@ -65,12 +66,29 @@ class MaskCriterion(nn.Module):
         *aux, final = predictions
         named = [("", final)] + [(f"_{i}", prediction) for i, prediction in enumerate(aux)]
         with autocast_off(final.logits.device):
-            num_masks = mean_number_of_masks(targets, final.logits)
+            num_masks = mean_number_of_masks(targets, final.logits).clamp(min=1)
             losses: dict[str, Tensor] = {}
             for suffix, prediction in named:
                 for name, loss in self._losses(prediction, targets, num_masks).items():
                     losses[name + suffix] = loss
         return losses
+
+    def divisors(self, targets: Sequence[MaskTarget], num_queries: int) -> dict[str, Divisor]:
+        """What the losses of a batch are divided by, in every decoder layer.
+
+        Args:
+            targets: of the images.
+            num_queries: Q, of each image.
+        """
+        matched = sum(min(len(target.labels), num_queries) for target in targets)
+        others = num_queries * len(targets) - matched
+        like = targets[0].masks.new_zeros((), dtype=torch.float32)
+        masks = Divisor(float(mean_number_of_masks(targets, like)))
+        return {
+            "loss_ce": Divisor(matched + self.no_object_weight * others, least=0.0),
+            "loss_mask": masks,
+            "loss_dice": masks,
+        }
 
     def _losses(
         self, prediction: MaskPrediction, targets: Sequence[MaskTarget], num_masks: Tensor
@@ -263,7 +281,7 @@ def matched_labels(
 
 
 def mean_number_of_masks(targets: Sequence[MaskTarget], like: Tensor) -> Tensor:
-    """Targets in a process's batch, averaged over all processes: a scalar of at least 1.
+    """Targets in a process's batch, averaged over all processes: a scalar.
 
     Args:
         targets: of this process's images.
@@ -273,4 +291,4 @@ def mean_number_of_masks(targets: Sequence[MaskTarget], like: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(number)
         number /= dist.get_world_size()
-    return number.clamp(min=1)
+    return number

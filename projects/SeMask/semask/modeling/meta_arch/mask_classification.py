@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from semask.errors import ConfigError, DataError
 from semask.modeling.backbone.contract import SemSegBackbone
-from semask.modeling.heads.base import ScoreKind, semantic_scores
+from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
 from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.modeling.layers.resize import resize, up_to_multiple
+from semask.modeling.losses.divisor import Divisor
 from semask.modeling.mask_decoder.postprocess import (
     PanopticRule,
     QueryMasks,
@@ -154,18 +155,36 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        sizes = [inputs["image"].shape[-2:] for inputs in batched_inputs]
-        size = self.padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)))
+        size = self._batch_size(batched_inputs)
         images = torch.cat(
             [pad(self._normalized(inputs["image"]), size, 0) for inputs in batched_inputs]
         )
+        targets = self._targets(batched_inputs, size)
+        _, losses = self.sem_seg_head(self.backbone(images), targets)
+        return losses
+
+    def loss_divisors(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Divisor]:
+        """See :class:`SeMaskSegmentor`."""
+        if not isinstance(self.sem_seg_head, SegmentationHead):
+            return {}
+        size = self._batch_size(batched_inputs)
+        return self.sem_seg_head.loss_divisors(self._targets(batched_inputs, size))
+
+    def _batch_size(self, batched_inputs: list[dict[str, Any]]) -> tuple[int, int]:
+        """Height and width of a batch's images with their padding."""
+        sizes = [inputs["image"].shape[-2:] for inputs in batched_inputs]
+        return self.padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)))
+
+    def _targets(
+        self, batched_inputs: list[dict[str, Any]], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """What the head takes in training, of a batch of this padded size."""
         targets: dict[str, Any] = {
             "instances": [self._instances(inputs, size) for inputs in batched_inputs]
         }
         if self.prior_supervision is not None:
             targets["sem_seg"] = torch.stack([self._labels(x, size) for x in batched_inputs])
-        _, losses = self.sem_seg_head(self.backbone(images), targets)
-        return losses
+        return targets
 
     def _instances(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> Instances:
         """An image's instances with masks of the padded size, on the model's device."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
@@ -13,6 +14,7 @@ from semask.modeling.backbone.contract import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind, SegmentationHead, semantic_scores
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize, up_to_multiple
+from semask.modeling.losses.divisor import Divisor
 from semask.modeling.meta_arch.protocol import InferenceProtocol, WholeImage, build_test_protocol
 
 
@@ -81,6 +83,20 @@ class SeMaskSegmentor(SemanticSegmentor):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, else :meth:`inference`; see ``SemanticSegmentor.forward``."""
         return super().forward(batched_inputs) if self.training else self.inference(batched_inputs)
+
+    def loss_divisors(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Divisor]:
+        """What the losses of a batch are divided by; see :meth:`SegmentationHead.loss_divisors`.
+
+        Args:
+            batched_inputs: those of a training step.
+        """
+        if not isinstance(self.sem_seg_head, SegmentationHead):
+            return {}
+        labels = [inputs["sem_seg"].to(self.device) for inputs in batched_inputs]
+        padded = ImageList.from_tensors(
+            labels, self.backbone.size_divisibility, self.sem_seg_head.ignore_value
+        )
+        return self.sem_seg_head.loss_divisors({"sem_seg": padded.tensor})
 
     def inference(
         self, batched_inputs: list[dict[str, Any]], return_priors: bool = False
