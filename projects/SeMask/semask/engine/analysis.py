@@ -29,7 +29,7 @@ from semask.tasks import Task, build_task
 from semask.utils.text import one_line, table
 
 WHOLE = "(whole model)"
-# Forms that reach the same result with other products: the definition's are counted.
+# Faster forms with other matrix products than the definition; those of the definition are counted.
 OTHER_PRODUCTS = {"winograd", "folded"}
 
 
@@ -193,10 +193,11 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
     model.eval()
     images = [{key: entry[key] for key in ("image", "height", "width")} for entry in inputs]
     more = onednn_operations()
-    if isinstance(model, SeMaskMaskFormer):  # detectors sample, too: pasting masks is no part of
-        more |= _deformable_operations()  # the network
+    # Not in detectors, which sample to paste masks into the image, after the network.
+    if isinstance(model, SeMaskMaskFormer):
+        more |= _deformable_operations()
     with (
-        _frozen(model),  # the counter takes any view of a parameter for a part of the graph
+        _frozen(model),  # otherwise the counter treats views of parameters as parts of the graph
         torch.no_grad(),
         FlopCounterMode(display=False, custom_mapping=more) as counter,
         _counted_modules(model, counter) as counted,
@@ -207,7 +208,7 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
         # Containers such as nn.ModuleList have no forward pass: they cost what their members do.
         children = (f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
         members = sum(flops.get(child, 0) for child in children)
-        # What has no parameters does its work by others (the test protocol calls the backbone).
+        # A module without parameters only calls others, as the test protocol calls the backbone.
         own = counted.get(name, 0) if next(module.parameters(), None) is not None else 0
         flops[name] = max(own, members)
     return flops
@@ -217,8 +218,8 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
 def _counted_modules(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, int]]:
     """Operations in the calls of each module, by its name in the model.
 
-    The counter has names of its own, which are others where a module is also called by a wrapper
-    that is not registered, as the stages of timm's networks are.
+    The counter's own names differ where a module is called by a wrapper that is not a registered
+    module, as the stages of timm's networks are.
     """
     counted: dict[str, int] = defaultdict(int)
     begun: list[int] = []
@@ -320,8 +321,8 @@ def saved_bytes(
     model.train()
     device = _device_of(model)
     saved: dict[str, int] = defaultdict(int)
-    # Several saved tensors may be views of one piece of memory, which is kept once. The pieces are
-    # held here so that none is freed and its identity given to another.
+    # Several saved tensors may be views of one storage, which is counted once. The storages are
+    # kept alive here, so that none is freed and its address reused by another one.
     pieces = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage()
         for tensor in [*model.parameters(), *model.buffers()]
@@ -354,7 +355,7 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
     cfg.MODEL.DEVICE = device
     cfg.TEST.PROTOCOL = "whole"
     if not device.startswith("cuda") and cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":
-        cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same cost; the other trains on GPUs alone
+        cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same cost; SyncBN trains on GPUs only
     try:
         with torch.device(device):
             return apply_fast_paths(build_model(cfg), select_fast_paths(cfg) - OTHER_PRODUCTS)

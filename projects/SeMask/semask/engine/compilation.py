@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class CompiledParts:
     """The compiled forward passes of a model's backbone and heads.
 
-    They are used inside ``active`` alone. Evaluation sees images of many sizes, and would compile
-    for each of them; it runs the model as it was written. Names of parameters do not change.
+    They are used only inside ``active``. Evaluation runs the model uncompiled: it would compile
+    for each of the many image sizes. Names of parameters do not change.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,7 +44,7 @@ class CompiledParts:
             yield
         finally:
             for part in self._forwards:
-                del part.forward  # the class's own shows again
+                del part.forward  # the method of the class is called again
 
 
 def compile_for_training(
@@ -77,7 +77,7 @@ def compile_parts(
 
     Args:
         model: in training mode, on its device, not yet wrapped for distributed training.
-        batch: what it will be trained with, of any content.
+        batch: of the sizes that it will be trained with; its values do not matter.
         precision: of the training.
 
     Returns:
@@ -91,7 +91,7 @@ def compile_parts(
             with precision.autocast():
                 losses = model(batch)
             torch.stack(list(losses.values())).sum().backward()
-    except Exception as error:  # a compiler has many ways to fail, and none of them matters here
+    except Exception as error:  # whatever the compiler raises, the model can train without it
         reason = one_line(error)
         logger.warning(
             "SOLVER.COMPILE: torch.compile failed, so the model is trained without it (%s).",

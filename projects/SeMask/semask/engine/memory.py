@@ -4,7 +4,7 @@ The model is run on tensors with shapes but no values (PyTorch's fake tensors), 
 allocation and release of memory is recorded. That takes seconds and no memory, for any batch.
 Detectors depend on values and are run for real, on the CPU.
 
-Memory within kernels, the allocator's gaps and a GPU's context come on top;
+Temporary memory inside kernels, gaps of the allocator and the context of a GPU are not included.
 ``benchmarks/memory.py`` compares the estimate with measurements.
 """
 
@@ -33,7 +33,8 @@ from semask.solver import build_optimizer
 from semask.tasks import build_task
 from semask.utils.precision import Precision, evaluation_autocast
 
-# Faster forms whose steps depend on values: without them more memory is expected than is needed.
+# Faster forms that compute with the values of tensors. They are left out, so the estimate is an
+# upper bound for the models that use them.
 NEED_VALUES = {"bagged", "factored"}
 
 
@@ -74,7 +75,7 @@ class LiveMemory(TorchDispatchMode):
         self._pieces: dict[int, weakref.ref[Any]] = {}
 
     def note(self, tensors: Any) -> None:
-        """Count the memory of tensors that were there before, however they are nested."""
+        """Count the memory of existing tensors, also inside lists and dictionaries."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
@@ -102,7 +103,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 class FirstQueries(nn.Module):
-    """In place of a matcher, which needs values; the matching does not change the memory."""
+    """Replaces a matcher, which needs values; which pairs match does not change the memory."""
 
     def forward(self, prediction: MaskPrediction, targets: Sequence[MaskTarget]) -> list[Match]:
         """The first target with the first query, and so on; see :class:`MaskMatcher`."""
@@ -117,8 +118,8 @@ def training_memory(cfg: CfgNode, images: int, size: tuple[int, int] | None = No
     """The memory of one part of a training step on one device.
 
     Args:
-        cfg: the config; its ``MODEL.DEVICE`` says whose faster forms count. It is not changed.
-        images: of the part: ``IMS_PER_BATCH`` over devices and ``ACCUMULATE_STEPS``.
+        cfg: the config; it is not changed. The faster forms are those of its ``MODEL.DEVICE``.
+        images: of the part: ``IMS_PER_BATCH`` / (devices x ``ACCUMULATE_STEPS``).
         size: height and width in pixels; None = the training crop, or of a task without one its
             largest training image.
 
@@ -146,7 +147,7 @@ def training_memory(cfg: CfgNode, images: int, size: tuple[int, int] | None = No
         state = live.now - held
     transient = max(of_passes + state, live.peak) - weights - state - activations
     if cfg.SOLVER.EMA.ENABLED:
-        weights *= 2  # the averaged ones beside them
+        weights *= 2  # the averaged weights
     return StepMemory(weights, state, activations, transient)
 
 
@@ -181,16 +182,16 @@ def _build(cfg: CfgNode) -> tuple[CfgNode, nn.Module, FakeTensorMode | None]:
     """Config and model on the CPU, with the faster forms of the config's device.
 
     Returns:
-        Also the mode of the model's fake tensors; None = they are real.
+        The config, the model, and the mode of its fake tensors; None = they are real.
     """
     names = select_fast_paths(cfg) - NEED_VALUES
     task = build_task(cfg)
     cfg = task.analysis_config()
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.TIMM.PRETRAINED = False  # values take no part
+    cfg.MODEL.TIMM.PRETRAINED = False  # the estimate needs no values
     cfg.SOLVER.AMP.PRECISION = cfg.TEST.AMP.PRECISION = "bfloat16"  # float16 is of the same size
     if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":
-        cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same size; the other trains on GPUs alone
+        cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"  # of the same size; SyncBN trains on GPUs only
     if not task.shapes_only:
         return cfg, apply_fast_paths(build_model(cfg), names), None
     on_meta = cfg.clone()

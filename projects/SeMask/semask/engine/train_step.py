@@ -128,7 +128,7 @@ class TrainStep:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self._precision.load_state_dict(state_dict["precision"])
         self.data_loader.load_state_dict(state_dict["data"])
@@ -151,7 +151,7 @@ class TrainStep:
     def _accumulate(
         self, batch: list[dict[str, Any]], weights: Mapping[str, float], is_last: bool
     ) -> dict[str, Tensor]:
-        """Add a batch's share of the step's gradients; its share of the losses."""
+        """Add the gradients of a part of the step; returns its share of the step's losses."""
         # The processes add up their gradients once, with the last batch.
         wait: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(self.model, DistributedDataParallel) and not is_last:
@@ -168,7 +168,7 @@ class TrainStep:
 
 
 def _share(values: Mapping[str, Tensor | float]) -> list[dict[str, float]]:
-    """The numbers of each process, in one exchange; the names have to be the same in all."""
+    """The numbers of each process, exchanged at once; all processes need the same names."""
     on_gpu = dist.is_initialized() and dist.get_backend() == "nccl"
     device = torch.device("cuda" if on_gpu else "cpu")
     own = torch.stack(
@@ -204,7 +204,7 @@ def refuse_nonfinite(
     iteration: int,
     folder: str,
 ) -> None:
-    """Raise if a loss of any process is not finite; for all processes together.
+    """Raise if a loss of any process is not finite; all processes must call it together.
 
     Args:
         losses: of each process, by name; the same list in all of them.
@@ -250,5 +250,5 @@ def _finite(losses: Mapping[str, float]) -> bool:
 
 
 def _text(value: Any) -> str:
-    """JSON has no NaN."""
+    """A number as text, since JSON has no NaN."""
     return str(value)

@@ -64,7 +64,7 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         ema: the averaged weights; None without ``SOLVER.EMA.ENABLED``.
-        stop_agreed: a process of the run has been told to end, and all of them know.
+        stop_agreed: whether any process of the run has been told to end; equal in all of them.
     """
 
     def __init__(self, cfg: CfgNode, *, resume: bool = False) -> None:
@@ -138,7 +138,7 @@ class Trainer(DefaultTrainer):
 
     @property
     def results(self) -> dict[str, Any]:
-        """Of the last evaluation, by task and name; empty before it."""
+        """Results of the last evaluation, by task and name; empty before the first one."""
         return getattr(self, "_last_eval_results", {})
 
     def build_writers(self) -> list[EventWriter]:
@@ -169,7 +169,7 @@ class Trainer(DefaultTrainer):
         self._resumed, self._overwrite = resume, overwrite
         if not (resume or overwrite):
             refuse_overwriting(folder)
-        self.iter = -1  # until a checkpoint tells
+        self.iter = -1  # a checkpoint sets it
         super().resume_or_load(resume=resume)
         if resume and self.checkpointer.has_checkpoint() and self.iter < 0:
             raise CheckpointError(
@@ -220,7 +220,7 @@ class Trainer(DefaultTrainer):
                 try:
                     results = super().train()
                 except (Preempted, Interrupted):
-                    left.set()  # the others may be gone before the checkpoint is written
+                    left.set()  # other processes may end before the checkpoint is written
                     self._save_before_leaving()
                     raise
                 finally:
@@ -229,7 +229,7 @@ class Trainer(DefaultTrainer):
         return results
 
     def _begin(self) -> None:
-        """Make OUTPUT_DIR that of this run."""
+        """Remove or refuse checkpoints of an earlier run, and write this run's config."""
         if self._overwrite and not self._resumed:
             if comm.is_main_process():
                 remove_checkpoints(self.cfg.OUTPUT_DIR)
@@ -237,7 +237,7 @@ class Trainer(DefaultTrainer):
             refuse_overwriting(self.cfg.OUTPUT_DIR)
         comm.synchronize()  # the main process may write from here on
         write_config(self._config_to_write)
-        self._resumed = True  # what is there from now on is its own
+        self._resumed = True  # from now on, checkpoints in OUTPUT_DIR are of this run
 
     def run_step(self) -> None:
         """One optimizer step."""
@@ -248,7 +248,7 @@ class Trainer(DefaultTrainer):
             )
         except RuntimeError as error:
             if is_lost_loader(error):
-                # As long as the iterator is there, PyTorch raises the same again at any moment.
+                # While the iterator exists, PyTorch can raise the same error again at any moment.
                 traceback.clear_frames(error.__traceback__)
                 self._trainer.close()
             raise
@@ -263,7 +263,7 @@ class Trainer(DefaultTrainer):
                 call()
 
     def after_train(self) -> None:
-        """Call the hooks; after a failure, what they raise must not hide it."""
+        """Call the hooks; after a failure, errors in hooks are only logged, to not hide it."""
         if self.iter >= self.max_iter:
             super().after_train()
             return
@@ -334,7 +334,7 @@ class Trainer(DefaultTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         warn_of_restored(state_dict["_trainer"], self.optimizer, self.cfg.SEED)
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])

@@ -24,8 +24,8 @@ class WeightAverage:
     """average = d * average + (1 - d) * weights, after each step.
 
     Parameters and running statistics are averaged, integers (counters) are copied. The decay d
-    rises with the steps, min(decay, (1 + n) / (10 + n)), so that a short run has not the initial
-    weights in its average. ``state_dict`` is empty before the first step.
+    rises with the number of steps n, min(decay, (1 + n) / (10 + n)), so that the initial weights do
+    not dominate the average of a short run. ``state_dict`` has no weights before the first step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -124,9 +124,9 @@ class BestCheckpoint:
     def __init__(self, folder: str, name: str, metric: str) -> None:
         """
         Args:
-            folder: where the file goes.
-            name: its name, without ".pth".
-            metric: what its result is called; larger is better.
+            folder: of the file.
+            name: of the file, without ".pth".
+            metric: name of the result to compare; larger is better.
         """
         self.path = os.path.join(folder, f"{name}.pth")
         self._metric = metric

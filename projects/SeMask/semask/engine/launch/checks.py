@@ -1,7 +1,7 @@
 """Checks of a run, before anything is built or written.
 
-Modules check their own arguments; here are the checks between them: config and machine, datasets
-and model, checkpoint and model.
+Each module checks its own arguments. These checks compare the config with the machine, the datasets
+with the model, and the checkpoint with the model.
 """
 
 import contextlib
@@ -106,7 +106,8 @@ def _check_output_dir(folder: str) -> None:
 
 
 def _check_solver(cfg: CfgNode, world_size: int) -> None:
-    sharing = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size  # with the former, batches are scaled
+    # With REFERENCE_WORLD_SIZE, Detectron2 scales the batch to the number of processes.
+    sharing = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
     images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS
     if parts < 1:
         raise ConfigError(f"SOLVER.ACCUMULATE_STEPS is {parts}; it must be at least 1.")
@@ -161,7 +162,7 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
         partial=starts_partially(cfg),
     )
     if resume and checkpointer.has_checkpoint():
-        with contextlib.suppress(DamagedCheckpointError):  # then it is the one before
+        with contextlib.suppress(DamagedCheckpointError):  # the run then uses the previous one
             checkpointer.check(checkpointer.get_checkpoint_file(), strict=True)
         return
     if eval_only and not cfg.MODEL.WEIGHTS:

@@ -79,8 +79,8 @@ def joined(torchrun: Torchrun | None, device: str) -> Iterator[None]:
 def _store_of_this_start(torchrun: Torchrun) -> dist.Store:
     """The store in which the processes find each other.
 
-    torchrun keeps its store when it restarts the processes, and with it the addresses of those
-    that are gone, at which Gloo would look for the new ones.
+    When torchrun restarts the processes, its store still has the addresses of the ended ones, to
+    which Gloo would connect. Therefore each start has its own prefix in the store.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     name = f"semask/{torchrun.world_size}/{torchrun.restarts}"
@@ -157,14 +157,14 @@ GRACE = 20.0
 def watched_peers(grace: float = GRACE) -> Iterator[threading.Event]:
     """A context in which this process ends (status 1) after another one of the run has ended.
 
-    A collective operation with a process that is gone fails at once between CPUs, but can wait for
-    long between GPUs, and a process that evaluates does not communicate at all.
+    Without it, the others would wait: a collective operation with an ended process fails at once
+    between CPUs, but can wait for long between GPUs, and an evaluation does not communicate.
 
-    For all processes together; they have to leave it together, too. Only processes of the same
-    machine are watched, and only where the system offers to (Linux).
+    All processes must enter and leave it together. Only processes of the same machine are watched,
+    and only on Linux.
 
     Args:
-        grace: seconds for this process to come to its own end.
+        grace: seconds in which this process may end by itself.
 
     Yields:
         An event that ends the watching when it is set.

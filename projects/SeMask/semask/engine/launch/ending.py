@@ -1,6 +1,6 @@
-"""How a run ends that does not come to its end: with one message on stderr and an exit status.
+"""Runs that end early: each prints one message on stderr and has an exit status.
 
-A SIGTERM or Ctrl-C ends it with a checkpoint (status 143, 130).
+After a SIGTERM or Ctrl-C, a run writes a checkpoint before it ends (status 143, 130).
 """
 
 import contextlib
@@ -45,7 +45,7 @@ LOST_LOADER = (
     "A data loading worker was killed, usually because the machine has too little memory: lower "
     "DATALOADER.NUM_WORKERS or SOLVER.IMS_PER_BATCH. --resume continues from the last checkpoint."
 )
-# What to do where the message of an error, which other programs give too, does not say it.
+# What to do about errors whose message does not say it, because other programs raise them, too.
 ADVICE: dict[type[Exception], str] = {
     MissingCheckpointError: (
         " Correct MODEL.WEIGHTS, or with --resume the file 'last_checkpoint' in OUTPUT_DIR."
@@ -53,7 +53,7 @@ ADVICE: dict[type[Exception], str] = {
     UnwritableCheckpointError: f" {MAKE_ROOM}",
 }
 
-# What a shell gives for a process that SIGTERM has ended.
+# The exit status that a shell reports for a process ended by SIGTERM.
 EXIT_STATUS = 128 + signal.SIGTERM
 # Seconds in which a second SIGINT is the same Ctrl-C: a terminal sends it to all processes, and
 # those that have started others pass it on.
@@ -152,9 +152,9 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Whether this process has received a SIGTERM or a SIGINT (Ctrl-C).
 
-    In the middle of a training step it is only noted, so that all processes of a run can end
-    after the same step; where nothing is half done, as in an evaluation, it acts at once. A second
-    Ctrl-C always does, without a checkpoint.
+    During a training step a signal is only recorded, so that all processes of a run end after the
+    same step. During an evaluation it ends the run at once. A second Ctrl-C always ends it at
+    once, without a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class StopRequest:
         """A context in which a signal raises at once, as ``leave`` does.
 
         Raises:
-            Preempted, Interrupted: also where one has come before.
+            Preempted, Interrupted: also for a signal received before this context.
         """
         self._at_once = True
         try:
@@ -195,7 +195,7 @@ class StopRequest:
         """
         Raises:
             Interrupted: after a Ctrl-C to this process.
-            Preempted: after a SIGTERM, or what another process of the run has got.
+            Preempted: after a SIGTERM, or after a signal to another process of the run.
         """
         raise Interrupted if self._number == signal.SIGINT else Preempted
 
@@ -213,7 +213,7 @@ class StopRequest:
             if number == signal.SIGINT and comm.is_main_process():
                 os.write(2, FAREWELL)  # a handler must not use Python's buffered streams
         if self._at_once:
-            self._at_once = False  # a second one must not disturb the way out
+            self._at_once = False  # a second signal must not interrupt the ending
             self.leave()
 
 

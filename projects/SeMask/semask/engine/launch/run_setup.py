@@ -43,12 +43,11 @@ def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
     """Lock the output folder for this run; called by all its processes together.
 
     The lock ends with its process; a data-loading process that outlives it does not hold it. A
-    folder that this process has locked already is not locked again.
-    The file stays. Files that killed runs have left half-written are
-    removed.
+    folder that this process has locked already is not locked again. The lock's file is not
+    removed. Half-written files of killed runs are removed.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         enabled: False does nothing.
 
     Raises:
@@ -75,7 +74,7 @@ def run_lock(folder: str, *, enabled: bool = True) -> Iterator[None]:
 
 
 def _acquire(folder: str) -> FileLock | None:
-    """None where the file system has no locks."""
+    """The acquired lock; None if the file system has no locks."""
     path = os.path.join(folder, LOCK_FILE)
     try:
         os.makedirs(folder, exist_ok=True)
@@ -217,8 +216,8 @@ def log_to_console() -> None:
 def _is_for_console(record: logging.LogRecord) -> bool:
     """Whether a log record is shown on the console.
 
-    Not the errors that ``exit_statuses`` tells, nor Detectron2's lines to copy into a spreadsheet
-    and on how it stores the list of images.
+    Errors that ``exit_statuses`` reports are not shown, nor Detectron2's lines that are meant for
+    spreadsheets or describe how it stores the list of images.
     """
     message = str(record.msg)
     if message.startswith(("copypaste", "Serializ")) or message.endswith("in csv format:"):
