@@ -15,6 +15,7 @@ from semask.config import load_config
 from semask.errors import ConfigError
 from semask.modeling import (
     HierarchicalEncoder,
+    SemanticAttention,
     SemanticLayer,
     SeMaskBackbone,
     SeMaskFPNHead,
@@ -199,10 +200,22 @@ def test_priors_are_supervised_at_the_strides_of_the_encoder(
 
 
 @pytest.mark.parametrize("norm", ["branch", "stream"])
-@pytest.mark.parametrize("name", sorted(FAST_PATHS))
-def test_fast_forms_suit_its_semantic_layers(name: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "plain_class"),
+    [
+        (name, plain)
+        for name, path in FAST_PATHS.items()
+        for plain in (SemanticLayer, SemanticAttention)
+        if plain in path.forms
+    ],
+)
+def test_fast_forms_suit_its_semantic_layers(
+    name: str, plain_class: type[nn.Module], norm: str
+) -> None:
     plain, fast = build(semantic_norm=norm), build(semantic_norm=norm)
     apply_fast_paths(fast, {name})
+    form = FAST_PATHS[name].forms[plain_class]
+    assert any(isinstance(module, form) for module in fast.modules())
     image = torch.randn(2, 3, 37, 50)
     with torch.inference_mode():
         torch.testing.assert_close(fast.eval()(image), plain.eval()(image))

@@ -58,13 +58,6 @@ def test_model(decoder: str, large: int, monkeypatch: pytest.MonkeyPatch) -> Non
             assert_close(got["sem_seg"], want["sem_seg"], "scores")
 
 
-@pytest.mark.parametrize("names", [[name] for name in ("levelled", "factored", "pointwise")])
-def test_each_form_alone(names: list[str]) -> None:
-    model, plain = pair("mask2former", names)
-    assert any(type(module).__module__.startswith("semask.ops") for module in model.modules())
-    assert_equal_losses(model, plain, batch((64, 96), (45, 70)))
-
-
 @pytest.mark.parametrize("empty", [(0, 1), (0,)])
 def test_images_without_targets(empty: tuple[int, ...]) -> None:
     model, plain = pair("mask2former", SEM_SEG_HEAD__PRIOR_LOSS_WEIGHT=0.0)

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import logging
 import os
 import subprocess
@@ -16,8 +17,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import tiny
+import tiny_masks
 import tiny_model
 from largest import Largest
+from plain_comparison import assert_close, assert_equal_gradients, assert_equal_predictions
 from semask import Predictor
 from semask.config.loading import load_config
 from semask.engine import Trainer
@@ -25,8 +28,24 @@ from semask.engine.launch import run_setup
 from semask.errors import ConfigError
 from semask.modeling import SeMaskSwin
 from semask.modeling.heads import SemanticFPNDecoder
-from semask.ops import apply, malloc, semantic_fpn, semantic_layer, stripes, window
-from semask.ops.apply import FAST_PATHS, apply_fast_paths, select_fast_paths
+from semask.modeling.layers.resize import resize
+from semask.ops import (
+    apply,
+    deformable_attention,
+    malloc,
+    mask_losses,
+    pixel_decoder,
+    products,
+    semantic_fpn,
+    semantic_layer,
+    stripes,
+    window,
+)
+from semask.ops.apply import (
+    FAST_PATHS,
+    apply_fast_paths,
+    select_fast_paths,
+)
 from semask.ops.malloc import can_keep_memory
 from semask.solver import build_optimizer
 
@@ -119,49 +138,150 @@ def test_a_run_keeps_freed_memory_where_chosen(
     assert calls == (["called"] if setting == "kept_memory" else [])
 
 
-@pytest.mark.parametrize("setting", ["auto", *FAST_PATHS])
-@pytest.mark.parametrize("frozen", [0, 2])
-def test_every_form_gives_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, frozen: int
-) -> None:
-    """Losses, gradients and scores; images of odd sizes, two in a batch, as a batch."""
+# Whole models with images of odd sizes. Each plain class that has a form is in one of them.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "multi_scale": {"PROTOCOL": "multi_scale"},
+    "slide": {"PROTOCOL": "slide", "SLIDE_CROP": [30, 24], "SLIDE_STRIDE": [20, 16]},
+}
+CASES = (*PROTOCOLS, "mask2former")
+FPN = {
+    "META_ARCHITECTURE": "SeMaskSegmentor",
+    "SEM_SEG_HEAD__NAME": "SeMaskFPNHead",
+    "SEM_SEG_HEAD__NORM": "BN",
+}
+# oneDNN multiplies in float32 alone; every other form is compared in float64.
+IN_FLOAT32 = ("onednn",)
+
+
+def plain_model(case: str, frozen: int = 0) -> Any:
+    """Build a model whose parts all have an effect, and which draws no random numbers for dropout.
+
+    Stochastic depth is on.
+    """
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {"SWIN__FREEZE_AT": frozen, "SWIN__DROP_PATH_RATE": 0.3}
+    settings |= FPN if case in PROTOCOLS else {"MASK_FORMER__DECODER": case}
+    cfg = tiny_masks.config(**settings)
+    for key, value in PROTOCOLS.get(case, {}).items():
+        cfg.merge_from_list([f"TEST.{key}", value])
+    model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "class_embed.weight", "mask_embed.layers.2.weight")):
+            nn.init.normal_(parameter)
+        if name.endswith("sampling_offsets.bias"):  # at whole tokens there are two gradients
+            nn.init.uniform_(parameter, -3, 3)
+    for part in model.modules():
+        part.p = 0.0
+    return model
+
+
+@functools.cache
+def plain_classes(case: str) -> frozenset[type[nn.Module]]:
+    return frozenset(type(module) for module in plain_model(case).modules())
+
+
+def case_with(plain_class: type[nn.Module]) -> str:
+    """The first of ``CASES`` with a module of a class."""
+    for case in CASES:
+        if plain_class in plain_classes(case):
+            return case
+    pytest.fail(f"no case of CASES has a {plain_class.__name__}: add one")
+
+
+def assert_same_numbers(fast: Any, plain: Any) -> None:
+    """Losses, gradients, statistics and scores."""
+    dtype = next(plain.parameters()).dtype
+    samples = tiny_masks.batch((45, 62), (45, 62))
+    losses = []
+    for model in (fast, plain):
+        torch.manual_seed(1)  # of stochastic depth and of the points of masks
+        losses.append(model.train()(samples))
+        sum(losses[-1].values()).backward()
+    for name, want in losses[1].items():
+        assert_close(losses[0][name], want, name)
+    assert losses[0].keys() == losses[1].keys()
+    assert_equal_gradients(fast, plain)
+    for (name, got), (_, want) in zip(fast.named_buffers(), plain.named_buffers(), strict=True):
+        if want.is_floating_point():
+            assert_close(got, want, name)
+    for sample in samples:
+        image = sample["image"].to(dtype)
+        sample["images"] = [image, resize(image[None], (33, 50))[0]]
+    assert_equal_predictions(fast, plain, samples)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of the forms that divide their work are below the sizes of the tests."""
     monkeypatch.setattr(window, "CHUNK_TOKENS", 40)
     monkeypatch.setattr(semantic_layer, "SIMILARITY_BYTES", 2000)
     monkeypatch.setattr(semantic_fpn, "BAND_BYTES", 2000)
+    monkeypatch.setattr(pixel_decoder, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(deformable_attention, "CHUNK_QUERIES", 40)
+    monkeypatch.setattr(mask_losses, "TARGET_BYTES", 2000)
+    monkeypatch.setattr(products, "SMALLEST", 1)
     monkeypatch.setitem(stripes.STRIPE_BYTES, "cpu", 1000)
-    torch.manual_seed(0)
-    batch = [
-        {"image": torch.rand(3, 41, 35) * 255, "sem_seg": torch.randint(3, (41, 35))}
-        for _ in range(2)
-    ]
-    keys = ("MODEL.SWIN.FREEZE_AT", frozen, "MODEL.FAST_PATHS")
-    plain: Any = Trainer.build_model(config(tmp_path, *keys, "none")).double()
-    fast: Any = Trainer.build_model(config(tmp_path, *keys, setting)).double()
-    for name, parameter in plain.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.constant_(parameter, 0.7)
+
+
+@pytest.mark.usefixtures("small_parts", "one_thread")
+@pytest.mark.parametrize("frozen", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "plain_class"),
+    [(name, plain) for name, path in FAST_PATHS.items() for plain in path.forms],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_every_form_gives_the_same_numbers(
+    name: str, plain_class: type[nn.Module], frozen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a whole model that contains the plain class, for every entry of the table."""
+    if name == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    plain = plain_model(case_with(plain_class), frozen)
+    plain = plain.to(torch.float32 if name in IN_FLOAT32 else torch.float64)
+    fast = apply_fast_paths(copy.deepcopy(plain), {name})
+    form = FAST_PATHS[name].forms[plain_class]
+    assert any(type(module) is form for module in fast.modules())
     assert list(fast.state_dict()) == list(plain.state_dict())
+    assert_same_numbers(fast, plain)
+
+
+@pytest.mark.usefixtures("small_parts", "one_thread")
+@pytest.mark.parametrize("case", CASES)
+def test_all_forms_together_give_the_same_numbers(case: str) -> None:
+    plain = plain_model(case).double()
+    fast = apply_fast_paths(copy.deepcopy(plain), FAST_PATHS)
+    classes = {kind for module in fast.modules() for kind in type(module).__mro__}
+    for path in FAST_PATHS.values():
+        for each, form in path.forms.items():
+            assert (form in classes) == (each in plain_classes(case)), form
     assert [name for name, _ in fast.named_parameters()] == [
         name for name, _ in plain.named_parameters()
     ]
-    fast.load_state_dict(plain.state_dict())
-    fast = copy.deepcopy(fast)
-    results = []
-    for model in (plain, fast):
-        for part in model.modules():
-            part.p = 0.0  # no dropout
-        torch.manual_seed(1)  # of stochastic depth
-        losses = model.train()(batch)
-        sum(losses.values()).backward()
-        with torch.inference_mode():
-            scores = model.eval()(batch)[0]["sem_seg"]
-            with_priors = model.inference(batch, return_priors=True)[1]
-        gradients = {name: each.grad for name, each in model.named_parameters()}
-        assert sum(each is None for each in gradients.values()) == (
-            0 if not frozen else sum(not each.requires_grad for each in model.parameters())
-        )
-        results.append({**losses, **gradients, "scores": scores, "priors": with_priors})
-    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9, check_stride=False)
+    assert_same_numbers(fast, plain)
+
+
+def test_what_is_no_module_has_a_test_of_its_own() -> None:
+    """See ``test_the_fused_update_is_the_same`` and ``test_kept_memory_is_not_fetched_again``."""
+    without = {name for name, path in FAST_PATHS.items() if not path.forms}
+    assert without == {"fused_optimizer", "kept_memory"}
+
+
+def test_the_fused_update_is_the_same(tmp_path: Path) -> None:
+    weights = []
+    for setting in ("none", "fused_optimizer"):
+        cfg = config(tmp_path, "MODEL.FAST_PATHS", setting)
+        torch.manual_seed(0)
+        model = build_model(cfg).double()
+        optimizer = build_optimizer(cfg, model)
+        assert bool(optimizer.defaults["fused"]) == (setting != "none")
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        weights.append(dict(model.named_parameters()))
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.skipif(not can_keep_memory(), reason="needs glibc")
