@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from PIL import Image, ImageOps
@@ -14,9 +15,11 @@ from PIL import Image, ImageOps
 import semask
 import tiny
 from semask import Prediction, Predictor
+from semask.data.mappers.semantic import build_semantic_mapper
 from semask.engine import Trainer
 from semask.errors import CheckpointError, ConfigError, DataError
 from semask.inference.model_outputs import for_evaluators
+from semask.inference.predictor import PREDICTORS, TaskPredictor
 from semask.utils.palette import class_colors
 from tiny_model import build_tiny_model, checkpoint, config, photograph
 
@@ -171,6 +174,34 @@ def test_config_may_be_a_name_or_a_node(tmp_path: Path, weights: str) -> None:
         Predictor("scenes/semask_scenes", weights, device="cpu")  # of another model
     with pytest.raises(ConfigError, match=r"Did you mean 'TEST\.PROTOCOL'"):
         Predictor(cfg, weights, overrides=["TEST.PROTOCOLL", "slide"])
+
+
+def test_the_predictor_and_its_mapper_are_those_of_the_task(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the predictor of a task is a subclass of ``Predictor``."""
+    built: list[str] = []
+
+    class Own(Predictor):
+        def _set_up(self) -> None:
+            built.append("predictor")
+            super()._set_up()
+
+    def small_mapper(cfg: CfgNode) -> Any:
+        built.append("mapper")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.SCALE = [16, 16]
+        return build_semantic_mapper(cfg, is_train=False)
+
+    stock = Predictor(tmp_path / "config.yaml", weights, device="cpu")
+    monkeypatch.setitem(PREDICTORS, "semantic", TaskPredictor(Own, small_mapper))
+    own = Predictor(tmp_path / "config.yaml", weights, device="cpu")
+    assert type(own) is Own
+    assert built == ["mapper", "predictor"]
+    priors = [each(photograph(40, 40), priors=True).priors for each in (stock, own)]
+    sizes = [each["prior2"].shape[1:] for each in priors if each]
+    assert sizes == [(10, 10), (4, 4)]
 
 
 def test_weights_have_to_be_a_complete_model(tmp_path: Path) -> None:

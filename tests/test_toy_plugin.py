@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,21 +46,38 @@ def test_a_task_and_a_decoder_of_ones_own(tmp_path: Path, repository: Path) -> N
     done = command(tmp_path, repository, train, "--import", "toy_plugin", "--config-file", config)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
-    losses = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
-    assert any("loss_toy" in entry for entry in losses)
+    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert any(line.get("loss_toy", 0) > 0 and line.get("loss_prior", 0) > 0 for line in lines)
+    assert lines[-1]["toy/answer"] == 42
+    assert (tmp_path / "toy_marks.txt").read_text().split("\n")[:2] == [
+        "check of toy_train",
+        "mapper of training",
+    ]
+    assert set((tmp_path / "toy_marks.txt").read_text().splitlines()) == {
+        *("check of toy_train", "check of toy_val"),
+        *("mapper of training", "transform of training"),
+        *("mapper of evaluation", "transform of evaluation"),
+    }
     results = json.loads((out / "inference/toy_val/sem_seg_evaluation.json").read_text())
     assert results["class_names"] == list(tiny.CLASSES)
     report = json.loads((out / "inference/toy_val/toy_report.json").read_text())
     assert report["classes"] == list(tiny.CLASSES)
-    assert (out / "panels.png").is_file()
+    assert not (out / "inference/toy_val/report.html").exists()
+    with Image.open(out / "toy_panels.png") as panels:
+        assert panels.size == (8, 8)
+    assert not (out / "panels.png").exists()
+    assert str(out / "toy_panels.png") in done.stdout
 
     Image.fromarray(photograph(20, 30)).save(tmp_path / "photo.png")
+    (tmp_path / "toy_marks.txt").unlink()
     weights = str(out / "model_final.pth")
     options = ("--config", config, "--weights", weights, "--device", "cpu")
     predict = ("-m", "semask", "predict", "photo.png", "--import", "toy_plugin", *options)
     done = command(tmp_path, repository, *predict)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "predictions" / "labels" / "photo.png").is_file()
+    with Image.open(tmp_path / "predictions" / "labels" / "photo.png") as labels:
+        assert np.unique(np.asarray(labels)).tolist() == [len(tiny.CLASSES) - 1]
+    assert (tmp_path / "toy_marks.txt").read_text().split("\n")[:-1] == ["transform of evaluation"]
 
 
 def test_a_module_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

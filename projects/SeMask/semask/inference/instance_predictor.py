@@ -1,6 +1,6 @@
 """A trained model as a function from an image to its instances and segments."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +8,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.data.datasets.coco_folder import category_ids
-from semask.data.mappers.instance import InstanceMapper
 from semask.errors import ConfigError, DataError
 from semask.inference.model_outputs import (
     FoundInstances,
@@ -42,10 +41,7 @@ class InstancePredictor(ImagePredictor):
         category_ids: their ids in that dataset's annotation file; otherwise 1, 2, ...
     """
 
-    tasks: ClassVar[set[str]] = set()
-
     def _set_up(self) -> None:
-        self._mapper = InstanceMapper(self.cfg, is_train=False)
         self.class_names, self.category_ids, self._dataset = _categories(self.cfg)
 
     @property

@@ -3,9 +3,10 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from semask.config import load_config, merge_overrides, split_overrides
 from semask.data.bands import RGB, ImageReader
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.image_files import explained
-from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
 from semask.inference.model_outputs import gives_priors, predict, predicts_scores
@@ -38,16 +38,55 @@ logger = logging.getLogger(__name__)
 AnyImage = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
+class ImageMapper(Protocol):
+    """Makes a model's input from an image.
+
+    Attributes:
+        reader: reads image files.
+    """
+
+    reader: ImageReader
+
+    def transform(self, image: np.ndarray) -> dict[str, Any]:
+        """The model's input in evaluation, from an (H, W, C) image as ``reader`` returns it."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskPredictor:
+    """How images are predicted for a task.
+
+    Attributes:
+        kind: the class of the predictor.
+        build_mapper: builds the mapper of the task's evaluation from a config.
+    """
+
+    kind: type["ImagePredictor"]
+    build_mapper: Callable[[CfgNode], ImageMapper]
+
+
+# By the values of ``TASK``. ``TASK_REGISTRY`` adds each task.
+PREDICTORS: dict[str, TaskPredictor] = {}
+
+
+def predictor_of(task: str) -> TaskPredictor:
+    """How images are predicted for a value of ``TASK``.
+
+    Raises:
+        ConfigError: no task of that name is registered.
+    """
+    if task not in PREDICTORS:
+        raise ConfigError(f"TASK is '{task}'; registered are {', '.join(sorted(PREDICTORS))}.")
+    return PREDICTORS[task]
+
+
 class ImagePredictor(ABC):
     """A trained model in evaluation mode that is called with an image.
 
     Attributes:
-        tasks: supported values of ``TASK``; a registered task adds its own.
         cfg: the config, frozen.
         model: in evaluation mode.
     """
-
-    tasks: ClassVar[set[str]] = set()
 
     def __init__(
         self,
@@ -71,18 +110,19 @@ class ImagePredictor(ABC):
             CheckpointError: the checkpoint is missing, unsafe, incomplete or of another model.
         """
         cfg = read_config(config, overrides)
-        if cfg.TASK not in self.tasks:
-            kinds = predictors_of(cfg.TASK)
-            hint = f": use semask.{kinds[0].__name__}" if kinds else ""
+        entry = predictor_of(cfg.TASK)
+        if not isinstance(self, entry.kind):
             raise ConfigError(
-                f"TASK is '{cfg.TASK}', which {type(self).__name__} does not predict{hint}."
+                f"TASK is '{cfg.TASK}', which {type(self).__name__} does not predict: use "
+                f"{entry.kind.__name__}."
             )
         self.cfg, self.model = load_model(cfg, weights, device, overrides)
+        self._mapper = entry.build_mapper(self.cfg)
         self._set_up()
 
     @abstractmethod
     def _set_up(self) -> None:
-        """Build what a subclass needs besides config and model."""
+        """Build what a subclass needs besides config, model and mapper."""
 
     @property
     @abstractmethod
@@ -111,11 +151,6 @@ class ImagePredictor(ABC):
         return self(image, priors=self.has_priors)
 
 
-def predictors_of(task: str) -> list[type[ImagePredictor]]:
-    """The predictor classes for a value of ``TASK``."""
-    return [kind for kind in ImagePredictor.__subclasses__() if task in kind.tasks]
-
-
 class Predictor(ImagePredictor):
     """Segments images exactly as the evaluation does: same resizing, protocol and numbers.
 
@@ -136,8 +171,6 @@ class Predictor(ImagePredictor):
             ...
     """
 
-    tasks: ClassVar[set[str]] = set()
-
     def __new__(
         cls,
         config: str | os.PathLike[str] | CfgNode,
@@ -146,13 +179,14 @@ class Predictor(ImagePredictor):
         **kwargs: Any,
     ) -> Any:
         """The predictor of the config's task, such as an ``InstancePredictor``."""
-        task = read_config(config, overrides).TASK
-        if cls is not Predictor or task in cls.tasks or not (other := predictors_of(task)):
+        if cls is not Predictor:
             return super().__new__(cls)
-        return other[0](config, *args, overrides=overrides, **kwargs)
+        kind = predictor_of(read_config(config, overrides).TASK).kind
+        if issubclass(kind, Predictor):
+            return super().__new__(kind)  # Python calls __init__ of instances of this class
+        return kind(config, *args, overrides=overrides, **kwargs)
 
     def _set_up(self) -> None:
-        self._mapper = build_semantic_mapper(self.cfg, is_train=False)
         self.class_names, self.colors = _classes(self.cfg)
 
     @property

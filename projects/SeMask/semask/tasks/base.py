@@ -28,19 +28,20 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from semask.errors import ConfigError
-from semask.inference.predictor import ImagePredictor
+from semask.inference.predictor import (
+    PREDICTORS,
+    ImageMapper,
+    ImagePredictor,
+    TaskPredictor,
+)
 
 
-class InputMapper(Protocol):
+class InputMapper(ImageMapper, Protocol):
     """Maps a dataset dict, which it does not modify, to a model's input."""
 
     augmentations: T.AugmentationList
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]: ...
-
-    def transform(self, image: np.ndarray) -> dict[str, Any]:
-        """The model's input in evaluation, from an (H, W, 3) uint8 RGB image."""
-        ...
 
 
 class Task(ABC):
@@ -48,7 +49,7 @@ class Task(ABC):
 
     Attributes:
         name: the value of ``TASK``.
-        predictor: predicts single images with a trained model.
+        predictor: predicts single images with a trained model, through the mapper of evaluation.
         shapes_only: a model's cost depends only on the shapes of its tensors, not on their
             values; see :func:`semask.engine.analysis.analyze_model`.
         fixed_size: all training images have :meth:`training_size`, so ``torch.compile`` is
@@ -242,7 +243,9 @@ class TaskRegistry(Registry):
 
         def enter(task: AnyTask) -> AnyTask:
             self._do_register(task.name, task)
-            task.predictor.tasks.add(task.name)
+            PREDICTORS[task.name] = TaskPredictor(
+                task.predictor, lambda cfg: task(cfg).build_mapper(is_train=False)
+            )
             return task
 
         return enter if obj is None else enter(obj)
