@@ -64,7 +64,7 @@ def apply() -> None:
             _stand_in_for_extension()
         importlib.import_module("detectron2.modeling")
         if uses(folders, *USES_MESHGRID) and ANCHORS_GRID not in changes:
-            _order_the_anchors_grid()
+            _silence_the_anchors_grid()
         lacks_pkg_resources = importlib.util.find_spec("pkg_resources") is None
         if lacks_pkg_resources and uses(folders, *USES_PKG_RESOURCES):
             _provide_pkg_resources()
@@ -146,24 +146,18 @@ def _new_module(name: str) -> ModuleType:
     return module
 
 
-def _order_the_anchors_grid() -> None:
-    """Name the order of axes in the anchors' grid, without which PyTorch warns in every run."""
-    import torch
+def _silence_the_anchors_grid() -> None:
+    """PyTorch warns of ``torch.meshgrid`` without an order of axes, in every run of a detector."""
+    module_name, _, name = ANCHORS_GRID.rpartition(".")
+    module = importlib.import_module(module_name)
+    create_grid_offsets = getattr(module, name)
 
-    def create_grid_offsets(
-        size: Iterable[int], stride: int, offset: float, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        shifts_y, shifts_x = (
-            torch.arange(
-                offset * stride, side * stride, step=stride, dtype=torch.float32, device=device
-            )
-            for side in size
-        )
-        shift_y, shift_x = torch.meshgrid(shifts_y, shifts_x, indexing="ij")
-        return shift_x.reshape(-1), shift_y.reshape(-1)
+    def silenced(*args: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"torch\.meshgrid: in an upcoming release")
+            return create_grid_offsets(*args)
 
-    module, _, name = ANCHORS_GRID.rpartition(".")
-    setattr(importlib.import_module(module), name, create_grid_offsets)
+    setattr(module, name, silenced)
     changes.append(ANCHORS_GRID)
 
 
