@@ -83,7 +83,7 @@ def test_instances_and_segments(tmp_path: Path, photo: Path, kind: str) -> None:
         return
     assert "7 instances" in page.text
     assert answer.prediction is not None
-    redrawn = demo.drawn(answer.prediction, photo.name, min_score=1.0).html
+    redrawn = demo.render(answer.prediction, photo.name, min_score=1.0).html
     assert "Nothing was found" in Page(redrawn).text
 
 
@@ -124,7 +124,7 @@ def test_a_video(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     page = Page(
         demo.answer(
-            tmp_path / "drive.avi", report=lambda done, total: seen.append((done, total))
+            tmp_path / "drive.avi", progress=lambda done, total: seen.append((done, total))
         ).html
     )
     assert seen == [(count, 4) for count in range(1, 5)]

@@ -26,7 +26,7 @@ from semask.utils.text import pluralize
 # The maximum side of shown videos, in pixels.
 VIDEO_SIDE = 960
 # Called with the number of predicted frames and the total number.
-Report = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 _environment = template_environment("semask.demo")
 
@@ -72,21 +72,21 @@ class Demo:
         self.limits = limits or Limits()
 
     def answer(
-        self, file: Path, *, min_score: float = 0.5, report: Report = lambda done, total: None
+        self, file: Path, *, min_score: float = 0.5, progress: Progress = lambda done, total: None
     ) -> Answer:
         """Predict an image or a video.
 
         Args:
             file: an image or a video, by its suffix.
             min_score: instances with a lower score are left out.
-            report: called with the progress of a video.
+            progress: called with the progress of a video.
 
         Returns:
             The prediction, or a message that says what is wrong with the file.
         """
         try:
             if file.suffix.lower() in VIDEO_EXTENSIONS:
-                return self._video(file, min_score, report)
+                return self._video(file, min_score, progress)
             return self._image(file, min_score)
         except UserError as error:
             return problem(str(error).replace(str(file), file.name))
@@ -98,7 +98,7 @@ class Demo:
                 "page with --opts TEST.PROTOCOL=slide."
             )
 
-    def drawn(
+    def render(
         self,
         prediction: ImagePrediction,
         name: str,
@@ -154,9 +154,9 @@ class Demo:
         start = time.perf_counter()
         prediction = self.predictor.in_detail(file)
         seconds = f"{time.perf_counter() - start:.2f} s"
-        return self.drawn(prediction, file.name, min_score=min_score, facts=(seconds,))
+        return self.render(prediction, file.name, min_score=min_score, facts=(seconds,))
 
-    def _video(self, file: Path, min_score: float, report: Report) -> Answer:
+    def _video(self, file: Path, min_score: float, progress: Progress) -> Answer:
         first: ImagePrediction | None = None
         count, limit = 0, self.limits.frames
         with VideoReader(file) as frames, tempfile.TemporaryDirectory() as folder:
@@ -172,7 +172,7 @@ class Demo:
             for count, prediction in enumerate(predictions, 1):
                 if first is None:
                     first = prediction
-                report(count, total)
+                progress(count, total)
             files = sorted(Path(folder).iterdir())
             files.sort(key=lambda path: path.stem != "overlay")
             videos = [(_title(path.stem), file_uri(path)) for path in files]
@@ -182,7 +182,7 @@ class Demo:
                     f"The first {limit} of {frames.num_frames} frames are shown (--max-frames)."
                 )
         assert first is not None  # a video without frames raises an error
-        answer = self.drawn(
+        answer = self.render(
             first,
             file.name,
             min_score=min_score,

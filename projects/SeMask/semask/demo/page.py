@@ -194,7 +194,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
             return [None, "", None, gr.skip()]
         path = _taken(Path(file["path"]), folder)
 
-        def report(done: int, total: int) -> None:
+        def show(done: int, total: int) -> None:
             progress((done, max(done, total)), unit="frames")
 
         try:
@@ -202,7 +202,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
                 answer = problem(f"'{path.name}' is larger than {_megabytes(max_size)}.")
             else:
                 with model:
-                    answer = demo.answer(path, min_score=score, report=report)
+                    answer = demo.answer(path, min_score=score, progress=show)
         except Exception as error:
             logger.exception("Predicting %s failed.", path.name)
             answer = problem(
@@ -218,7 +218,7 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
         """Redraw the last prediction with another minimum score."""
         if answer is None or answer.prediction is None:
             return gr.skip()
-        return demo.drawn(answer.prediction, answer.name, min_score=score).html
+        return demo.render(answer.prediction, answer.name, min_score=score).html
 
     with gr.Blocks(
         title="SeMask",
