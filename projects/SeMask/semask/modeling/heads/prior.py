@@ -53,14 +53,16 @@ class SemanticPriorDecoder(nn.Module):
                 "Priors are returned in training, or with return_priors=True, by the stages "
                 "whose MODEL.SEMASK.ATTENTION is not 'none'"
             )
-        maps = []
+        total: Tensor | None = None
         for name, stride in self.strides.items():
             prior = priors[name]
             # One step of x8 would give other values than three of x2.
             for _ in range(max(0, int(math.log2(stride / self.common_stride)))):
                 prior = upsample_2x(prior, align_corners=self.align_corners)
-            maps.append(resize(prior, size, align_corners=self.align_corners))
-        return sum(maps[1:], maps[0])
+            prior = resize(prior, size, align_corners=self.align_corners)
+            total = prior if total is None else total + prior
+        assert total is not None, "there is at least one prior map"
+        return total
 
 
 # Entry of a model's input: (H, W) int64, the class that the priors should predict at each pixel of
