@@ -195,7 +195,7 @@ FAST_PATHS = {
         forms={Mask2FormerCriterion: FactoredCriterion, Mask2FormerMatcher: OneSoftplusMatcher},
     ),
     "onednn": FastPath(
-        "matrix products of float32 by oneDNN, on AMD's processors with AVX-512",
+        "float32 linear layers by oneDNN, on AMD's processors with AVX-512",
         pays_on=("cpu",),
         forms={nn.Linear: OneDnnLinear},
         available=onednn_is_faster,

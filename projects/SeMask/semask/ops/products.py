@@ -3,6 +3,10 @@
 PyTorch multiplies float32 matrices on the CPU by MKL, which leaves AVX-512 unused on AMD's
 processors. oneDNN, which is part of PyTorch as well and computes its convolutions, uses it, and
 takes less than half of the time there. Both are float32 throughout.
+
+The fast path "onednn" replaces linear layers by :class:`OneDnnLinear`. Other fast forms call the
+functions of this module for products of their own: "winograd", "pointwise", "folded", "levelled",
+"recomputed".
 """
 
 import contextlib
@@ -22,6 +26,8 @@ from semask.ops.modes import is_tracing
 
 # Multiplications from which a call of oneDNN pays.
 SMALLEST = 2**22
+# Rows that are multiplied at a time for the gradient of a weight: oneDNN copies its factors.
+ROWS = 2**10
 
 
 @lru_cache(maxsize=1)
@@ -95,16 +101,21 @@ def linear_gradients(
         grad: (n, O).
         wanted: of the three.
     """
-    grad_weight = None
-    if wanted[1]:
-        # The left factor is copied: the smaller one.
-        narrow = x.shape[1] < grad.shape[1]
-        grad_weight = product(x.T, grad).T if narrow else product(grad.T, x)
     return (
         product(grad, weight) if wanted[0] else None,
-        grad_weight,
+        _weight_gradient(x, grad) if wanted[1] else None,
         grad.sum(0) if wanted[2] else None,
     )
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """``grad.T @ x`` of (n, C) and (n, O)."""
+    is_narrow = x.shape[1] < grad.shape[1]  # the left factor is copied: the smaller one
+    left, right = (x, grad) if is_narrow else (grad, x)
+    total = left.new_zeros(left.shape[1], right.shape[1])
+    for left_rows, right_rows in zip(left.split(ROWS), right.split(ROWS), strict=True):
+        total += product(left_rows.T, right_rows)
+    return total.T if is_narrow else total
 
 
 def onednn_operations() -> dict[Any, Callable[..., int]]:
