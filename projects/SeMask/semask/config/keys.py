@@ -67,7 +67,8 @@ def add_semask_config(cfg: CfgNode) -> None:
     # Stages that are not trained: 0 = all are trained, 1 = the patch embedding is frozen,
     # 2 = also the first stage, and so on (Detectron2's meaning of MODEL.BACKBONE.FREEZE_AT).
     cfg.MODEL.SWIN.FREEZE_AT = 0
-    # Recompute a stage's activations in the backward pass instead of keeping them.
+    # Recompute a stage's activations in the backward pass instead of keeping them. (The form
+    # "recomputed" of MODEL.FAST_PATHS does so for single blocks.)
     cfg.MODEL.SWIN.ACTIVATION_CHECKPOINT = [False, False, False, False]
 
     # ---- a network of timm, with MODEL.BACKBONE.NAME "SeMaskTimm"; lists: one entry per stage ----
