@@ -37,6 +37,16 @@ def test_palette_files(tmp_path: Path, name: str, text: str) -> None:
     assert [entry["color"] for entry in colors] == [[200, 30, 30], [30, 200, 30]]
 
 
+def test_file_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    maps = {"caf\udce9": halves(RED, GREEN), "b": halves(GREEN, RED)}
+    root = write_pairs(tmp_path / "in", maps)
+    (root / "palette.json").write_text('{"road": "#c81e1e", "tree": "#1ec81e"}')
+    result = convert_labels(root, tmp_path / "out")
+    assert set(label_maps(result)) == {"caf\udce9", "b"}
+    texts = [path.read_text(encoding="utf-8") for path in result.folder.glob("*.csv")]
+    assert any(r"caf\udce9.png" in text for text in texts)
+
+
 @pytest.mark.parametrize("names", ["", "__ignore__\n_background_\ncat\ndog\n"])
 def test_pascal_voc(tmp_path: Path, names: str) -> None:
     """Palette images of the twenty classes; with class_names.txt, as LabelMe converts to them."""

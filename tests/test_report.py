@@ -110,6 +110,14 @@ def test_page_is_well_formed_and_needs_no_network(
     assert str(policy[0]["content"]).startswith("default-src 'none'")
 
 
+def test_a_file_name_that_is_not_utf_8(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    odd = str(Path(records[0]["file_name"]).with_name("0.jpg\udce9"))
+    Path(records[0]["file_name"]).rename(odd)
+    records[0]["file_name"] = odd
+    evaluate(tmp_path, Oracle(), records)
+    assert r"0.jpg\udce9" in report(tmp_path, Oracle(), num_images=10)
+
+
 def test_log_says_where_the_page_is(
     tmp_path: Path, records: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:

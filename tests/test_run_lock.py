@@ -87,7 +87,8 @@ def test_a_folder_that_cannot_be_locked_or_made(tmp_path: Path) -> None:
 
 def test_half_written_files_go_with_the_next_run(tmp_path: Path) -> None:
     """Only those, and not while another run may be writing them."""
-    left = [".model_0000001.pth.0123abcd.tmp", ".last_checkpoint.89abcdef.tmp"]
+    # The second is of version 0.1.
+    left = [f".{'0123abcd' * 4}.tmp", ".last_checkpoint.89abcdef.tmp"]
     kept = [".model_1.tmp", "own.0123abcd.tmp", "model_0000000.pth"]
     for name in (*left, *kept):
         (tmp_path / name).touch()

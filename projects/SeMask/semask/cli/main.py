@@ -6,6 +6,7 @@ Only the standard library is imported before the arguments have been read.
 import argparse
 import importlib
 import inspect
+import io
 import os
 import re
 import sys
@@ -64,6 +65,9 @@ def run(command: str, argv: Sequence[str] | None = None, prog: str | None = None
         The exit status.
     """
     args = parse(command, argv, prog)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be UTF-8; stderr has this handler already.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # It takes seconds; torchrun starts several processes, of which one says so.
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         name = prog or f"semask {command}"

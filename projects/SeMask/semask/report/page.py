@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from semask.errors import DataError
-from semask.utils.files import read_json, replacing
+from semask.utils.files import read_json, write_text
 from semask.utils.text import pluralize
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,7 @@ def write_page(folder: str, template: str, /, **values: Any) -> str:
         values: the template's variables.
     """
     path = os.path.join(folder, REPORT_FILE)
-    with replacing(path) as file:
-        file.write(render(template, **values).encode())
+    write_text(path, render(template, **values))
     logger.info("Report: %s", path)
     return path
 

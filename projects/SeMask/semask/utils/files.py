@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 
 from detectron2.utils.file_io import PathManager
 
+# The second form is that of version 0.1.
+_TEMPORARY = re.compile(r"\.([0-9a-f]{32}|.+\.[0-9a-f]{8})\.tmp")
+
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
@@ -26,9 +29,10 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     Yields:
         The temporary file, opened for writing bytes.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    # Without the file's name, which may have the maximum length already.
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -37,6 +41,20 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def write_text(path: str, text: str) -> None:
+    r"""Write a text as UTF-8, atomically, as :func:`replacing` does.
+
+    Bytes of file names that are not UTF-8, which Python keeps as lone surrogates, are written as
+    ``\udce9``; JSON reads this back as the same name.
+
+    Args:
+        path: a local file.
+        text: its content.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: str) -> Any:
@@ -72,7 +90,7 @@ def remove_temporaries(folder: str) -> None:
         folder: no process may be writing into it; subfolders are not searched.
     """
     for name in os.listdir(folder):
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name):
+        if _TEMPORARY.fullmatch(name):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
 

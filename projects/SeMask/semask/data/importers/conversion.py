@@ -29,7 +29,7 @@ from semask.data.importers.images import band_keys, output_names, place
 from semask.data.importers.raster import LEFT_OUT
 from semask.data.importers.writers import CocoWriter, FolderWriter
 from semask.errors import ConfigError, DataError
-from semask.utils.files import replacing
+from semask.utils.files import write_text
 from semask.utils.palette import class_colors
 from semask.utils.text import pluralize
 
@@ -360,15 +360,13 @@ def _write_lists(folder: Path, rows: list[Row], labels: Labels, table: ClassTabl
         for index, name in enumerate(table.names)
     ]
     content = {"classes": entries, "ignore": IGNORE}
-    with replacing(str(folder / CLASSES_FILE)) as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    write_text(str(folder / CLASSES_FILE), json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _write_csv(path: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([heading, *rows])
-    with replacing(str(path)) as file:
-        file.write(text.getvalue().encode())
+    write_text(str(path), text.getvalue())
 
 
 def _not_empty(target: Path) -> ConfigError:

@@ -17,7 +17,7 @@ from semask.data.importers.classes import ClassTable
 from semask.data.importers.contract import IGNORE, ImportedImage, LabelFileError, Region
 from semask.data.importers.raster import NOT_COUNTED, Drawn, ImageFacts, draw, paint
 from semask.errors import ConfigError
-from semask.utils.files import replacing
+from semask.utils.files import write_text
 
 
 class FolderWriter:
@@ -174,8 +174,8 @@ class CocoWriter:
                 "categories": categories,
                 "annotations": self.annotations.get(split, []),
             }
-            with replacing(str(self.folder / "annotations" / f"instances_{split}.json")) as file:
-                file.write(json.dumps(content, ensure_ascii=False).encode())
+            path = self.folder / "annotations" / f"instances_{split}.json"
+            write_text(str(path), json.dumps(content, ensure_ascii=False))
 
     def counts(self) -> list[tuple[str, int, int]]:
         """Name, images and instances of each class."""

@@ -5,6 +5,7 @@ There is one run at a time in an output folder, and none overwrites an earlier o
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -167,9 +168,12 @@ def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     for name in ("fvcore", "detectron2", "semask"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name, color=sys.stdout.isatty())
         for handler in logging.getLogger(name).handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
+            stream = getattr(handler, "stream", None)
+            if stream is sys.stdout:
                 handler.setLevel(logging.INFO)
                 handler.addFilter(_is_for_console)
+            elif isinstance(stream, io.TextIOWrapper):  # the log file, with any file name
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     level = logging.INFO if comm.get_world_size() > 1 else logging.DEBUG
     logger.log(level, "Process %d of %d", rank, comm.get_world_size())
     logger.debug("Command line arguments: %s", args)
