@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +109,20 @@ def test_the_hub(
     hub = types.SimpleNamespace(
         create_repo=lambda repo, **options: calls.append((repo, options)),
         upload_folder=lambda **options: calls.append(
-            sorted(Path(options["folder_path"]).iterdir())
+            {
+                path.name
+                for path in Path(options["folder_path"]).iterdir()
+                if any(fnmatch(path.name, pattern) for pattern in options["allow_patterns"])
+            }
         ),
         snapshot_download=lambda repo, revision: str(folder),
     )
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up/notes.txt").write_text("private", encoding="utf-8")
     semask.save_pretrained(predictor, tmp_path / "up", repo_id="me/garden", private=True)
     assert calls[0] == ("me/garden", {"private": True, "exist_ok": True})
-    assert [file.name for file in calls[1]] == [
-        "README.md",
-        "classes.json",
-        "config.yaml",
-        "model.safetensors",
-    ]
+    assert calls[1] == {"README.md", "classes.json", "config.yaml", "model.safetensors"}
     assert "me/garden" in (tmp_path / "up/README.md").read_text()
     loaded: Any = semask.from_pretrained("me/garden")
     assert loaded.class_names == tiny.CLASSES
@@ -133,6 +135,23 @@ def test_the_hub(
         semask.from_pretrained("me/garden")
     with pytest.raises(ConfigError, match="me/garden"):
         semask.save_pretrained(predictor, tmp_path / "up", repo_id="me/garden")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "README.md"])
+def test_the_folder_of_something_else_is_refused(predictor: Any, tmp_path: Path, name: str) -> None:
+    """Such as OUTPUT_DIR, whose config would be replaced."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("own", encoding="utf-8")
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        semask.save_pretrained(predictor, tmp_path / "run")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [
+        (name, "own")
+    ]
+
+
+def test_a_saved_model_is_replaced(predictor: Any, folder: Path) -> None:
+    semask.save_pretrained(predictor, folder, results={"mIoU": 51.25})
+    assert "51.25" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_without_huggingface_hub(

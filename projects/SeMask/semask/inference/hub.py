@@ -22,10 +22,11 @@ from semask.checkpoint import write_checkpoint
 from semask.config import load_config
 from semask.errors import ConfigError, DataError
 from semask.inference.predictor import ImagePredictor, Predictor
-from semask.utils.files import replacing
+from semask.utils.files import write_text
 from semask.utils.text import one_line
 
 WEIGHTS, CONFIG, CLASSES, CARD = "model.safetensors", "config.yaml", "classes.json", "README.md"
+FILES = (WEIGHTS, CONFIG, CLASSES, CARD)
 # Metadata on classes; the keys of the last two are integer ids, which JSON turns into strings.
 _METADATA = ("stuff_classes", "stuff_colors", "thing_classes", "thing_colors", "ignore_label")
 _IDS = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
@@ -48,7 +49,8 @@ def save_pretrained(
 
     Args:
         predictor: of the model.
-        folder: created if missing; files with these names are replaced.
+        folder: created if missing; the files of an earlier ``save_pretrained`` are replaced. Only
+            these files are uploaded, whatever else is in the folder.
         results: measured values by name, such as ``{"mIoU": 71.55}``, for the model card.
         repo_id: also upload the folder there, "user/name"; it needs a token, for instance from ``hf
             auth login``.
@@ -59,10 +61,12 @@ def save_pretrained(
 
     Raises:
         CheckpointError: the weights cannot be written.
-        ConfigError: huggingface_hub is missing, or the upload failed.
+        ConfigError: the folder has files with these names that ``save_pretrained`` did not write,
+            such as the folder of a run; huggingface_hub is missing, or the upload failed.
     """
     hub = _hub() if repo_id is not None else None  # before anything is written
     folder = Path(folder)
+    _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     classes = _classes(predictor)
     cfg = predictor.cfg.clone()
@@ -75,14 +79,14 @@ def save_pretrained(
             section, default = section[part], default[part]
         section[name] = default[name]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (_name_of(classes),)
-    _write(folder / CLASSES, json.dumps(classes, indent=1, ensure_ascii=False))
-    _write(folder / CONFIG, cfg.dump())
-    _write(folder / CARD, _card(predictor, repo_id or folder.name, results or {}))
+    write_text(str(folder / CLASSES), json.dumps(classes, indent=1, ensure_ascii=False))
+    write_text(str(folder / CONFIG), cfg.dump())
+    write_text(str(folder / CARD), _card(predictor, repo_id or folder.name, results or {}))
     write_checkpoint(str(folder / WEIGHTS), {"model": predictor.model.state_dict()})
     if hub is not None:
         try:
             hub.create_repo(repo_id, private=private, exist_ok=True)
-            hub.upload_folder(repo_id=repo_id, folder_path=str(folder))
+            hub.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(FILES))
         except (OSError, ValueError) as error:  # base classes of its errors
             raise ConfigError(
                 f"Could not upload '{repo_id}' to the Hugging Face Hub: {one_line(error)}."
@@ -130,6 +134,19 @@ def from_pretrained(
         raise ConfigError(f"'{folder / CLASSES}' is damaged: {one_line(error)}.") from error
     cfg = load_config(str(folder / CONFIG), overrides)
     return Predictor(cfg, folder / WEIGHTS, device=device)
+
+
+def _check_folder(folder: Path) -> None:
+    """
+    Raises:
+        ConfigError: the folder has files that would be replaced and are not of a saved model.
+    """
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not {WEIGHTS, CONFIG, CLASSES} <= set(there):
+        raise ConfigError(
+            f"'{folder}' has {', '.join(there)}, not written by semask.save_pretrained: choose a "
+            "new folder, so that nothing is replaced."
+        )
 
 
 def _hub() -> Any:
@@ -180,11 +197,6 @@ def _register(classes: Mapping[str, Any]) -> None:
     known = {key: classes[key] for key in _METADATA if key in classes}
     ids = {key: dict(map(tuple, classes[key])) for key in _IDS if key in classes}
     MetadataCatalog.get(name).set(**known, **ids)
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(str(path)) as file:
-        file.write(text.encode())
 
 
 def _card(predictor: ImagePredictor, name: str, results: Mapping[str, float]) -> str:
