@@ -65,7 +65,6 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
     "detectron2.evaluation": {
         "CityscapesInstanceEvaluator",
         "COCOEvaluator",
-        "COCOPanopticEvaluator",
         "DatasetEvaluator",
         "DatasetEvaluators",
         "SemSegEvaluator",

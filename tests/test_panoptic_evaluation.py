@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic_separated
 from PIL import Image
 
+from odd_files import open_with_ascii
 from semask import load_config
 from semask.engine import Trainer
 from semask.evaluation.panoptic_evaluator import (
     PANOPTIC_FILE,
+    PREDICTIONS_FILE,
     PanopticEvaluator,
 )
 from semask.evaluation.panoptic_truth import PanopticTruth
@@ -108,14 +109,12 @@ def test_panoptic_quality_is_as_defined(
     )
     evaluator = PanopticEvaluator("own", str(tmp_path / "out"))
     evaluator.reset()
-    before = {name for name in sys.modules if name.startswith("panopticapi")}
     for index, output in enumerate(outputs):
         evaluator.process([{"image_id": index, "file_name": f"{index}.png"}], [output])
     with caplog.at_level(logging.WARNING, "semask"):
         results = evaluator.evaluate()
     assert ("'0.png' has no pixel of the segments 5555" in caplog.text) == bool(seed % 2)
     document = json.loads((tmp_path / "out" / PANOPTIC_FILE).read_text())
-    assert {name for name in sys.modules if name.startswith("panopticapi")} == before
     assert results is not None
     expected = quality(truths, found)
     values = results["panoptic_seg"]
@@ -130,6 +129,38 @@ def test_panoptic_quality_is_as_defined(
         alone = quality([one], [other], lambda _: 0)
         assert image["PQ"] == pytest.approx(100 * alone[0], abs=1e-6)
         assert image["segments"] == image["right"] + image["missed"]
+
+
+def test_maps_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``a/b_1.png`` and ``a_b/1.png`` stay apart; the annotations are read as UTF-8."""
+    ids, entries = two_boxes_on_stuff()
+    path = write_panoptic(tmp_path, [ids, ids[::-1]], [entries] * 2)
+    text = path.read_text(encoding="utf-8").replace('"sky"', '"Himmel über"')
+    for old, new in (("0.png", "a/b_1.png"), ("1.png", "a_b/1.png")):
+        text = text.replace(f'"{old}"', f'"{new}"')
+        (tmp_path / "panoptic" / new).parent.mkdir()
+        (tmp_path / "panoptic" / old).rename(tmp_path / "panoptic" / new)
+    path.write_text(text, encoding="utf-8")
+    MetadataCatalog.get("own").set(
+        panoptic_json=str(path), panoptic_root=str(tmp_path / "panoptic"), **IDS
+    )
+    monkeypatch.setattr("builtins.open", open_with_ascii)
+    evaluator = PanopticEvaluator("own", str(tmp_path / "out"))
+    contiguous = {3: 0, 7: 1, 10: 1, 11: 2}
+    info = [
+        {"id": e["id"], "isthing": k < 10, "category_id": contiguous[k]}
+        for e in entries
+        for k in [e["category_id"]]
+    ]
+    for image_id, found in enumerate((ids, ids[::-1].copy())):
+        entry = {"image_id": image_id, "file_name": f"{image_id}.jpg"}
+        evaluator.process([entry], [{"panoptic_seg": (torch.from_numpy(found), info)}])
+    results = evaluator.evaluate()
+    assert results is not None
+    assert results["panoptic_seg"]["PQ"] == pytest.approx(100)
+    assert results["panoptic_seg"]["PQ-Himmel über"] == pytest.approx(100)
+    written = json.loads((tmp_path / "out" / PREDICTIONS_FILE).read_text(encoding="utf-8"))
+    assert len({entry["file_name"] for entry in written["annotations"]}) == 2
 
 
 def test_without_any_segment_nothing_is_defined(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not PathManager.isfile(config_file):
         config_file = config_path(config_file)
     try:
-        with PathManager.open(config_file, "r") as file:
+        with PathManager.open(config_file, "r", encoding="utf-8") as file:
             content = _parse(file.read(), config_file)
         if not isinstance(content, Mapping):
             raise ConfigError(

@@ -27,7 +27,7 @@ from semask.evaluation.matching import instance_scores
 from semask.evaluation.panoptic_evaluator import PanopticEvaluator
 from semask.evaluation.panoptic_truth import PanopticTruth, contiguous_to_dataset
 from semask.ops.mask_postprocess import EncodedMasks, encode_mask
-from semask.utils.files import replacing
+from semask.utils.files import read_json, replacing
 from semask.utils.text import value_table
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,11 @@ class InstanceEvaluator(DatasetEvaluator):
         self._truth: COCO | None = None
         file, from_maps = metadata.get("json_file"), metadata.get("panoptic_json")
         if file and (os.path.isfile(file) or not from_maps):
+            # COCO(file) would read it with the encoding of the locale.
+            self._truth = COCO()
+            self._truth.dataset = read_json(file)
             with contextlib.redirect_stdout(io.StringIO()):
-                self._truth = COCO(file)
+                self._truth.createIndex()
             fix_ground_truth(self._truth, masks=masks)
         self.reset()
 

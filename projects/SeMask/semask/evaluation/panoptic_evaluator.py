@@ -1,42 +1,45 @@
 """Panoptic quality computed by hotcoco, with counts for every image and class."""
 
-import contextlib
+import io
 import itertools
 import json
 import logging
 import math
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from hotcoco.panoptic import pq_compute
+from PIL import Image
 
 from semask.data.segments import Disagreement, panoptic_picture
 from semask.errors import DataError
 from semask.evaluation.matching import match_segments, segment_scores
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
-from semask.utils.files import read_json, replacing
+from semask.utils.files import replacing
 from semask.utils.text import value_table
 
 logger = logging.getLogger(__name__)
 
 PANOPTIC_FILE = "panoptic_evaluation.json"
+# Detectron2's name of the predicted segments.
+PREDICTIONS_FILE = "predictions.json"
+# Groups of categories: hotcoco's names, and the suffixes of their results.
+_GROUPS = {"All": "", "Things": "_th", "Stuff": "_st"}
 
 
-class PanopticEvaluator(COCOPanopticEvaluator):
+class PanopticEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ in percent, over all classes, things, stuff, and for each class.
 
-    Detectron2's evaluator needs panopticapi, which is not on PyPI; hotcoco implements the same
-    protocol. Arguments and results are those of Detectron2's, plus "PQ-<class>", "SQ-<class>" and
-    "RQ-<class>". The main process also writes ``PANOPTIC_FILE``, with these results and a score for
-    each image.
+    Detectron2's ``COCOPanopticEvaluator`` needs panopticapi, which is not on PyPI; hotcoco
+    implements the same protocol. Arguments, results and the file ``PREDICTIONS_FILE`` are those of
+    Detectron2's, plus "PQ-<class>", "SQ-<class>" and "RQ-<class>". The main process also writes
+    ``PANOPTIC_FILE``, with these results and a score for each image.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
@@ -45,7 +48,6 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             dataset_name: a registered dataset with "panoptic_json" and "panoptic_root".
             output_dir: the output folder; None = write nothing.
         """
-        super().__init__(dataset_name, output_dir)
         self._dataset_name = dataset_name
         self._folder = output_dir
         self._truth = PanopticTruth(dataset_name)
@@ -53,7 +55,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     def reset(self) -> None:
         """Discard all results."""
-        super().reset()
+        self._predictions: list[dict[str, Any]] = []
         self._images: list[dict[str, Any]] = []
         self._disagreements: dict[Any, Disagreement] = {}
 
@@ -66,19 +68,20 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         metadata = MetadataCatalog.get(self._dataset_name)
         for entry, output in zip(inputs, outputs, strict=True):
             image_id = entry["image_id"]
-            found_ids, descriptions = output["panoptic_seg"]
+            predicted, descriptions = output["panoptic_seg"]
+            found_ids = predicted.cpu().numpy()
             name = self._truth.file_name(image_id)
             truth_ids, truth, disagreement = self._truth.of_image(image_id)
             if disagreement:
                 self._disagreements[image_id] = disagreement
-            if truth_ids.shape != tuple(found_ids.shape):
+            if truth_ids.shape != found_ids.shape:
                 raise DataError(
                     f"The panoptic map '{name}' is {truth_ids.shape[1]}x{truth_ids.shape[0]} "
                     f"pixels (width x height), the prediction {found_ids.shape[1]}x"
                     f"{found_ids.shape[0]}: image and map must have the same size."
                 )
             found = found_segments(descriptions, metadata)
-            matching = match_segments(truth_ids, truth, found_ids.cpu().numpy(), found)
+            matching = match_segments(truth_ids, truth, found_ids, found)
             self._images.append(
                 {
                     "image_id": image_id,
@@ -88,29 +91,30 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                     "areas": _areas(truth_ids),
                 }
             )
-            # Images in different folders may share a name, but all maps go into one folder.
-            unique = name.replace("/", "_")
-            with _hotcoco_as_panopticapi({}):
-                super().process(
-                    [{**entry, "file_name": unique}],
-                    [{"panoptic_seg": (found_ids, [dict(each) for each in descriptions])}],
-                )
+            self._predictions.append(_prediction(image_id, name, found_ids, descriptions, found))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """{"panoptic_seg": {"PQ": ..., ...}}; None except in the main process."""
+        comm.synchronize()
         images = list(itertools.chain(*comm.gather(self._images)))
-        areas = {image["image_id"]: image["areas"] for image in images}
+        predictions = list(itertools.chain(*comm.gather(self._predictions)))
         disagreements = {k: v for each in comm.gather(self._disagreements) for k, v in each.items()}
-        computed: dict[str, Any] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            truth = self._corrected(disagreements, folder) if disagreements else None
-            with _hotcoco_as_panopticapi(computed, truth, areas):
-                results = super().evaluate()
-        if results is None:
+        if not comm.is_main_process():
             return None
-        classes = self._classes(computed["per_class"], images)
-        logger.info("Panoptic evaluation of '%s':\n%s", self._dataset_name, _table(classes))
-        values = dict(results["panoptic_seg"])
+        areas = {image["image_id"]: image["areas"] for image in images}
+        qualities = self._qualities(predictions, areas, disagreements)
+        values = {
+            f"{key}{suffix}": 100 * _defined(qualities[group][key.lower()])
+            for group, suffix in _GROUPS.items()
+            for key in ("PQ", "SQ", "RQ")
+        }
+        classes = self._classes(qualities["per_class"], images)
+        logger.info(
+            "Panoptic evaluation of '%s':\n%s\n\n%s",
+            self._dataset_name,
+            _group_table(values),
+            _table(classes),
+        )
         for entry in classes:
             values |= {f"{key}-{entry['name']}": entry[key] for key in ("PQ", "SQ", "RQ")}
         if self._folder is not None:
@@ -127,18 +131,43 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 file.write(json.dumps(document, allow_nan=False).encode())
         return {"panoptic_seg": values}
 
-    def _corrected(self, disagreements: Mapping[Any, Disagreement], folder: str) -> tuple[str, str]:
-        """JSON file and folder of the ground truth, without segments that only PNG or JSON has."""
+    def _qualities(
+        self,
+        predictions: list[dict[str, Any]],
+        areas: Mapping[Any, Mapping[int, int]],
+        disagreements: Mapping[Any, Disagreement],
+    ) -> dict[str, Any]:
+        """hotcoco's results; writes the predictions if there is an output folder.
+
+        Args:
+            predictions: of all images; see :func:`_prediction`.
+            areas: of the segments of each image, counted in its map.
+            disagreements: between maps and annotations.
+        """
+        truth, truth_folder = self._truth.content, self._truth.folder
+        with tempfile.TemporaryDirectory() as maps, tempfile.TemporaryDirectory() as corrected:
+            for prediction in predictions:
+                with open(os.path.join(maps, prediction["file_name"]), "wb") as file:
+                    file.write(prediction.pop("png"))
+            found = {**truth, "annotations": predictions}
+            if self._folder is not None:
+                with replacing(os.path.join(self._folder, PREDICTIONS_FILE)) as file:
+                    file.write(json.dumps(found).encode())
+            if disagreements:
+                self._warn(disagreements)
+                truth, truth_folder = self._truth.without(disagreements, corrected), corrected
+            return _pq_compute(_with_areas(truth, areas), found, truth_folder, maps)
+
+    def _warn(self, disagreements: Mapping[Any, Disagreement]) -> None:
         for image_id in list(disagreements)[:3]:
             words = disagreements[image_id].sentences(self._truth.file_name(image_id))
             logger.warning(
-                "Dataset '%s': %s; it counts neither way. Such maps: %d of %d",
+                "Dataset '%s': %s; PQ ignores these segments. Such maps: %d of %d",
                 self._dataset_name,
                 "; ".join(sentence for _, sentence in words),
                 len(disagreements),
                 len(self._truth.content["annotations"]),
             )
-        return self._truth.write_without(disagreements, folder), folder
 
     def _classes(
         self, qualities: Mapping[int, Mapping[str, float]], images: list[dict[str, Any]]
@@ -160,7 +189,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                     "name": description["name"],
                     "isthing": bool(description.get("isthing", 1)),
                     **shares,
-                    **{"right": right, "missed": missed, "false": false},
+                    "right": right,
+                    "missed": missed,
+                    "false": false,
                 }
             )
         return entries
@@ -183,6 +214,15 @@ def _counts(
     return {category: (row[0], row[1], row[2]) for category, row in counts.items()}
 
 
+def _group_table(values: Mapping[str, float]) -> str:
+    keys = ("PQ", "SQ", "RQ")
+    rows = [
+        [group.lower(), *(values[f"{key}{suffix}"] for key in keys)]
+        for group, suffix in _GROUPS.items()
+    ]
+    return value_table(rows, ["classes", *keys], "segment of these classes")
+
+
 def _table(classes: list[dict[str, Any]]) -> str:
     columns = ("name", "PQ", "SQ", "RQ", "right", "missed", "false")
     rows = [[entry[key] for key in columns] for entry in classes]
@@ -199,72 +239,78 @@ def _areas(ids: np.ndarray) -> dict[int, int]:
     return dict(zip(found.tolist(), numbers.tolist(), strict=True))
 
 
-def _pq_compute(
-    areas: Mapping[Any, Mapping[int, int]], gt_json: str, pred_json: str, *folders: str
-) -> dict[str, Any]:
-    """panopticapi's ``pq_compute``, computed by hotcoco.
+def _defined(value: float) -> float:
+    """hotcoco returns -1 if no category has segments."""
+    return math.nan if value < 0 else value
 
-    hotcoco reads the true areas from the JSON file, and needs integer image ids, which Cityscapes
-    does not have.
+
+def _prediction(
+    image_id: Any,
+    name: str,
+    ids: np.ndarray,
+    descriptions: list[dict[str, Any]],
+    segments: Mapping[int, Segment],
+) -> dict[str, Any]:
+    """The prediction of an image in COCO's panoptic format, with its map as "png".
 
     Args:
-        areas: of the segments of each image, counted in its map.
-        gt_json, pred_json: the files.
-        folders: of the maps of both.
+        image_id: of the image.
+        name: path of the map of the ground truth, relative to its folder.
+        ids: (H, W) segment of each pixel.
+        descriptions: the model's "segments_info".
+        segments: the same with the dataset's own category ids.
     """
-    truth, found = read_json(gt_json), read_json(pred_json)
-    numbers = {entry["id"]: number for number, entry in enumerate(truth["images"], start=1)}
+    picture = io.BytesIO()
+    Image.fromarray(panoptic_picture(ids)).save(picture, format="PNG")
+    # All maps go into one folder, and images in different folders may share a name.
+    flat = name.replace("%", "%25").replace("/", "%2F")
+    return {
+        "image_id": image_id,
+        "file_name": f"{os.path.splitext(flat)[0]}.png",
+        "png": picture.getvalue(),
+        "segments_info": [
+            {
+                **{key: value for key, value in entry.items() if key != "isthing"},
+                "category_id": segments[entry["id"]].category,
+            }
+            for entry in descriptions
+        ],
+    }
+
+
+def _with_areas(truth: Mapping[str, Any], areas: Mapping[Any, Mapping[int, int]]) -> dict[str, Any]:
+    """The ground truth with the areas of its maps, which hotcoco reads from the JSON file."""
+    annotations = []
     for entry in truth["annotations"]:
         known = areas.get(entry["image_id"], {})
-        for segment in entry["segments_info"]:
-            segment["area"] = known.get(segment["id"], segment.get("area", 0))
+        segments = [
+            {**segment, "area": known.get(segment["id"], segment.get("area", 0))}
+            for segment in entry["segments_info"]
+        ]
+        annotations.append({**entry, "segments_info": segments})
+    return {**truth, "annotations": annotations}
+
+
+def _pq_compute(
+    truth: Mapping[str, Any], found: Mapping[str, Any], truth_folder: str, found_folder: str
+) -> dict[str, Any]:
+    """Panoptic quality by hotcoco, which needs integer image ids; Cityscapes has names.
+
+    Args:
+        truth, found: contents of JSON files in COCO's panoptic format.
+        truth_folder, found_folder: of their maps.
+    """
+    numbers = {entry["id"]: number for number, entry in enumerate(truth["images"], start=1)}
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, name) for name in ("truth.json", "found.json")]
         for path, content in zip(paths, (truth, found), strict=True):
-            for entries, key in ((content["images"], "id"), (content["annotations"], "image_id")):
-                for entry in entries:
-                    entry[key] = numbers[entry[key]]
+            numbered = {
+                **content,
+                "images": [{**e, "id": numbers[e["id"]]} for e in content["images"]],
+                "annotations": [
+                    {**e, "image_id": numbers[e["image_id"]]} for e in content["annotations"]
+                ],
+            }
             with replacing(path) as file:
-                file.write(json.dumps(content).encode())
-        return dict(pq_compute(*paths, *folders))
-
-
-@contextlib.contextmanager
-def _hotcoco_as_panopticapi(
-    computed: dict[str, Any],
-    truth: tuple[str, str] | None = None,
-    areas: Mapping[Any, Mapping[int, int]] | None = None,
-) -> Iterator[None]:
-    """Provide hotcoco's functions to Detectron2's imports from panopticapi.
-
-    Args:
-        computed: filled with the results of ``pq_compute``.
-        truth: JSON file and folder of the ground truth, which replace the dataset's.
-        areas: see :func:`_pq_compute`.
-    """
-
-    def compute(gt_json: str, pred_json: str, gt_folder: str, pred_folder: str) -> dict[str, Any]:
-        gt_json, gt_folder = truth or (gt_json, gt_folder)
-        computed.update(_pq_compute(areas or {}, gt_json, pred_json, gt_folder, pred_folder))
-        for group in ("All", "Things", "Stuff"):
-            # hotcoco returns -1 if no category has segments.
-            values = computed[group]
-            computed[group] = {k: math.nan if v < 0 else v for k, v in values.items()}
-        return computed
-
-    utils, evaluation = ModuleType("panopticapi.utils"), ModuleType("panopticapi.evaluation")
-    vars(utils)["id2rgb"] = panoptic_picture
-    vars(evaluation)["pq_compute"] = compute
-    modules = {
-        "panopticapi": ModuleType("panopticapi"),
-        "panopticapi.utils": utils,
-        "panopticapi.evaluation": evaluation,
-    }
-    installed = {name: sys.modules[name] for name in modules if name in sys.modules}
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name in modules:
-            del sys.modules[name]
-        sys.modules.update(installed)
+                file.write(json.dumps(numbered).encode())
+        return dict(pq_compute(paths[0], paths[1], truth_folder, found_folder))

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -103,15 +103,20 @@ class PanopticTruth:
         }
         return known.astype(np.int32), segments, compare(found, entries)
 
-    def write_without(self, disagreements: Mapping[Any, Disagreement], folder: str) -> str:
-        """Write a copy of the ground truth without segments that only PNG or JSON has.
+    @property
+    def folder(self) -> str:
+        """The local folder of the PNGs."""
+        return str(PathManager.get_local_path(self._root))
+
+    def without(self, disagreements: Mapping[Any, Disagreement], folder: str) -> dict[str, Any]:
+        """A copy of the ground truth without segments that only PNG or JSON has.
 
         Args:
             disagreements: by image, of the images that have any.
-            folder: the output folder for the JSON file and all PNGs, or links to them.
+            folder: the output folder for all PNGs, or links to them.
 
         Returns:
-            The path of the JSON file.
+            The content of its JSON file.
         """
         annotations = []
         for image_id, entry in self._annotations.items():
@@ -123,11 +128,8 @@ class PanopticTruth:
             if disagreement.unknown:
                 Image.fromarray(panoptic_picture(self.of_image(image_id)[0])).save(path)
             else:
-                os.symlink(os.path.abspath(os.path.join(self._root, entry["file_name"])), path)
-        json_file = os.path.join(folder, "panoptic_without.json")
-        with open(json_file, "w") as file:
-            json.dump({**self.content, "annotations": annotations}, file)
-        return json_file
+                os.symlink(os.path.abspath(os.path.join(self.folder, entry["file_name"])), path)
+        return {**self.content, "annotations": annotations}
 
     def instances(self) -> COCO:
         """The things as instance annotations, for AP.
