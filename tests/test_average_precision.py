@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
+from odd_files import open_with_ascii
 from semask.data import register_coco_folder
 from semask.errors import ConfigError
 from semask.evaluation.average_precision import contour_band
@@ -81,6 +82,33 @@ def test_both_libraries_give_what_detectron2_gives(
         )
         for kind, values in expected.items():
             assert results[kind] == pytest.approx(values, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("library", ["pycocotools", "hotcoco"])
+def test_small_limits(tmp_path: Path, examples: Examples, library: str) -> None:
+    """COCO's limits include 10, but no more detections of a class count than the limit."""
+    records, outputs = examples
+    results = evaluated(examples, tmp_path / "all", detections_per_image=2, library=library)
+    first = []
+    for output in outputs:
+        found = output["instances"]
+        found = found[found.scores.argsort(descending=True)]
+        best = [(found.pred_classes == category).nonzero()[:2, 0] for category in range(2)]
+        first.append({"instances": found[torch.cat(best)]})
+    want = evaluated((records, first), tmp_path / "first", library=library)
+    for kind, values in want.items():
+        assert results[kind] == pytest.approx(values, abs=1e-9, nan_ok=True)
+
+
+def test_annotations_are_read_as_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the locale's encoding is."""
+    path = write_dataset(tmp_path, [[box_annotation(3, 3, 9, 9, 3)]])
+    text = path.read_text(encoding="utf-8").replace('"light"', '"Gebäude"')
+    path.write_text(text, encoding="utf-8")
+    register_coco_folder("own", tmp_path / "images", path)
+    monkeypatch.setattr("builtins.open", open_with_ascii)
+    evaluator = InstanceEvaluator("own", str(tmp_path), masks=True)
+    assert "Gebäude" in evaluator.category_names.values()
 
 
 def test_encoded_masks_are_evaluated_as_they_are(tmp_path: Path, examples: Examples) -> None:

@@ -55,7 +55,8 @@ def average_precision(
         detections: in COCO's result format, with "bbox", and with "segmentation" for masks.
         kind: "bbox", "segm", or "boundary" for Boundary AP (arXiv 2103.16562).
         categories: category names by id, in the order of the ids.
-        limit: maximum number of detections per image; those with the highest scores count.
+        limit: maximum number of detections of a category in an image; those with the highest scores
+            count.
         library: "pycocotools", or "hotcoco" for the same numbers in less time.
 
     Returns:
@@ -99,7 +100,7 @@ def _by_pycocotools(truth: COCO, detections: Detections, kind: str, limit: int) 
             evaluation: COCOeval = BoundaryCOCOeval(truth, found, "segm")
         else:
             evaluation = COCOeval(truth, found, kind)
-        evaluation.params.maxDets = [1, 10, limit]
+        evaluation.params.maxDets = _limits(limit)
         evaluation.evaluate()
         evaluation.accumulate()
     precision: np.ndarray = evaluation.eval["precision"][..., -1]
@@ -131,13 +132,18 @@ def _by_hotcoco(truth: COCO, detections: Detections, kind: str, limit: int) -> P
     )
     evaluation = hotcoco.COCOeval(annotations, annotations.load_res(numbered(detections)), kind)
     params = evaluation.params
-    params.max_dets = sorted([1, 10, limit])
+    params.max_dets = _limits(limit)
     evaluation.evaluate()
     evaluation.accumulate()
     outcome = evaluation.eval
     assert outcome is not None  # set by accumulate
     precision = np.asarray(outcome["precision"])[..., -1]
     return precision, np.asarray(params.iou_thrs), [ids[number - 1] for number in params.cat_ids]
+
+
+def _limits(limit: int) -> list[int]:
+    """COCO's limits of detections per image: the libraries sort them, and the last one counts."""
+    return [1, min(10, limit), limit]
 
 
 LIBRARIES: dict[str, Callable[[COCO, Detections, str, int], Precisions]] = {
