@@ -156,6 +156,44 @@ def test_cut_off_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         VideoReader(path)
 
 
+def save_matroska(path: Path, frames: int, sound: float) -> None:
+    """H.264 at 25 frames per second, and a track of silence of ``sound`` seconds."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        audio = container.add_stream("pcm_s16le", rate=8000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for index in range(frames):
+            picture = photograph(48, 64, seed=index)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        silence = np.zeros((1, int(8000 * sound)), np.int16)
+        samples = av.AudioFrame.from_ndarray(silence, format="s16", layout="mono")
+        samples.sample_rate = 8000
+        container.mux(audio.encode(samples))
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_longer_audio_track_is_no_damage(tmp_path: Path, tagged: bool) -> None:
+    path = tmp_path / "a.mkv"
+    save_matroska(path, frames=25, sound=4)
+    if not tagged:
+        path.write_bytes(path.read_bytes().replace(b"DURATION", b"SOMENAME"))
+    with VideoReader(path) as frames:
+        assert frames.num_frames == (25 if tagged else 100)
+        assert len(list(frames)) == 25
+        assert frames.missing == ""
+
+
+def test_a_cut_off_matroska_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    save_matroska(path, frames=50, sound=0.1)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with VideoReader(path) as frames:
+        assert 0 < len(list(frames)) < 50
+        assert "2.0 s" in frames.missing
+
+
 def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
     """Neither reading nor writing keeps the frames."""
     peaks = []

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
@@ -51,7 +52,7 @@ class VideoReader:
 
     Attributes:
         frame_rate: frames per second.
-        num_frames: as stated by the file; 0 if not stated.
+        num_frames: as stated by the file, else estimated from the duration; 0 if unknown.
         size: (width, height) of its frames as stored.
         missing: a warning about stated frames that cannot be decoded, or ""; set after the last
             frame.
@@ -83,10 +84,10 @@ class VideoReader:
         self.size = (self._stream.width, self._stream.height)
         self.missing = ""
         self.frame_rate = float(self._stream.average_rate or DEFAULT_RATE)
-        self.num_frames = self._stream.frames
-        if not self.num_frames and self._container.duration:  # Matroska does not count them
-            seconds = self._container.duration / av.time_base
-            self.num_frames = round(seconds * self.frame_rate)
+        self._seconds = _track_duration(self._stream)
+        # Matroska does not count frames; its duration is that of the longest track.
+        seconds = self._seconds or (self._container.duration or 0) / av.time_base
+        self.num_frames = self._stream.frames or round(seconds * self.frame_rate)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(H, W, 3) uint8 RGB frames, upright.
@@ -94,9 +95,10 @@ class VideoReader:
         Raises:
             DataError: no frame can be decoded.
         """
-        count = 0
+        count, last = 0, 0.0
         for frame in self._frames():
             count += 1
+            last = frame.time or 0.0
             # RGB has no colour matrix, but older PyAV applies the video's own only if a target is
             # named.
             pixels = frame.reformat(format="rgb24", dst_colorspace="ITU601").to_ndarray()
@@ -104,12 +106,15 @@ class VideoReader:
             yield np.rot90(pixels, round(frame.rotation / 90))
         if not count:
             raise DataError(f"Video '{self.path}' has no frame that can be decoded.")
-        if count < self.num_frames:
-            self.missing = (
-                f"Video '{self.path}' states {self.num_frames} frames, but only {count} can be "
-                "decoded: it is damaged or truncated."
-            )
-            logger.warning("%s", self.missing)
+        stated = self._stream.frames
+        if count < stated:
+            self._warn(f"states {stated} frames, but only {count} can be decoded")
+        elif not stated and last + max(0.5, 2 / self.frame_rate) < self._seconds:
+            self._warn(f"states {self._seconds:.1f} s, but only {last:.1f} s can be decoded")
+
+    def _warn(self, what: str) -> None:
+        self.missing = f"Video '{self.path}' {what}: it is damaged or truncated."
+        logger.warning("%s", self.missing)
 
     def _frames(self) -> Iterator[VideoFrame]:
         """The frames that can be decoded."""
@@ -134,6 +139,12 @@ class VideoReader:
         trace: TracebackType | None,
     ) -> None:
         self._container.close()
+
+
+def _track_duration(stream: VideoStream) -> float:
+    """Seconds of this track in Matroska, from the tag that most programs write; 0 = unknown."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return 0.0 if match is None else 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
 
 
 class VideoWriter:
