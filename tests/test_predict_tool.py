@@ -1,5 +1,6 @@
 """The command line for images, folders and videos."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tiny_masks
@@ -169,6 +171,46 @@ def test_what_cannot_be_read_is_left_out_and_told(
     assert "b.png" in captured.err
     assert "c.mp4" in captured.err
     assert written(tmp_path / "out") == ["labels/a.png", "overlay/a.png"]
+
+
+def test_names_that_are_long_or_not_utf_8(
+    tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of 255 bytes, the most there can be; the report of one that becomes too long."""
+    long = "街" * 83 + "ab"
+    save(tmp_path / f"photos/{long}.png")
+    save(tmp_path / "photos/caf\udce9.png")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", output)
+    assert command("photos", output="out\udce9") == 0
+    output.seek(0)
+    assert "out\\udce9" in output.read()
+    assert (tmp_path / f"out\udce9/overlay/{long}.png").is_file()
+    assert (tmp_path / "out\udce9/labels/caf\udce9.png").is_file()
+    for suffix in (".png", ".bmp"):  # both keep their suffix
+        save(tmp_path / f"photos/{'b' * 251}{suffix}")
+    assert command("photos", output="out") == 2
+    assert len(written(tmp_path / "out")) == 4
+
+
+def test_an_image_that_needs_too_much_memory_is_skipped(
+    tmp_path: Path,
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def segment(predictor: Any, pixels: np.ndarray, **options: Any) -> Any:
+        if pixels.shape[0] > 20:
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+        return _segment(predictor, pixels, **options)
+
+    _segment = Predictor._segment
+    monkeypatch.setattr(Predictor, "_segment", segment)
+    save(tmp_path / "photos/a.png", height=40)
+    save(tmp_path / "photos/b.png")
+    assert command("photos") == 2
+    assert "a.png" in capsys.readouterr().err
+    assert written(tmp_path / "out") == ["labels/b.png", "overlay/b.png"]
 
 
 @pytest.mark.parametrize(

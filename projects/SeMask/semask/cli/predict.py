@@ -1,6 +1,7 @@
 """``semask predict``: segment images and videos."""
 
 import argparse
+import errno
 import glob
 import os
 import sys
@@ -14,10 +15,11 @@ from tqdm import tqdm
 from semask.data.checks.report import dark_words
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.reading import is_nearly_black
-from semask.errors import ConfigError, DataError
+from semask.engine.launch.ending import is_out_of_memory
+from semask.errors import ConfigError, DataError, UserError
 from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor, read_config
-from semask.inference.video import VIDEO_EXTENSIONS, VideoReader, predict_frames
+from semask.inference.video import VIDEO_EXTENSIONS, VideoError, VideoReader, predict_frames
 from semask.tasks import build_task
 from semask.utils.files import without_suffixes
 from semask.visualize.drawing import save_picture
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     problems = dark = 0
     described = False
     for file, name in tqdm(inputs.items(), unit="file", disable=None):
+        reason = ""
         try:
             if _is_video(file):
                 last = segment_video(predictor, file, name, args)
@@ -102,14 +105,32 @@ def run(args: argparse.Namespace) -> int:
             if last is not None and not described:
                 last.save_classes(args.output)
                 described = True
-        except DataError as error:
-            tqdm.write(f"Skipped: {error}", file=sys.stderr)
+        except (DataError, VideoError, RuntimeError, OSError) as error:
+            reason = reason_to_skip(error, file)
+            if not reason:
+                raise
+        if reason:  # outside the handler, whose exception holds the model's tensors
+            tqdm.write(f"Skipped: {reason}", file=sys.stderr)
             problems += 1
     if dark:
         print(f"Note: {dark_words(dark, len(inputs) - problems)}", file=sys.stderr)
     print(f"{len(inputs) - problems} of {len(inputs)} inputs segmented.")
     print(args.output)
     return 2 if problems else 0
+
+
+def reason_to_skip(error: Exception, file: Path) -> str:
+    """Why a file cannot be segmented though others may be; "" for errors that end the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return (
+            f"There is not enough memory for '{file}'. --opts TEST.PROTOCOL=slide and "
+            "TEST.AMP.ENABLED=True need less."
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"The name of '{file}' is too long for the files that are written. Rename it."
+    return ""
 
 
 def load_predictor(args: argparse.Namespace) -> ImagePredictor:
