@@ -4,15 +4,14 @@ Ignored pixels of the ground truth are hatched in grey, in the maps and in the l
 Detectron2's Visualizer does not support; it also takes twelve times as long.
 """
 
-import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from semask.utils.files import replacing
+from semask.visualize.fonts import font_for
 
 TITLES = ("Image", "Ground truth", "Prediction", "Semantic prior")
 # Every image is shrunk to fit into this (width, height), or enlarged by an integer factor.
@@ -221,18 +220,9 @@ def _listed_classes(panels: Sequence[Panel], num_classes: int) -> list[int]:
     return sorted(index for index in seen if 0 <= index < num_classes)
 
 
-@functools.lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib's DejaVu Sans: Pillow's own font has no accented letters."""
-    import matplotlib  # imported here: it takes 30 MiB
-
-    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(path, size)
-
-
 def text_width(text: str, size: int) -> int:
     """The width of one line, in pixels."""
-    return int(np.ceil(_font(size).getlength(text)))
+    return int(np.ceil(font_for(text, size).getlength(text)))
 
 
 def write_text(
@@ -243,7 +233,7 @@ def write_text(
     color: tuple[int, int, int],
 ) -> None:
     """Draw one line of text with its upper left corner at ``position`` (x, y)."""
-    draw.text(position, text, font=_font(size), fill=color)
+    draw.text(position, text, font=font_for(text, size), fill=color)
 
 
 def save_picture(picture: np.ndarray, path: str) -> None:
