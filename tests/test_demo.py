@@ -23,6 +23,7 @@ from demo_parts import (
     save_video,
 )
 from semask.demo.answer import Demo, Limits
+from semask.inference.masks import RunLengthMasks
 from semask.inference.prediction import ImagePrediction, InstancePrediction, Prediction
 from semask.inference.video import VideoReader
 from tiny_model import photograph
@@ -74,6 +75,9 @@ def test_instances_and_segments(tmp_path: Path, photo: Path, kind: str) -> None:
     assert isinstance(expected, InstancePrediction)
     assert json.loads(files["my <photo>_instances.json"]) == expected.coco_results("my <photo>")
     assert ("my <photo>_panoptic.png" in files) == (kind == "panoptic")
+    if answer.prediction is not None:  # of little memory: the page keeps it for an hour
+        assert isinstance(answer.prediction, InstancePrediction)
+        assert isinstance(answer.prediction.each_mask, RunLengthMasks)
     layers = [rgb(each["src"]) for each in page.all("img", "layer")]
     assert np.array_equal(layers[1], expected.overlay(1, min_score=0.0))
     assert len(layers) == 2 + len(expected.prior_pictures())

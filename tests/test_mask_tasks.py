@@ -25,6 +25,7 @@ from semask.data import register_coco_folder
 from semask.data.datasets.catalog import forget_dataset
 from semask.engine import Trainer, check_run
 from semask.errors import ConfigError, DataError
+from semask.inference.masks import RunLengthMasks
 from semask.inference.model_outputs import prior_classes_of
 from semask.inference.video import writing_video
 from semask.report import pictures
@@ -199,6 +200,7 @@ def test_predictor(tmp_path: Path, task: str) -> None:
     predictor: Any = semask.Predictor(cfg, tmp_path / "model.pth")
     assert isinstance(predictor, semask.InstancePredictor)
     found = predictor(photograph(50, 70), priors=True)  # predicted at 40 x 56
+    assert isinstance(found.each_mask, RunLengthMasks)  # as the model gives them
     assert found.masks.shape == (len(found), 50, 70)
     assert np.all(np.diff(found.scores) <= 0)
     assert found.prior.shape == (50, 70)

@@ -22,7 +22,7 @@ def instances(**values: Any) -> InstancePrediction:
         "boxes": np.array(boxes, np.float32),
         "scores": np.array([0.9, 0.8, 0.2], np.float32),
         "classes": np.array([1, 0, 0]),
-        "masks": masks,
+        "each_mask": masks,
         "class_names": ("sheep", "dog"),
         "category_ids": (3, 7),
         **values,
@@ -76,7 +76,7 @@ def test_of_instances() -> None:
 
 def test_of_boxes_alone() -> None:
     inner = np.array([[0, 0, 40, 20], [4, 4, 8, 8], [9, 9, 12, 12]], np.float32)
-    shown = instances(masks=None, boxes=inner).regions()["overlay"]
+    shown = instances(each_mask=None, boxes=inner).regions()["overlay"]
     assert (shown.index[0, 0], shown.index[5, 5], shown.index[10, 10]) == (0, 1, 0)
 
 

@@ -1,5 +1,6 @@
 """A trained model as a function from an image to its instances and segments."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from semask.data.datasets.coco_folder import category_ids
 from semask.errors import ConfigError, DataError
+from semask.inference.masks import RunLengthMasks
 from semask.inference.model_outputs import (
     FoundInstances,
     class_map,
@@ -72,15 +74,26 @@ class InstancePredictor(ImagePredictor):
         if "instances" in output:
             found = FoundInstances.of(output["instances"])
         else:
-            found = FoundInstances.none(*pixels.shape[:2])
+            found = FoundInstances.none()
         return InstancePrediction(
             image=reader.picture(pixels),
-            **found._asdict(),
+            boxes=found.boxes,
+            scores=found.scores,
+            classes=found.classes,
+            each_mask=found.masks,
             class_names=self.class_names,
             category_ids=self.category_ids,
             **self._panoptic(output),
             **self._priors(output),
         )
+
+    def in_detail(self, image: AnyImage) -> InstancePrediction:
+        """See :meth:`ImagePredictor.in_detail`; the masks take little memory."""
+        prediction = self(image, priors=self.has_priors)
+        if prediction.each_mask is None:
+            return prediction
+        encoded = RunLengthMasks.encoding(prediction.each_mask)
+        return dataclasses.replace(prediction, each_mask=encoded)
 
     def _panoptic(self, output: dict[str, Any]) -> dict[str, Any]:
         if "panoptic_seg" not in output:

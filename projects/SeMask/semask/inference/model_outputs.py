@@ -16,6 +16,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from semask.inference.masks import Masks, RunLengthMasks
 from semask.modeling.backbone.contract import SemSegBackbone
 from semask.modeling.heads.base import ScoreKind
 from semask.modeling.heads.prior import PriorSupervision
@@ -265,13 +266,14 @@ class FoundInstances(NamedTuple):
         boxes: (N, 4) float32, x0, y0, x1, y1 in pixels.
         scores: (N,) float32.
         classes: (N,) int64.
-        masks: (N, H, W) bool; None for a detector of boxes alone.
+        masks: N masks (H, W) bool, in one array or decoded when they are read; None for a detector
+            of boxes alone.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
-    masks: np.ndarray | None
+    masks: Masks | None
 
     @classmethod
     def of(cls, instances: Instances, min_score: float = -np.inf) -> "FoundInstances":
@@ -279,21 +281,24 @@ class FoundInstances(NamedTuple):
         instances = instances.to(torch.device("cpu"))
         instances = instances[instances.scores >= min_score]
         instances = instances[instances.scores.argsort(descending=True, stable=True)]
-        masks = instances.pred_masks if instances.has("pred_masks") else None
-        if isinstance(masks, EncodedMasks):
-            masks = masks.full(instances.image_size)
+        predicted = instances.pred_masks if instances.has("pred_masks") else None
+        masks: Masks | None = None
+        if isinstance(predicted, EncodedMasks):
+            masks = RunLengthMasks(predicted.rles)
+        elif predicted is not None:
+            masks = predicted.numpy().astype(bool)
         return cls(
             boxes=instances.pred_boxes.tensor.numpy().astype(np.float32),
             scores=instances.scores.numpy().astype(np.float32),
             classes=instances.pred_classes.numpy().astype(np.int64),
-            masks=None if masks is None else masks.numpy().astype(bool),
+            masks=masks,
         )
 
     @classmethod
-    def none(cls, height: int, width: int) -> "FoundInstances":
+    def none(cls) -> "FoundInstances":
         """No instances, for a model that predicts only segments."""
         boxes, scores = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-        return cls(boxes, scores, np.zeros(0, np.int64), np.zeros((0, height, width), bool))
+        return cls(boxes, scores, np.zeros(0, np.int64), RunLengthMasks([]))
 
 
 def gives_priors(model: nn.Module) -> bool:

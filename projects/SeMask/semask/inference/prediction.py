@@ -9,9 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 
 from semask.data.segments import panoptic_picture
+from semask.inference.masks import Masks, json_rles, stacked
 from semask.inference.regions import Regions, class_regions, prior_regions
 from semask.utils.files import replacing
 from semask.visualize.drawing import draw_legend, save_picture
@@ -192,7 +192,8 @@ class InstancePrediction(ImagePrediction):
         boxes: (N, 4) float32: x0, y0, x1, y1 in pixels.
         scores: (N,) float32, 0..1.
         classes: (N,) int64, indices into ``class_names``.
-        masks: (N, H, W) bool; None for a detector of boxes alone.
+        each_mask: N masks (H, W) bool, in one array or decoded when they are read; None for a
+            detector of boxes alone.
         class_names: of the categories.
         category_ids: their ids in the dataset's own annotation file.
         panoptic: (H, W) int32, the segment of each pixel, 0 = none; None unless the model is
@@ -212,7 +213,7 @@ class InstancePrediction(ImagePrediction):
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
-    masks: np.ndarray | None
+    each_mask: Masks | None
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     panoptic: np.ndarray | None = None
@@ -226,6 +227,13 @@ class InstancePrediction(ImagePrediction):
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """(N, H, W) bool; None for a detector of boxes alone."""
+        if self.each_mask is None:
+            return None
+        return stacked(self.each_mask, self.image.shape[:2])
 
     @property
     def has_scores(self) -> bool:
@@ -252,14 +260,18 @@ class InstancePrediction(ImagePrediction):
         if self.panoptic is not None:
             drawn = {segment["id"]: self._drawn(segment) for segment in self.segments}
             return draw_segments(self.image, self.panoptic, drawn, alpha=alpha)
-        shown = self.scores >= min_score
+        shown = slice(self._number(min_score))
         return draw_instances(
             self.image,
             self.boxes[shown],
-            None if self.masks is None else self.masks[shown],
+            None if self.each_mask is None else self.each_mask[shown],
             texts=detection_texts(self.classes[shown], self.scores[shown], self.class_names),
             alpha=alpha,
         )
+
+    def _number(self, min_score: float) -> int:
+        """How many instances have at least this score; they are the first ones."""
+        return int((self.scores >= min_score).sum())
 
     def _drawn(self, segment: Mapping[str, Any]) -> DrawnSegment:
         index = segment["category_id"]
@@ -301,9 +313,9 @@ class InstancePrediction(ImagePrediction):
                 self.boxes.tolist(), self.scores.tolist(), self.classes.tolist(), strict=True
             )
         ]
-        if self.masks is not None:
-            for result, mask in zip(results, self.masks, strict=True):
-                result["segmentation"] = rle(mask)
+        if self.each_mask is not None:
+            for result, encoded in zip(results, json_rles(self.each_mask), strict=True):
+                result["segmentation"] = encoded
         return results
 
     def pictures(self, *, alpha: float = 0.5, min_score: float = 0.5) -> dict[str, np.ndarray]:
@@ -323,19 +335,19 @@ class InstancePrediction(ImagePrediction):
 
     def _instance_regions(self, min_score: float) -> Regions:
         """The instance of highest score at each pixel; without masks, the smallest box."""
-        shown = np.flatnonzero(self.scores >= min_score)
+        shown = self._number(min_score)
         index = np.full(self.image.shape[:2], -1, np.int32)
-        if self.masks is not None:
-            for number in reversed(range(len(shown))):
-                index[self.masks[shown[number]]] = number
+        if self.each_mask is not None:
+            for number in reversed(range(shown)):
+                index[self.each_mask[number]] = number
         else:
-            corners = np.round(self.boxes[shown]).astype(int).clip(min=0)
+            corners = np.round(self.boxes[:shown]).astype(int).clip(min=0)
             sides = corners[:, 2:] - corners[:, :2]
             for number in np.argsort(-sides.prod(axis=1), kind="stable").tolist():
                 x0, y0, x1, y1 = corners[number]
                 index[y0:y1, x0:x1] = number
-        names = tuple(self.class_names[self.classes[number]] for number in shown)
-        return Regions(index, names, instance_colors(len(shown)), self.scores[shown])
+        names = tuple(self.class_names[category] for category in self.classes[:shown])
+        return Regions(index, names, instance_colors(shown), self.scores[:shown])
 
     def _segment_regions(self, panoptic: np.ndarray) -> Regions:
         drawn = {segment["id"]: self._drawn(segment) for segment in self.segments}
@@ -369,12 +381,6 @@ class InstancePrediction(ImagePrediction):
             legend = draw_legend(self.stuff_names, self.stuff_colors)
             save_picture(legend, os.path.join(folder, "legend.png"))
         _save_json(description, os.path.join(folder, "classes.json"))
-
-
-def rle(mask: np.ndarray) -> dict[str, Any]:
-    """An (H, W) mask as COCO's compressed run lengths, in plain types."""
-    encoded = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
 def _with_colors(names: Sequence[str], colors: np.ndarray) -> list[dict[str, Any]]:
