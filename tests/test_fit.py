@@ -23,6 +23,7 @@ from semask.engine.fit import (
 )
 from semask.engine.memory import LiveMemory, evaluation_memory, training_memory
 from semask.errors import ConfigError, OutOfMemoryError
+from semask.utils.host_memory import host_memory
 from semask.utils.text import parse_size
 
 GIB = 2**30
@@ -170,6 +171,42 @@ def test_a_run_without_memory_is_told_what_fits(
     assert "Traceback" not in printed
     assert "SOLVER.ACCUMULATE_STEPS=" in printed
     assert "ACTIVATION_CHECKPOINT=" in printed
+
+
+def test_an_estimate_that_fails_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no estimate")
+
+    monkeypatch.setattr("semask.engine.fit.training_memory", fail)
+    context = explained_out_of_memory(small(CONFIGS[0], *SHALLOW), 1)
+    with pytest.raises(OutOfMemoryError, match=r"tried to allocate 2 GiB"), context:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limit"),
+    [
+        ("0::/job/step\n", {"job/memory.max": "4096\n", "job/step/memory.max": "max\n"}, 4096),
+        ("0::/of/the/host\n", {"memory.max": "8192\n"}, 8192),
+        (
+            "3:cpu:/job\n2:memory:/job\n",
+            {"memory/job/memory.limit_in_bytes": "4096", "memory/memory.limit_in_bytes": "9" * 18},
+            4096,
+        ),
+        ("0::/\n", {"memory.max": "max"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_memory_of_a_container(
+    tmp_path: Path, membership: str, files: dict[str, str], limit: int | None
+) -> None:
+    (tmp_path / "self").write_text(membership, encoding="utf-8")
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    found = host_memory(tmp_path / "groups", tmp_path / "self")
+    assert found == limit if limit else found > GIB
 
 
 def test_the_start_of_a_training_says_what_it_expects(

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from semask.engine.launch.ending import is_out_of_memory
 from semask.engine.memory import StepMemory, evaluation_memory, training_memory
 from semask.errors import ConfigError, OutOfMemoryError
 from semask.tasks import build_task
+from semask.utils.host_memory import host_memory
 from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -193,10 +193,10 @@ def evaluation_text(cfg: CfgNode, size: tuple[int, int] | None = None) -> str:
 
 
 def device_memory(device: str) -> int:
-    """Bytes of the GPU that ``device`` names, or of this machine."""
+    """Bytes of the GPU that ``device`` names, or of this machine or container."""
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.device(device)).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host_memory()
 
 
 def log_expected_memory(cfg: CfgNode, devices: int) -> None:
@@ -243,17 +243,25 @@ def explained_out_of_memory(
         if not is_out_of_memory(error):
             raise
         message = one_line(error)
+    # After the handler, whose exception holds the tensors of the step.
+    advice = _advice(cfg, devices, eval_only=eval_only)
+    raise OutOfMemoryError(f"The memory of {cfg.MODEL.DEVICE} is not enough. {advice}\n({message})")
+
+
+def _advice(cfg: CfgNode, devices: int, *, eval_only: bool) -> str:
     if eval_only:
-        advice = "TEST.PROTOCOL=slide and TEST.AMP.ENABLED=True need less."
-    elif not build_task(cfg).shapes_only:  # the estimate would be a real training step
-        advice = "'semask fit' says what fits."
-    else:
+        return "TEST.PROTOCOL=slide and TEST.AMP.ENABLED=True need less."
+    if not build_task(cfg).shapes_only:  # the estimate would be a real training step
+        return "'semask fit' says what fits."
+    try:
         fit = Fit(cfg, device_memory(cfg.MODEL.DEVICE), devices=devices)
         # The step did not fit, so less memory than its peak was available: other processes may
         # use the device, too.
         fit.usable = min(fit.usable, fit.memory((), fit.part).peak - 1)
-        advice = fit.advice()
-    raise OutOfMemoryError(f"The memory of {cfg.MODEL.DEVICE} is not enough. {advice}\n({message})")
+        return fit.advice()
+    except Exception as error:  # of a model of the user's
+        logger.info("The memory of a training step is unknown: %s", one_line(error))
+        return "SOLVER.ACCUMULATE_STEPS and SOLVER.AMP.ENABLED=True reduce what a step needs."
 
 
 def _images(count: int) -> str:
