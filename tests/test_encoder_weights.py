@@ -15,7 +15,7 @@ import tiny
 from semask.checkpoint import SeMaskCheckpointer
 from semask.cli import main
 from semask.config import load_config
-from semask.engine import Trainer, check_run
+from semask.engine import Trainer, check_run, train
 from semask.errors import CheckpointError
 from semask.modeling import SeMaskTimm
 
@@ -218,6 +218,7 @@ def test_a_resumed_run_fetches_no_weights(tmp_path: Path, monkeypatch: pytest.Mo
         assert asked == ["test_convnext"]
         assert main.run("train", [config, "--resume", *opts, "SOLVER.MAX_ITER=2"]) == 0
         assert main.run("evaluate", [config, "--resume", *opts]) == 0
+        train(load_config(config, [*opts, "SOLVER.MAX_ITER=3"]), resume=True)
         assert asked == ["test_convnext"]
         trainer = Trainer(load_config(config, opts), resume=True)
         with pytest.raises(ValueError, match="resume"):

@@ -39,7 +39,7 @@ def train(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False) -> dic
     cfg.defrost()
     resolve_device(cfg, 1, explicit=False)
     check_run(cfg, world_size=comm.get_world_size(), resume=resume, overwrite=overwrite)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, resume=resume)
     trainer.resume_or_load(resume=resume, overwrite=overwrite)
     trainer.train()
     return trainer.results
