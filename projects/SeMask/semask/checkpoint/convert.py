@@ -110,7 +110,12 @@ def convert_state_dict(
 
 
 def find_kind(state_dict: Mapping[str, Tensor]) -> CheckpointKind:
-    """Detect the kind from the names; see :func:`convert_state_dict`."""
+    """Detect the kind from the names; see :func:`convert_state_dict`.
+
+    Raises:
+        ForeignSwinError: the names are those of another library's Swin.
+        UnknownNamesError: the names are of no known kind.
+    """
     names = list(state_dict)
     if is_from_transformers(names):
         return CheckpointKind.TRANSFORMERS_MASKS
