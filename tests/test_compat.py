@@ -205,30 +205,15 @@ def test_model_zoo_works() -> None:
 # Everything else that the import brings along is there before the first snapshot. (Detectron2's own
 # first import sets a variable for OpenCV.)
 IMPORT_SEMASK = """
-    import logging, os, random, sys, warnings
-    import cv2, matplotlib, numpy, PIL.Image, pycocotools.cocoeval, scipy.optimize
+    import sys
+    import cv2, matplotlib, pycocotools.cocoeval, scipy.optimize
     import torch, torchvision
     import detectron2
+    from process_state import snapshot
 
     def refuse(event, arguments):
         if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request"):
             raise RuntimeError(f"{event} {arguments}")
-
-    def snapshot():
-        return {
-            "warnings": list(warnings.filters),
-            "variables": dict(os.environ),
-            "random": random.getstate(),
-            "numpy.random": numpy.random.get_state()[1].tolist(),
-            "torch.random": torch.get_rng_state().tolist(),
-            "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
-            "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
-            "logging": (logging.root.level, list(logging.root.handlers)),
-            "import": (list(sys.path), list(sys.meta_path), "pkg_resources" in sys.modules),
-            "hooks": (sys.excepthook, sys.displayhook),
-            "numpy": set(vars(numpy)),
-            "PIL.Image": set(vars(PIL.Image)),
-        }
 
     sys.addaudithook(refuse)
     before = snapshot()
@@ -245,5 +230,8 @@ IMPORT_SEMASK = """
 """
 
 
+HELPERS = Path(__file__).parent / "helpers"
+
+
 def test_importing_changes_only_what_it_lists(project: Path) -> None:
-    assert output_of(IMPORT_SEMASK, project) == "nothing else"
+    assert output_of(IMPORT_SEMASK, project, HELPERS) == "nothing else"

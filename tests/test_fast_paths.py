@@ -21,6 +21,7 @@ import tiny_masks
 import tiny_model
 from largest import Largest
 from plain_comparison import assert_close, assert_equal_gradients, assert_equal_predictions
+from process_state import snapshot
 from semask import Predictor
 from semask.config.loading import load_config
 from semask.engine import Trainer
@@ -122,7 +123,10 @@ def test_building_has_no_effect_on_the_process(
     monkeypatch.setattr(malloc, "ctypes", SimpleNamespace(CDLL=refuse))
     cfg = config(tmp_path, "MODEL.FAST_PATHS", "kept_memory")
     Trainer.build_model(cfg)
-    Predictor(cfg, tiny_model.checkpoint(tmp_path))
+    weights = tiny_model.checkpoint(tmp_path)
+    before = snapshot()
+    Predictor(cfg, weights)
+    assert snapshot() == before
 
 
 @pytest.mark.parametrize("setting", ["none", "kept_memory"])

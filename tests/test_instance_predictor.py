@@ -76,6 +76,19 @@ def test_a_prediction_is_what_the_evaluation_sees(tmp_path: Path) -> None:
         found.overlay(2)
 
 
+def test_a_folder_is_predicted(tmp_path: Path) -> None:
+    cfg = config()
+    predictor = InstancePredictor(cfg, weights(cfg, tmp_path))
+    for name in ("a.png", "sub/a.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph(50, 70)).save(tmp_path / "photos" / name)
+    for path, prediction in predictor.predict_folder(tmp_path / "photos", priors=True):
+        assert prediction.priors
+        prediction.save(str(tmp_path / "out"), str(path.relative_to(tmp_path / "photos")))
+    written = {str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("out/**/*.json")}
+    assert written == {"instances/a.png.json", "instances/sub/a.png.json"}
+
+
 def test_priors_are_those_of_the_backbone_without_padding(tmp_path: Path) -> None:
     cfg = config()
     predictor = InstancePredictor(cfg, weights(cfg, tmp_path))
@@ -162,7 +175,7 @@ def test_segments_are_drawn_with_their_names() -> None:
         boxes=np.zeros((0, 4), np.float32),
         scores=np.zeros(0, np.float32),
         classes=np.zeros(0, np.int64),
-        masks=np.zeros((0, 60, 90), bool),
+        each_mask=np.zeros((0, 60, 90), bool),
         class_names=("light",),
         category_ids=(3,),
         panoptic=panoptic,
@@ -257,7 +270,7 @@ def test_an_image_without_instances() -> None:
         boxes=np.zeros((0, 4), np.float32),
         scores=np.zeros(0, np.float32),
         classes=np.zeros(0, np.int64),
-        masks=np.zeros((0, 4, 5), bool),
+        each_mask=np.zeros((0, 4, 5), bool),
         class_names=("a",),
         category_ids=(1,),
     )

@@ -150,6 +150,38 @@ class ImagePredictor(ABC):
         """
         return self(image, priors=self.has_priors)
 
+    def predict_folder(
+        self, folder: str | os.PathLike[str], **options: Any
+    ) -> Iterator[tuple[Path, Any]]:
+        """Predict the images of a folder and of the folders in it, one at a time.
+
+        Images that cannot be read are skipped with a warning, and counted at the end.
+
+        Args:
+            folder: the images are those that `image_files` lists.
+            **options: as for a single image, such as ``priors``.
+
+        Yields:
+            Path and prediction, as a call returns it, in the order of the paths.
+
+        Raises:
+            DataError: there is no such folder, or no image in it.
+        """
+        files = image_files(folder)
+        unreadable = 0
+        for file in files:
+            try:
+                prediction = self(file, **options)
+            except DataError as error:
+                unreadable += 1
+                logger.warning("Left out: %s", error)
+                continue
+            yield file, prediction
+        if unreadable:
+            logger.warning(
+                "%d of the %d images in '%s' could not be read.", unreadable, len(files), folder
+            )
+
 
 class Predictor(ImagePredictor):
     """Segments images exactly as the evaluation does: same resizing, protocol and numbers.
@@ -256,42 +288,6 @@ class Predictor(ImagePredictor):
                 priors={k: _array(v) for k, v in output["priors"].items()} if priors else None,
             )
 
-    def predict_folder(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        probabilities: bool = False,
-        priors: bool = False,
-    ) -> Iterator[tuple[Path, Prediction]]:
-        """Segment the images of a folder and of the folders in it, one at a time.
-
-        Images that cannot be read are skipped with a warning, and counted at the end.
-
-        Args:
-            folder: the images are those that `image_files` lists.
-            probabilities, priors: as for a single image.
-
-        Yields:
-            Path and prediction, in the order of the paths.
-
-        Raises:
-            DataError: there is no such folder, or no image in it.
-        """
-        files = image_files(folder)
-        unreadable = 0
-        for file in files:
-            try:
-                pixels = self._mapper.reader.read(file)
-            except DataError as error:
-                unreadable += 1
-                logger.warning("Left out: %s", error)
-                continue
-            yield file, self._segment(pixels, probabilities=probabilities, priors=priors)
-        if unreadable:
-            logger.warning(
-                "%d of the %d images in '%s' could not be read.", unreadable, len(files), folder
-            )
-
     def _labels(self, classes: Tensor) -> np.ndarray:
         dtype = np.uint8 if len(self.class_names) <= 256 else np.uint16
         return classes.cpu().numpy().astype(dtype)
@@ -324,7 +320,10 @@ def load_model(
     device: str | torch.device | None,
     overrides: Sequence[str],
 ) -> tuple[CfgNode, torch.nn.Module]:
-    """The frozen config and the model in evaluation mode; see :class:`ImagePredictor`."""
+    """The frozen config and the model in evaluation mode.
+
+    Args, Raises: as for :class:`ImagePredictor`.
+    """
     if device is not None:
         cfg.MODEL.DEVICE = str(device)
     explicit = device is not None or "MODEL.DEVICE" in split_overrides(overrides)[::2]
@@ -334,7 +333,9 @@ def load_model(
         raise CheckpointError("A predictor needs weights: pass the path of a checkpoint.")
     amp_dtype(cfg, "TEST")  # checks that the device supports the precision
     cfg.freeze()
-    model = _build_model(cfg)
+    # The checkpoint replaces the initial weights: drawing them must not change random numbers.
+    with torch.random.fork_rng(devices=[]):
+        model = _build_model(cfg)
     pickles = cfg.MODEL.ALLOW_PICKLE
     SeMaskCheckpointer(model, allow_pickle=pickles, complete=True).load(cfg.MODEL.WEIGHTS)
     return cfg, model
