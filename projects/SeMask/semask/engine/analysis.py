@@ -58,7 +58,7 @@ class ModelCost:
     Attributes:
         height, width: of the input, in pixels.
         batch_size: images of the training step.
-        device: where the training step was run; "meta" = shapes alone.
+        device: where the training step was run; "meta" = only shapes.
         modules: by dotted name, in the model's order; "" is the whole model.
         semantic_layers: names of SeMask's semantic layers among them.
         peak_bytes: the most memory that was allocated on the GPU at any time of a training step

@@ -154,7 +154,7 @@ class Trainer(DefaultTrainer):
                 run, which ``train`` then removes.
 
         Raises:
-            CheckpointError: no checkpoint can be used, the last one holds weights alone or is of
+            CheckpointError: no checkpoint can be used, the last one has only weights or is of
                 a later iteration than the last one of this run, or the processes have found
                 different ones.
             ValueError: ``resume`` is False, and was True when the trainer was made.

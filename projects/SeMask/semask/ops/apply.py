@@ -321,8 +321,8 @@ def apply_to_modules(model: nn.Module, paths: Collection[FastPath]) -> nn.Module
 def plain_forms(model: nn.Module) -> Iterator[None]:
     """Within it, the modules of a model have the classes of :mod:`semask.modeling` again.
 
-    What a form's ``set_up`` has changed stays: memory formats and in-place activations, which do
-    not change values.
+    What a form's ``set_up`` has changed stays: memory formats and in-place activations, which
+    change values by rounding at most.
     """
     plain = {form: each for path in FAST_PATHS.values() for each, form in path.forms.items()}
     fast = [(module, type(module)) for module in model.modules()]

@@ -168,7 +168,7 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """A context in which a signal is recorded instead of ending the process."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python gives signals to the main thread alone
+            yield  # Python delivers signals only to the main thread
             return
         numbers = {signal.SIGTERM}
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as behind nohup

@@ -155,7 +155,7 @@ def remove_checkpoints(folder: str) -> None:
 def set_up_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start the log; for an evaluation also what ``Trainer`` does for a training.
 
-    Detectron2's ``default_setup``, except that colours are for terminals alone, that arguments,
+    Detectron2's ``default_setup``, except that colours are only for terminals, that arguments,
     environment and config go to the log file but not to the console, that the console shows no
     traceback of what ``exit_statuses`` says in a sentence, and that an evaluation leaves the config
     of the training in its folder as it is.
@@ -199,7 +199,7 @@ def prepare_process(cfg: CfgNode) -> None:
 
 
 def write_config(cfg: CfgNode) -> None:
-    """Write OUTPUT_DIR/config.yaml, for the main process alone."""
+    """Write OUTPUT_DIR/config.yaml, only in the main process."""
     if comm.is_main_process():
         path = os.path.join(cfg.OUTPUT_DIR, CONFIG_FILE)
         with replacing(path) as file:
