@@ -4,7 +4,7 @@ A faster form is a subclass of the plain module in :mod:`semask.modeling` that i
 computes the same, up to rounding, from the same parameters and buffers. ``apply_fast_paths``
 changes the class of a module that has been built (as PyTorch's ``fully_shard`` does), so names in
 the state dict, hooks, optimizers and references to the module stay as they are. A form's ``set_up``
-may add attributes, such as caches, or change how a module computes: :class:`EarlySumFPNHead` sets
+may add attributes, such as caches, or change how a module computes: :class:`EarlySumFPN` sets
 the memory format of its parameters and in-place activations.
 
 ``MODEL.FAST_PATHS`` "none" is exactly the classes of :mod:`semask.modeling`.
