@@ -87,9 +87,17 @@ PARAMETERS = {
 }
 
 
+BACKBONE_PARAMETERS = {
+    "plain": (27_520_698, 48_838_602, 86_880_376, 195_201_204),
+    "semask": (29_526_382, 50_844_286, 90_250_540, 202_344_808),
+}
+FOR_200_QUERIES = 51_200
+
+
+@pytest.mark.parametrize("queries", [100, 200])
 @pytest.mark.parametrize(("backbone", "decoder"), list(PARAMETERS))
-def test_published_numbers_of_parameters(backbone: str, decoder: str) -> None:
-    counts = []
+def test_published_numbers_of_parameters(backbone: str, decoder: str, queries: int) -> None:
+    counts, of_backbones = [], []
     for size in SIZES.values():
         cfg = config(
             decoder,
@@ -98,7 +106,7 @@ def test_published_numbers_of_parameters(backbone: str, decoder: str) -> None:
             SEM_SEG_HEAD__CONVS_DIM=256,
             SEM_SEG_HEAD__MASK_DIM=256,
             SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS=6,
-            MASK_FORMER__NUM_OBJECT_QUERIES=100,
+            MASK_FORMER__NUM_OBJECT_QUERIES=queries,
             MASK_FORMER__DEC_LAYERS=6 if decoder == "maskformer" else 10,
             MASK_FORMER__HIDDEN_DIM=256,
             MASK_FORMER__DIM_FEEDFORWARD=2048,
@@ -109,7 +117,10 @@ def test_published_numbers_of_parameters(backbone: str, decoder: str) -> None:
         with torch.device("meta"):
             model = build_model(cfg)
         counts.append(sum(parameter.numel() for parameter in model.parameters()))
-    assert tuple(counts) == PARAMETERS[backbone, decoder]
+        of_backbones.append(sum(parameter.numel() for parameter in model.backbone.parameters()))
+    more = 0 if queries == 100 else FOR_200_QUERIES // (2 if decoder == "maskformer" else 1)
+    assert tuple(counts) == tuple(count + more for count in PARAMETERS[backbone, decoder])
+    assert tuple(of_backbones) == BACKBONE_PARAMETERS[backbone]
 
 
 # ---- training ----
@@ -228,8 +239,10 @@ def test_more_targets_than_queries_are_told_once(caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES") == 1
 
 
-def semantic_gradients(init: str) -> tuple[list[float], list[float]]:
-    """The largest gradient of gamma and of proj, and how far they have moved, after each step."""
+def semantic_gradients(init: str) -> tuple[list[float], list[float], list[float]]:
+    """The largest gradient of gamma and of proj, and how far they have moved, after each step;
+    and, from the second step on, the largest gradient of each weight of key and value. Query
+    makes the prior maps, and learns from their loss in any case."""
     model = build(SEMASK__INIT=init, SEMASK__DROPOUT=0.0).train()
     attentions = [layer.blocks[0] for layer in model.backbone.semantic_layers.values()]
     assert len(attentions) == 4
@@ -238,28 +251,36 @@ def semantic_gradients(init: str) -> tuple[list[float], list[float]]:
     watched = [p for each in attentions for p in (each.gamma, *each.proj.parameters())]
     before = [p.detach().clone() for p in watched]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    gradients, moves = [], []
-    for _ in range(4):
+    gradients, moves, inner = [], [], []
+    for step in range(4):
         optimizer.zero_grad()
         torch.stack(list(model(batch((64, 64))).values())).sum().backward()
         gradients.append(min(each.gamma.grad.abs().item() for each in attentions))
         gradients.append(max(p.grad.abs().max().item() for p in watched))
+        if step:
+            inner += [
+                linear.weight.grad.abs().max().item()
+                for each in attentions
+                for linear in (each.key, each.value)
+            ]
         optimizer.step()
         moves.append(min((each.gamma.abs().item()) for each in attentions))
         moves.append(max((p - q).abs().max().item() for p, q in zip(watched, before, strict=True)))
-    return gradients, moves
+    return gradients, moves, inner
 
 
 def test_live_attention_learns() -> None:
-    gradients, moves = semantic_gradients("live")
+    gradients, moves, inner = semantic_gradients("live")
     assert min(gradients) > 0
     assert min(moves) > 0
+    assert min(inner) > 0
 
 
 def test_published_attention_never_acts() -> None:
-    gradients, moves = semantic_gradients("published")
+    gradients, moves, inner = semantic_gradients("published")
     assert max(gradients) == 0
     assert max(moves) == 0
+    assert max(inner) == 0
 
 
 # ---- prediction ----

@@ -91,6 +91,33 @@ def test_an_import_inside_a_function_has_its_reason_beside_it(imports: list[Impo
     assert not [str(entry) for entry in hidden]
 
 
+# Compiled deformable attention and convolution outside of torchvision.
+COMPILED = {
+    *("MultiScaleDeformableAttention", "deformable_attention", "mmcv", "mmcv.ops", "detrex"),
+    *("dcn_v2", "DCNv2", "detectron2._C", "detectron2.layers.deform_conv"),
+}
+
+
+def test_no_compiled_operator_is_imported(modules: dict[str, Path]) -> None:
+    """Not even where it happens to be installed; neither by a statement nor by its name."""
+    for name, file in modules.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {alias.name for alias in node.names}
+                found = {f"{node.module}", *(f"{node.module}.{each}" for each in names)}
+                if node.module == "detectron2.layers":
+                    assert not names & {"DeformConv", "ModulatedDeformConv"}, name
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = {node.value}
+            else:
+                continue
+            if name == "semask.compat":  # which replaces it where it has not been compiled
+                found -= {"detectron2._C"}
+            assert not found & COMPILED, name
+
+
 def test_modules_do_not_import_each_other_in_a_circle(imports: list[Import]) -> None:
     graph: dict[str, set[str]] = {}
     for entry in imports:

@@ -37,7 +37,8 @@ class SeMaskMaskFormer(SeMaskSegmentor):
     """A class and a mask for each query, post-processed for the task.
 
     In evaluation ``sem_seg_head(features)`` gives {"pred_logits": (B, Q, K + 1), "pred_masks":
-    (B, Q, h, w)}; nothing else of the head is used.
+    (B, Q, h, w)}; nothing else of the head is used. :class:`MaskClassificationHead` adds
+    "aux_outputs" for ``sem_seg_head(features, return_aux=True)``.
 
     Attributes:
         classifies_masks: see :func:`semask.modeling.architecture.is_mask_classification`.
