@@ -17,7 +17,12 @@ from semask.modeling.mask_decoder.base import (
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries attend to a feature map, each within its mask; post-norm."""
+    """Queries attend to a feature map, each within its mask; post-norm.
+
+    Args:
+        dim: channels C.
+        num_heads: of the attention; divides C.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -44,7 +49,12 @@ class CrossAttentionLayer(nn.Module):
 
 
 class SelfAttentionLayer(nn.Module):
-    """Queries attend to each other; post-norm."""
+    """Queries attend to each other; post-norm.
+
+    Args:
+        dim: channels C.
+        num_heads: of the attention; divides C.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -59,7 +69,12 @@ class SelfAttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    """Two linear layers with ReLU between them; post-norm."""
+    """Two linear layers with ReLU between them; post-norm.
+
+    Args:
+        dim: channels C of input and output.
+        hidden_dim: channels between the layers.
+    """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()

@@ -16,7 +16,14 @@ from semask.modeling.mask_decoder.base import (
 
 
 class DetrDecoderLayer(nn.Module):
-    """Self-attention of the queries, attention to the image, feed-forward; post-norm."""
+    """Self-attention of the queries, attention to the image, feed-forward; post-norm.
+
+    Args:
+        dim: channels C.
+        num_heads: of both attentions; divides C.
+        feedforward_dim: hidden width of the feed-forward part.
+        dropout: rate of attention weights, hidden values and every residual branch.
+    """
 
     def __init__(self, dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
@@ -53,7 +60,12 @@ class DetrDecoderLayer(nn.Module):
 
 
 class DetrDecoder(nn.Module):
-    """A stack of layers; one norm for the outputs of all of them."""
+    """A stack of layers; one norm for the outputs of all of them.
+
+    Args:
+        num_layers: how many.
+        dim, num_heads, feedforward_dim, dropout: see :class:`DetrDecoderLayer`.
+    """
 
     def __init__(
         self, num_layers: int, dim: int, num_heads: int, feedforward_dim: int, dropout: float

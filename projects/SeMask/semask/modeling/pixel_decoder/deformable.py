@@ -70,7 +70,11 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Layers in a row."""
+    """Layers in a row.
+
+    Args:
+        layers: in their order.
+    """
 
     def __init__(self, layers: Sequence[EncoderLayer]) -> None:
         super().__init__()
