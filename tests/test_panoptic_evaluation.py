@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic_separated
 from PIL import Image
 
 from odd_files import open_with_ascii
 from semask import load_config
 from semask.engine import Trainer
+from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.evaluation.panoptic_evaluator import (
     PANOPTIC_FILE,
     PREDICTIONS_FILE,
     PanopticEvaluator,
 )
 from semask.evaluation.panoptic_truth import PanopticTruth
+from semask.report.panoptic import write_panoptic_report
+from semask.utils.files import read_json
 from tiny_instances import SIDE, SMALL_MODEL, flat, two_boxes, write_dataset
 from tiny_panoptic import IDS, two_boxes_on_stuff, write_panoptic
 
@@ -161,6 +164,38 @@ def test_maps_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert results["panoptic_seg"]["PQ-Himmel über"] == pytest.approx(100)
     written = json.loads((tmp_path / "out" / PREDICTIONS_FILE).read_text(encoding="utf-8"))
     assert len({entry["file_name"] for entry in written["annotations"]}) == 2
+
+
+def test_a_report_reads_each_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many classes there are."""
+    ids, entries = two_boxes_on_stuff()
+    path = write_panoptic(tmp_path, [ids], [entries])
+    DatasetCatalog.register("own", list)
+    MetadataCatalog.get("own").set(
+        panoptic_json=str(path), panoptic_root=str(tmp_path / "panoptic"), **IDS
+    )
+    evaluator = PanopticEvaluator("own", str(tmp_path / "out"))
+    evaluator.process(
+        [{"image_id": 0, "file_name": "0.png"}], [{"panoptic_seg": (torch.from_numpy(ids * 0), [])}]
+    )
+    evaluator.evaluate()
+    assert capsys.readouterr().out == ""
+    results = {"segm": {"AP": 40.0, "AP-light": 61.5}, "bbox": {"AP": 50.0}}
+    (tmp_path / "out" / RESULT_FILE).write_text(json.dumps({"dataset": "own", "results": results}))
+    read: list[str] = []
+
+    def counted(path: str) -> Any:
+        read.append(path)
+        return read_json(path)
+
+    monkeypatch.setattr("semask.report.panoptic.read_json", counted)
+    page = write_panoptic_report(
+        torch.nn.Module(), "own", dict, str(tmp_path / "out"), num_images=0
+    )
+    assert read == [str(tmp_path / "out" / RESULT_FILE)]
+    assert "61.5" in Path(page).read_text(encoding="utf-8")
 
 
 def test_without_any_segment_nothing_is_defined(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_confusion_of_many_classes_stays_small() -> None:
 
 
 def test_bars_say_what_they_are() -> None:
-    text = report_charts.spread_chart(np.array([0, 3, 1, 0]))
+    text = report_charts.score_histogram(np.array([0, 3, 1, 0]))
     chart = ET.fromstring(text)
     titles = [element.text for element in chart.iter("title")]
     assert titles[0] == "Images by their mIoU"
@@ -41,7 +41,7 @@ def test_bars_say_what_they_are() -> None:
     assert len(titles) == 5
     labels = [element.text for element in chart.iter("text")]
     assert {"0", "20", "100", "3", "images", "mIoU of the image, percent"} <= set(labels)
-    assert text == report_charts.spread_chart(np.array([0, 3, 1, 0]))
+    assert text == report_charts.score_histogram(np.array([0, 3, 1, 0]))
 
 
 def test_reliability_of_each_range_of_confidence() -> None:
@@ -65,7 +65,7 @@ def test_text_is_legible_on_a_phone() -> None:
     """At a width of 360 pixels, in which wide matrices scroll."""
     curve = CalibrationCurve(np.array([1, 1]), np.array([1, 0]), np.array([0.4, 0.9]))
     shares = np.eye(60)
-    charts = [report_charts.spread_chart(np.ones(20)), report_charts.reliability_chart(curve)]
+    charts = [report_charts.score_histogram(np.ones(20)), report_charts.reliability_chart(curve)]
     charts += [
         report_charts.confusion_chart(shares[:count, :count], ["a name"] * count)
         for count in (2, 14, 40, 60)

@@ -25,6 +25,9 @@ _NEEDS_CONFIG = " The weights of a network of timm need --config, a model with t
 # Names of the classifiers in timm and transformers.
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "norm.", "norm_pre.")
 
+# Last parts of the names of buffers that are computed from the architecture.
+_COMPUTED = ("relative_position_index", "attn_mask")
+
 
 def run(args: argparse.Namespace) -> int:
     """Convert the file and print a summary; returns the exit status."""
@@ -73,32 +76,13 @@ def convert(
     content = read_checkpoint(source, allow_pickle=allow_pickle)
     weights: dict[str, Tensor] = _averaged(source, content) if ema else content["model"]
     model = _build(config, opts) if config is not None else None
-    encoder = encoder_weights(weights, model) if model is not None else None
-    try:
-        converted, kind = (
-            (encoder, CheckpointKind.ENCODER) if encoder else convert_state_dict(weights)
-        )
-    except UnknownNamesError as error:
-        raise CheckpointError(
-            f"Checkpoint '{source}': {error}{'' if model else _NEEDS_CONFIG}"
-        ) from error
-    except CheckpointError as error:
-        raise CheckpointError(f"Checkpoint '{source}': {error}") from error
-    bare = kind is CheckpointKind.NATIVE and not any("backbone." in name for name in converted)
-    if bare and model is None:
-        raise CheckpointError(
-            f"Checkpoint '{source}' is not a model of this project, but may be an encoder."
-            f"{_NEEDS_CONFIG}"
-        )
-    left_out: dict[str, list[str]] = {"entries besides the weights": sorted({*content} - {"model"})}
-    if kind is CheckpointKind.IMAGENET_SWIN:
-        classifier = [name for name in converted if not name.startswith("backbone.")]
-        converted = {name: value for name, value in converted.items() if name not in classifier}
-        left_out["the classifier"] = classifier
-    elif kind is CheckpointKind.ENCODER:
-        left_out["the classifier"] = [n for n in weights if n.startswith(_CLASSIFIERS)]
-    computed = [name for name in weights if name.endswith(("relative_position_index", "attn_mask"))]
-    left_out["buffers that the model computes"] = computed
+    converted, kind = _converted(weights, model, source)
+    left_out = {
+        "entries besides the weights": sorted({*content} - {"model"}),
+        "the classifier": _classifier(kind, converted, weights),
+        "buffers that the model computes": [name for name in weights if name.endswith(_COMPUTED)],
+    }
+    converted = {k: v for k, v in converted.items() if k not in left_out["the classifier"]}
     if model is not None:
         SeMaskCheckpointer(model).check_weights(converted, source)
     write_checkpoint(target, {"model": converted})
@@ -109,6 +93,49 @@ def convert(
         if names
     ]
     return "\n".join(lines)
+
+
+def _converted(
+    weights: Mapping[str, Tensor], model: nn.Module | None, source: str
+) -> tuple[dict[str, Tensor], CheckpointKind]:
+    """The weights with this project's names, and their kind.
+
+    Args:
+        weights: of the source.
+        model: of the config, if one was given.
+        source: named in errors.
+
+    Raises:
+        CheckpointError: the names are not known.
+    """
+    encoder = encoder_weights(weights, model) if model is not None else None
+    if encoder:
+        return encoder, CheckpointKind.ENCODER
+    try:
+        converted, kind = convert_state_dict(weights)
+    except UnknownNamesError as error:
+        hint = "" if model else _NEEDS_CONFIG
+        raise CheckpointError(f"Checkpoint '{source}': {error}{hint}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"Checkpoint '{source}': {error}") from error
+    bare = kind is CheckpointKind.NATIVE and not any("backbone." in name for name in converted)
+    if bare and model is None:
+        raise CheckpointError(
+            f"Checkpoint '{source}' is not a model of this project, but may be an encoder."
+            f"{_NEEDS_CONFIG}"
+        )
+    return converted, kind
+
+
+def _classifier(
+    kind: CheckpointKind, converted: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> list[str]:
+    """The names of an ImageNet classifier, which no model has."""
+    if kind is CheckpointKind.IMAGENET_SWIN:
+        return [name for name in converted if not name.startswith("backbone.")]
+    if kind is CheckpointKind.ENCODER:
+        return [name for name in weights if name.startswith(_CLASSIFIERS)]
+    return []
 
 
 def _averaged(source: str, content: Mapping[str, Any]) -> dict[str, Tensor]:

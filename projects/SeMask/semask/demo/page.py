@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +174,19 @@ _CSS = """
 """
 
 
-def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float) -> Any:
-    """Build the components and connect their events."""
+def _handlers(
+    demo: Demo, folder: Path, max_size: int
+) -> tuple[Callable[..., list[Any]], Callable[..., Any]]:
+    """The functions that answer an upload, and a moved slider.
+
+    Args:
+        demo: the model.
+        folder: the parent of gradio's folders.
+        max_size: maximum size of an upload, in bytes.
+    """
     import gradio as gr  # optional dependency, reads the environment on import
 
-    templates = template_environment("semask.demo")
     model = threading.Lock()
-
-    def text(name: str, **values: Any) -> str:
-        return templates.get_template(name).render(values)
 
     def upload(
         file: dict[str, Any] | None,
@@ -219,6 +223,19 @@ def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float)
         if answer is None or answer.prediction is None:
             return gr.skip()
         return demo.render(answer.prediction, answer.name, min_score=score).html
+
+    return upload, draw
+
+
+def _page(demo: Demo, folder: Path, facts: str, max_size: int, min_score: float) -> Any:
+    """Build the components and connect their events."""
+    import gradio as gr  # optional dependency, reads the environment on import
+
+    upload, draw = _handlers(demo, folder, max_size)
+    templates = template_environment("semask.demo")
+
+    def text(name: str, **values: Any) -> str:
+        return templates.get_template(name).render(values)
 
     with gr.Blocks(
         title="SeMask",

@@ -277,9 +277,3 @@ def ranked(images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The images with scores, lowest mIoU first; ties by pixel accuracy, then by name."""
     scored = [image for image in images if image["mIoU"] is not None]
     return sorted(scored, key=lambda image: (image["mIoU"], image["pACC"], image["file_name"]))
-
-
-def spread(images: Sequence[dict[str, Any]], num_bins: int = 20) -> np.ndarray:
-    """Number of images in each of ``num_bins`` equal ranges of mIoU from 0 to 100 percent."""
-    values = [image["mIoU"] for image in ranked(images)]
-    return np.histogram(values, bins=num_bins, range=(0, 100))[0]

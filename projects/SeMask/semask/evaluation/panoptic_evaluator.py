@@ -1,5 +1,6 @@
 """Panoptic quality computed by hotcoco, with counts for every image and class."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -313,4 +314,5 @@ def _pq_compute(
             }
             with replacing(path) as file:
                 file.write(json.dumps(numbered).encode())
-        return dict(pq_compute(paths[0], paths[1], truth_folder, found_folder))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a table
+            return dict(pq_compute(paths[0], paths[1], truth_folder, found_folder))

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from semask.evaluation.calibration import CalibrationCurve
-from semask.report.page import percent, render, shortened
+from semask.report.page import percent, render, truncated
 
 if TYPE_CHECKING:
     from matplotlib.container import BarContainer
@@ -123,7 +123,7 @@ def reliability_chart(curve: CalibrationCurve) -> Markup:
 
 
 @_styled
-def spread_chart(counts: np.ndarray, score: str = "mIoU") -> Markup:
+def score_histogram(counts: np.ndarray, score: str = "mIoU") -> Markup:
     """A histogram of the images' scores.
 
     Args:
@@ -147,7 +147,7 @@ def spread_chart(counts: np.ndarray, score: str = "mIoU") -> Markup:
     return _inline(figure, f"Images by their {score}", _titles([bars], labels), max_width=520)
 
 
-def spread_values(images: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+def histogram_values(images: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """Template values: the histogram of the images' scores, and the number of unscored images.
 
     Args:
@@ -156,7 +156,7 @@ def spread_values(images: Sequence[Mapping[str, Any]], metric: str) -> dict[str,
     """
     scores = [image[metric] for image in images if image[metric] is not None]
     counts = np.histogram(scores, bins=20, range=(0, 100))[0]
-    return {"spread": spread_chart(counts, metric), "unscored": len(images) - len(scores)}
+    return {"histogram": score_histogram(counts, metric), "unscored": len(images) - len(scores)}
 
 
 def confusion_chart(shares: np.ndarray, names: Sequence[str]) -> Markup:
@@ -185,7 +185,7 @@ def confusion_chart(shares: np.ndarray, names: Sequence[str]) -> Markup:
             "height": top + side + 30,
             "cells": _cells(shares, names),
             "levels": [],
-            "labels": [(index, shortened(name)) for index, name in enumerate(names)],
+            "labels": [(index, truncated(name)) for index, name in enumerate(names)],
             "turned": True,
         }
     return Markup(render("matrix.svg.j2", ground=shade(0), **values))

@@ -31,7 +31,7 @@ from semask.inference.model_outputs import (
     prior_strides_of,
     stuff_classes_of,
 )
-from semask.report.charts import spread_values
+from semask.report.charts import histogram_values
 from semask.report.page import (
     defined,
     modification_date,
@@ -106,7 +106,7 @@ def write_instance_report(
         tiles=_tiles(results),
         tasks=tasks,
         categories=_category_rows(results, document["categories"]),
-        **spread_values(images, "F1"),
+        **histogram_values(images, "F1"),
         worst=worst,
         best=best,
     )
@@ -199,14 +199,7 @@ def show_instances(
             size,
         ),
     )
-    priors: tuple[Picture, ...] = ()
-    legend: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    if output.get("priors"):
-        number = next(iter(output["priors"].values())).shape[0]
-        classes, colors = prior_classes_of(dataset_name, number)
-        truth = _prior_truth(record, image.shape[:2], number, dataset_name, masks=masks)
-        priors = prior_pictures(output, prior_strides_of(model), truth, classes, colors)
-        legend = tuple(zip(classes, map(tuple, colors.tolist()), strict=True))
+    priors, legend = _priors(model, output, record, image.shape[:2], dataset_name, masks=masks)
     return ShownImage(
         name=os.path.basename(record["file_name"]),
         scores=dict(scores),
@@ -218,6 +211,25 @@ def show_instances(
             model, inputs, image, functools.partial(_query_classes, dataset_name)
         ),
     )
+
+
+def _priors(
+    model: nn.Module,
+    output: Mapping[str, Any],
+    record: Mapping[str, Any],
+    size: tuple[int, ...],
+    dataset_name: str,
+    *,
+    masks: bool,
+) -> tuple[tuple[Picture, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
+    """The pictures of the priors, and names and colours of their classes."""
+    if not output.get("priors"):
+        return (), ()
+    number = next(iter(output["priors"].values())).shape[0]
+    classes, colors = prior_classes_of(dataset_name, number)
+    truth = _prior_truth(record, size, number, dataset_name, masks=masks)
+    pictures = prior_pictures(output, prior_strides_of(model), truth, classes, colors)
+    return pictures, tuple(zip(classes, map(tuple, colors.tolist()), strict=True))
 
 
 def _query_classes(dataset_name: str, number: int) -> tuple[Sequence[str], np.ndarray]:

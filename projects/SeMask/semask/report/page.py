@@ -143,7 +143,7 @@ def number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
 
 
-def shortened(name: str, length: int = 26) -> str:
+def truncated(name: str, length: int = 26) -> str:
     """A name, truncated with an ellipsis if it is too long."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
@@ -165,7 +165,7 @@ def template_environment(package: str) -> Environment:
         "percent": percent,
         "number": number,
         "pluralize": pluralize,
-        "shortened": shortened,
+        "truncated": truncated,
     }
     environment.tests |= {"nan": math.isnan}
     return environment

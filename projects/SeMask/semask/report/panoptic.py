@@ -31,7 +31,7 @@ from semask.inference.model_outputs import (
     stuff_classes_of,
 )
 from semask.ops.lazy_scores import LazyScores
-from semask.report.charts import spread_values
+from semask.report.charts import histogram_values
 from semask.report.page import (
     defined,
     modification_date,
@@ -87,20 +87,22 @@ def write_panoptic_report(
     document = read_evaluation(source, dataset_name, ("images", "classes"))
     images: list[dict[str, Any]] = document["images"]
     groups = worst_and_best_records(document, "PQ", num_images, dataset_name, source)
+    truth = PanopticTruth(dataset_name)
     with evaluating(model) as model:
         worst, best = (
             [
-                show_segments(model, record, image, mapper, dataset_name=dataset_name)
+                show_segments(model, record, image, mapper, dataset_name=dataset_name, truth=truth)
                 for record, image in group
             ]
             for group in groups
         )
     results = {key: defined(value) for key, value in document["results"].items()}
+    beside = {file: _results(folder, file, dataset_name) for file in {row[0] for row in _BESIDE}}
     classes = [
         {
             **row,
             **{key: defined(row[key]) for key in ("PQ", "SQ", "RQ")},
-            "AP": _result(folder, RESULT_FILE, dataset_name, ("segm", f"AP-{row['name']}")),
+            "AP": _result(beside[RESULT_FILE], ("segm", f"AP-{row['name']}")),
         }
         for row in document["classes"]
     ]
@@ -120,7 +122,7 @@ def write_panoptic_report(
             *(
                 (name, value, words)
                 for file, place, name, words in _BESIDE
-                if (value := _result(folder, file, dataset_name, place)) is not None
+                if (value := _result(beside[file], place)) is not None
             ),
         ],
         results=results,
@@ -128,7 +130,7 @@ def write_panoptic_report(
             (name, key, _best_first(classes, isthing=isthing))
             for name, key, isthing in (("Things", "PQ_th", True), ("Stuff", "PQ_st", False))
         ],
-        **spread_values(images, "PQ"),
+        **histogram_values(images, "PQ"),
         worst=worst,
         best=best,
     )
@@ -140,13 +142,19 @@ def _best_first(classes: Sequence[Mapping[str, Any]], *, isthing: bool) -> list[
     return sorted(chosen, key=lambda row: -np.nan_to_num(row["PQ"], nan=-1))
 
 
-def _result(folder: str, file: str, dataset_name: str, place: Sequence[str]) -> float | None:
-    """A result of an evaluation of the same dataset; None if there is none."""
+def _results(folder: str, file: str, dataset_name: str) -> Mapping[str, Any]:
+    """The results of another evaluation of the same dataset; empty if there is none."""
     path = os.path.join(folder, file)
     document = read_json(path) if os.path.isfile(path) else {}
-    if document.get("dataset") != dataset_name:
-        return None
-    value: Any = document["results"]
+    results: Mapping[str, Any] = (
+        document["results"] if document.get("dataset") == dataset_name else {}
+    )
+    return results
+
+
+def _result(results: Mapping[str, Any], place: Sequence[str]) -> float | None:
+    """The result with these keys; None if there is none."""
+    value: Any = results
     for key in place:
         if key not in value:
             return None
@@ -161,6 +169,7 @@ def show_segments(
     mapper: Mapper,
     *,
     dataset_name: str,
+    truth: PanopticTruth,
 ) -> ShownImage:
     """Predict one image again and draw it.
 
@@ -170,50 +179,34 @@ def show_segments(
         scores: of the evaluation.
         mapper: turns a dataset dict into the model's input.
         dataset_name: the registered dataset.
+        truth: of the dataset.
 
     Raises:
         DataError: a file cannot be read.
     """
     image = reader_of(mapper).read_picture(record["file_name"])
     metadata = MetadataCatalog.get(dataset_name)
-    truth = PanopticTruth(dataset_name)
     truth_ids, truth_segments, _ = truth.of_image(record["image_id"])
     inputs = mapper(copy.deepcopy(dict(record)))
     output = predict_instances(model, inputs, priors=True)
     found_ids, descriptions = output["panoptic_seg"]
     found_ids, found = found_ids.cpu().numpy(), found_segments(descriptions, metadata)
-    size = fitting(image.shape[1], image.shape[0])
     colors = _stuff_colors(truth)
-
-    def drawn(ids: np.ndarray, segments: Mapping[int, Segment]) -> np.ndarray:
-        shown = {
-            number: DrawnSegment(
-                truth.categories[segment.category]["name"], colors.get(segment.category)
-            )
-            for number, segment in segments.items()
-            if not segment.crowd
-        }
-        return draw_segments(image, ids, shown)
-
-    errors = pale(image)
-    matching = match_segments(truth_ids, truth_segments, found_ids, found)
-    for number in matching.false:
-        mark(errors, found_ids == number, NOT_THERE)
-    for number in matching.missed:
-        mark(errors, truth_ids == number, WRONG)
+    drawn = _drawn(image, truth_ids, truth_segments, truth, colors)
+    size = fitting(image.shape[1], image.shape[0])
     pictures = (
         photograph("Image", "The photograph", image, size),
+        photograph("Ground truth", f"{scores['segments']} segments", drawn, size),
         photograph(
-            "Ground truth",
-            f"{scores['segments']} segments",
-            drawn(truth_ids, truth_segments),
+            "Prediction",
+            f"{len(found)} segments",
+            _drawn(image, found_ids, found, truth, colors),
             size,
         ),
-        photograph("Prediction", f"{len(found)} segments", drawn(found_ids, found), size),
         photograph(
             "Errors",
             f"{scores['missed']} missed segments in orange, {scores['false']} false ones in blue",
-            errors.astype(np.uint8),
+            _error_picture(image, truth_ids, truth_segments, found_ids, found),
             size,
         ),
     )
@@ -221,24 +214,53 @@ def show_segments(
     number = next(iter(priors.values())).shape[0] if priors else 0
     names, prior_colors = prior_classes_of(dataset_name, number)
     semantic = _semantic(truth_ids, truth_segments, metadata, number)
+    shown = {segment.category for segment in (*truth_segments.values(), *found.values())}
     return ShownImage(
         name=os.path.basename(record["file_name"]),
         scores=dict(scores),
         size=size,
         pictures=pictures,
         priors=prior_pictures(output, prior_strides_of(model), semantic, names, prior_colors),
-        legend=_legend(
-            truth,
-            colors,
-            {each.category for each in (*truth_segments.values(), *found.values())},
-            names,
-            prior_colors,
-            output.get("prior"),
-        ),
+        legend=_legend(truth, colors, shown, names, prior_colors, output.get("prior")),
         queries=query_pictures(
             model, inputs, image, functools.partial(stuff_classes_of, dataset_name)
         ),
     )
+
+
+def _drawn(
+    image: np.ndarray,
+    ids: np.ndarray,
+    segments: Mapping[int, Segment],
+    truth: PanopticTruth,
+    colors: Mapping[int, tuple[int, ...]],
+) -> np.ndarray:
+    """The image with its segments: stuff in its colours, each thing in one of its own."""
+    shown = {
+        number: DrawnSegment(
+            truth.categories[segment.category]["name"], colors.get(segment.category)
+        )
+        for number, segment in segments.items()
+        if not segment.crowd
+    }
+    return draw_segments(image, ids, shown)
+
+
+def _error_picture(
+    image: np.ndarray,
+    truth_ids: np.ndarray,
+    truth: Mapping[int, Segment],
+    found_ids: np.ndarray,
+    found: Mapping[int, Segment],
+) -> np.ndarray:
+    """The pale photograph with missed and false segments."""
+    picture = pale(image)
+    matching = match_segments(truth_ids, truth, found_ids, found)
+    for number in matching.false:
+        mark(picture, found_ids == number, NOT_THERE)
+    for number in matching.missed:
+        mark(picture, truth_ids == number, WRONG)
+    return picture.astype(np.uint8)
 
 
 def _stuff_colors(truth: PanopticTruth) -> dict[int, tuple[int, ...]]:

@@ -111,36 +111,33 @@ def show_image(
             f"Image '{record['file_name']}', its label map and the prediction differ in size: "
             f"{image.shape[:2]}, {label.shape} and {prediction.shape} (height, width)."
         )
-    valid = label != ignore_label
-    truth = np.where(valid, label.astype(np.int64), -1)
+    truth = np.where(label == ignore_label, -1, label.astype(np.int64))
     size = fitting(image.shape[1], image.shape[0])
-    wrong = valid & (prediction != label)
-    share = wrong.sum() / max(valid.sum(), 1)
-    pictures = (
-        photograph("Image", "The photograph", image, size),
-        class_picture("Ground truth", truth, class_names, colors),
-        class_picture("Prediction", prediction, class_names, colors),
-        Picture(
-            "Errors",
-            f"Wrong pixels in orange: {100 * share:.1f} % of labelled pixels",
-            data_uri(_error_map(image, wrong, valid, size), "JPEG"),
-            is_map=False,
-        ),
-    )
-    priors = prior_pictures(output, prior_strides_of(model), truth, class_names, colors)
-    pixels = np.bincount(
-        np.concatenate([truth[valid], prediction.ravel()]), minlength=len(class_names)
-    )
-    seen = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
     return ShownImage(
         name=os.path.basename(record["file_name"]),
         scores=dict(scores),
         size=size,
-        pictures=pictures,
-        priors=priors,
-        legend=tuple((class_names[index], tuple(colors[index].tolist())) for index in seen),
+        pictures=(
+            photograph("Image", "The photograph", image, size),
+            class_picture("Ground truth", truth, class_names, colors),
+            class_picture("Prediction", prediction, class_names, colors),
+            _error_picture(image, truth, prediction, size),
+        ),
+        priors=prior_pictures(output, prior_strides_of(model), truth, class_names, colors),
+        legend=_legend(truth, prediction, class_names, colors),
         queries=query_pictures(model, inputs, image, lambda _: (class_names, colors)),
     )
+
+
+def _legend(
+    truth: np.ndarray, prediction: np.ndarray, names: Sequence[str], colors: np.ndarray
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and colours of the classes in both maps, most frequent first."""
+    pixels = np.bincount(
+        np.concatenate([truth[truth >= 0], prediction.ravel()]), minlength=len(names)
+    )
+    seen = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+    return tuple((names[index], tuple(colors[index].tolist())) for index in seen)
 
 
 def photograph(title: str, alt: str, pixels: np.ndarray, size: tuple[int, int]) -> Picture:
@@ -261,17 +258,28 @@ def fitting(width: int, height: int, box: tuple[int, int] = BOX) -> tuple[int, i
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _error_map(
-    image: np.ndarray, wrong: np.ndarray, valid: np.ndarray, size: tuple[int, int]
-) -> Image.Image:
-    """The pale photograph with wrong pixels in orange and ignored pixels hatched."""
+def _error_picture(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, size: tuple[int, int]
+) -> Picture:
+    """The pale photograph with wrong pixels in orange and ignored pixels hatched.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        truth: (H, W) class of each pixel, -1 = ignored.
+        prediction: (H, W) classes.
+        size: (width, height) of the picture.
+    """
+    valid = truth >= 0
+    wrong = valid & (prediction != truth)
     ground = pale(image)
     ground[wrong] = 0.12 * ground[wrong] + 0.88 * np.array(WRONG)
     picture = resized(ground, size)
     if not valid.all():
         ignored = Image.fromarray((~valid).astype(np.uint8) * 255)
         picture.paste(hatching(size), mask=ignored.resize(size, Image.Resampling.NEAREST))
-    return picture
+    share = wrong.sum() / max(valid.sum(), 1)
+    alt = f"Wrong pixels in orange: {100 * share:.1f} % of labelled pixels"
+    return Picture("Errors", alt, data_uri(picture, "JPEG"), is_map=False)
 
 
 def agreement(classes: np.ndarray, truth: np.ndarray) -> str:

@@ -20,7 +20,6 @@ from semask.evaluation.confusion import (
     ImageScores,
     mean_iou_of_labelled_classes,
     ranked,
-    spread,
 )
 from semask.evaluation.metric import Metric
 from semask.evaluation.sem_seg_evaluator import RESULT_FILE
@@ -29,9 +28,9 @@ from semask.report.charts import (
     NAMED_CLASSES,
     SHADES,
     confusion_chart,
+    histogram_values,
     reliability_chart,
     shade_position,
-    spread_chart,
 )
 from semask.report.page import (
     defined,
@@ -40,7 +39,7 @@ from semask.report.page import (
     worst_and_best,
     write_page,
 )
-from semask.report.pictures import ShownImage, show_image
+from semask.report.pictures import show_image
 from semask.utils.palette import class_colors
 
 # With more classes the confusion matrix is too wide to be read beside another column.
@@ -92,11 +91,10 @@ def write_report(
     names: list[str] = document["class_names"]
     metadata = MetadataCatalog.get(dataset_name)
     colors = class_colors(len(names), metadata.get("stuff_colors"))
-    worst, best = worst_and_best(ranked(document["images"]), num_images)
+    records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
     with evaluating(model) as model:
-
-        def shown(images: Sequence[Mapping[str, Any]]) -> list[ShownImage]:
-            return [
+        worst, best = (
+            [
                 show_image(
                     model,
                     _record(records, image["file_name"], source),
@@ -106,11 +104,10 @@ def write_report(
                     colors=colors,
                     ignore_label=document["ignore_label"],
                 )
-                for image in images
+                for image in group
             ]
-
-        records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
-        pictures = shown(worst), shown(best)
+            for group in worst_and_best(ranked(document["images"]), num_images)
+        )
         score_kind = score_kind_of(model)
     matrix = np.array(document["confusion_matrix"], dtype=np.int64)
     metrics = {key: defined(value) for key, value in document["results"].items()}
@@ -128,10 +125,9 @@ def write_report(
         numbered=len(names) > NAMED_CLASSES,
         **_class_values(matrix, metrics, names, colors),
         **_confusion_values(matrix, names, colors),
-        spread=spread_chart(spread(document["images"])),
-        unscored=sum(image["mIoU"] is None for image in document["images"]),
-        worst=pictures[0],
-        best=pictures[1],
+        **histogram_values(document["images"], "mIoU"),
+        worst=worst,
+        best=best,
         score_kind=score_kind,
         **_calibration_values(curve),
     )
