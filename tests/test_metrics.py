@@ -35,6 +35,7 @@ from semask.evaluation import (
     SemSegConfusionEvaluator,
     confusion_matrix,
 )
+from semask.evaluation.calibration import NUM_BINS
 from semask.evaluation.confusion import ranked
 from semask.modeling.heads import ScoreKind
 from semask.ops.lazy_scores import lazy
@@ -84,7 +85,7 @@ def curve_of(*parts: Calibration) -> CalibrationCurve:
 
 
 def test_calibration_equals_a_direct_computation() -> None:
-    part = Calibration(num_bins=10)
+    part = Calibration()
     confidences, right = [], []
     for seed in range(3):
         image = random_image(seed)
@@ -94,11 +95,11 @@ def test_calibration_equals_a_direct_computation() -> None:
         confidences.append(probabilities[valid].numpy())
         right.append((image.prediction == image.label)[valid].numpy())
     confident, correct = np.concatenate(confidences), np.concatenate(right)
-    bins = np.ceil(confident * 10).astype(int) - 1
+    bins = np.ceil(confident * NUM_BINS).astype(int) - 1
     curve = curve_of(part)
     assert curve.pixels.sum() == correct.size
     expected = 0.0
-    for index in range(10):
+    for index in range(NUM_BINS):
         inside = bins == index
         assert curve.pixels[index] == pytest.approx(inside.sum(), abs=2)
         if inside.sum() > 50:
@@ -112,17 +113,18 @@ def test_calibration_equals_a_direct_computation() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    """Three pixels at 0.55, two of them right; one at 1, wrong; one ignored."""
-    first = torch.tensor([0.55, 0.55, 0.55, 1.0, 0.9])
+    """Three pixels at 0.57, two of them right; one at 1, wrong; one ignored."""
+    first = torch.tensor([0.57, 0.57, 0.57, 1.0, 0.9])
     scores = torch.stack([first, 1 - first])[:, None]
     label = np.array([[0, 0, 1, 1, IGNORE]], dtype=np.uint8)
-    part = Calibration(num_bins=5)
+    part = Calibration()
     part.process(evaluated(scores, label, kind="probabilities"))
     curve = curve_of(part)
-    assert curve.pixels.tolist() == [0, 0, 3, 0, 1]
-    assert curve.correct.tolist() == [0, 0, 2, 0, 0]
-    assert curve.confidence == pytest.approx([0, 0, 1.65, 0, 1], abs=1e-5)
-    assert curve.expected_calibration_error == pytest.approx((0.35 + 1) / 4, abs=1e-5)
+    assert {index: n for index, n in enumerate(curve.pixels) if n} == {11: 3, NUM_BINS - 1: 1}
+    assert {index: n for index, n in enumerate(curve.correct) if n} == {11: 2}
+    assert curve.confidence[[11, -1]] == pytest.approx([1.71, 1], abs=1e-5)
+    assert curve.confidence.sum() == pytest.approx(2.71, abs=1e-5)
+    assert curve.expected_calibration_error == pytest.approx((0.29 + 1) / 4, abs=1e-5)
     assert np.isnan(curve.accuracy[0])
 
 

@@ -27,6 +27,8 @@ COLORS = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]], dtype=np.uint8)
 HEIGHT, WIDTH = 40, 50
 SCALE = 8  # both fit exactly: 40 * 8 = 320, 50 * 8 = 400
 TOP = drawing.MARGIN + drawing.TITLE_SIZE + drawing.GAP
+LEGEND = drawing.SWATCH + drawing.GAP + drawing.MARGIN  # in one line
+CLASSES: dict[str, Any] = {"colors": COLORS, "class_names": ["a", "b", "c"]}
 
 
 def label_map() -> np.ndarray:
@@ -102,10 +104,10 @@ def test_size_and_colours_of_a_row() -> None:
     prediction = np.full((HEIGHT, WIDTH), 1)
     prior = np.array([[0, 1]])  # any size is stretched
     panel = Panel(image, label_map(), prediction, prior)
-    row = compose_panels([panel], colors=COLORS, ignore_label=255)
+    row = compose_panels([panel], **CLASSES, ignore_label=255)
     assert row.dtype == np.uint8
     assert row.shape == (
-        TOP + HEIGHT * SCALE + drawing.MARGIN,
+        TOP + HEIGHT * SCALE + drawing.MARGIN + LEGEND,
         2 * drawing.MARGIN + 4 * WIDTH * SCALE + 3 * drawing.GAP,
         3,
     )
@@ -130,7 +132,7 @@ def test_size_and_colours_of_a_row() -> None:
 def test_ignored_is_a_matter_of_the_label_alone() -> None:
     label = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     panel = Panel(np.zeros((HEIGHT, WIDTH, 3), np.uint8), label, label)
-    row = compose_panels([panel], colors=COLORS, ignore_label=0)
+    row = compose_panels([panel], **CLASSES, ignore_label=0)
     assert not (column(row, 1) == COLORS[0]).all(axis=-1).any()
     assert (column(row, 2) == COLORS[0]).all()
 
@@ -140,17 +142,12 @@ def test_large_images_shrink_and_rows_share_columns() -> None:
         label = np.zeros((height, width), dtype=np.uint8)
         return Panel(np.zeros((height, width, 3), dtype=np.uint8), label, label, caption="a name")
 
-    wide = compose_panels([panel(512, 1024)], colors=COLORS, ignore_label=255)
+    wide = compose_panels([panel(512, 1024)], **CLASSES, ignore_label=255)
     assert wide.shape[1] == 2 * drawing.MARGIN + 3 * drawing.MAP_BOX[0] + 2 * drawing.GAP
     assert (column(wide, 1, drawing.MAP_BOX[0])[:200] == COLORS[0]).all()
-    both = compose_panels([panel(512, 1024), panel(64, 32)], colors=COLORS, ignore_label=255)
+    both = compose_panels([panel(512, 1024), panel(64, 32)], **CLASSES, ignore_label=255)
     assert both.shape[1] == wide.shape[1]
-    legend = compose_panels(
-        [panel(512, 1024)], colors=COLORS, ignore_label=255, class_names=["a", "b", "c"]
-    )
-    assert legend.shape[1] == wide.shape[1]
-    assert legend.shape[0] > wide.shape[0]
-    shown = {tuple(pixel) for pixel in legend[wide.shape[0] - drawing.MARGIN :].reshape(-1, 3)}
+    shown = {tuple(pixel) for pixel in wide[-LEGEND:].reshape(-1, 3)}
     assert {tuple(color) for color in COLORS} <= shown
 
 

@@ -9,6 +9,7 @@ import torch
 
 from semask.evaluation.metric import EvaluatedImage, Metric, MetricResult
 
+# Bins of equal width between 0 and 1.
 NUM_BINS = 20
 # Confidences are rounded to a multiple of this and added up as integers, so that the sum does not
 # depend on the order of the images or the number of processes.
@@ -57,10 +58,9 @@ class CalibrationCurve:
     def from_document(cls, document: Mapping[str, Any]) -> "CalibrationCurve":
         """Read the entry "calibration" of an evaluation's result file."""
         return cls(
-            *(
-                np.array(document[key], dtype=np.float64)
-                for key in ("pixels", "correct", "confidence")
-            )
+            pixels=np.array(document["pixels"], np.float64),
+            correct=np.array(document["correct"], np.float64),
+            confidence=np.array(document["confidence"], np.float64),
         )
 
     def _per_pixel(self, values: np.ndarray) -> np.ndarray:
@@ -73,17 +73,12 @@ class Calibration(Metric):
 
     needs_confidence = True
 
-    def __init__(self, num_bins: int = NUM_BINS) -> None:
-        """
-        Args:
-            num_bins: number of bins of equal width between 0 and 1.
-        """
-        self._num_bins = num_bins
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """See ``Metric``."""
-        self._counts = torch.zeros((3, self._num_bins), dtype=torch.int64)
+        self._counts = torch.zeros((3, NUM_BINS), dtype=torch.int64)
 
     def process(self, image: EvaluatedImage) -> None:
         """Count the labelled pixels of one image."""
@@ -91,7 +86,7 @@ class Calibration(Metric):
         valid = image.label != image.ignore_label
         correct = (image.prediction == image.label)[valid].long()
         steps = (image.confidence[valid] * _STEPS).round().long().clamp(1, _STEPS)
-        bins = (steps * self._num_bins - 1) // _STEPS
+        bins = (steps * NUM_BINS - 1) // _STEPS
         self._counts = self._counts.to(bins.device)
         for row, values in enumerate((torch.ones_like(steps), correct, steps)):
             self._counts[row].scatter_add_(0, bins, values)

@@ -56,7 +56,7 @@ def compose_panels(
     *,
     colors: np.ndarray,
     ignore_label: int,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str],
 ) -> np.ndarray:
     """Compose rows of pictures, with column titles at the top and a legend at the bottom.
 
@@ -66,7 +66,7 @@ def compose_panels(
         panels: at least one.
         colors: (K, 3) uint8, RGB of each class.
         ignore_label: label value of ignored pixels (hatched).
-        class_names: the K names of the legend; None = no legend.
+        class_names: the K names of the legend.
 
     Returns:
         (height, width, 3) uint8, RGB.
@@ -84,7 +84,7 @@ def compose_panels(
         for row, panel in zip(rows, panels, strict=True)
     ]
     height = 2 * MARGIN + title_height + sum(heights) + GAP * (len(rows) - 1)
-    height += legend.height + MARGIN if legend is not None else 0
+    height += legend.height + MARGIN
     canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
 
@@ -100,8 +100,7 @@ def compose_panels(
         below = (MARGIN + indent, top + row[0].height + 3)
         write_text(draw, below, panel.caption, TEXT_SIZE, FAINT)
         top += row_height + GAP
-    if legend is not None:
-        canvas.paste(legend, (MARGIN, height - MARGIN - legend.height))
+    canvas.paste(legend, (MARGIN, height - MARGIN - legend.height))
     return np.array(canvas)
 
 
@@ -157,12 +156,10 @@ def _legend(
     panels: Sequence[Panel],
     colors: np.ndarray,
     ignore_label: int,
-    class_names: Sequence[str] | None,
+    class_names: Sequence[str],
     width: int,
-) -> Image.Image | None:
-    """Coloured squares with names, in as many columns as fit; None without class names."""
-    if class_names is None:
-        return None
+) -> Image.Image:
+    """Coloured squares with names, in as many columns as fit."""
     swatch = (SWATCH, SWATCH)
     entries = [
         (class_names[index], Image.new("RGB", swatch, tuple(int(part) for part in colors[index])))

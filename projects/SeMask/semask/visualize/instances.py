@@ -30,7 +30,6 @@ def draw_instances(
     masks: np.ndarray | Sequence[np.ndarray] | None = None,
     *,
     texts: Sequence[str] = (),
-    outlines: bool = True,
     alpha: float = 0.5,
 ) -> np.ndarray:
     """An image with instances blended over it, each in its own colour.
@@ -42,7 +41,6 @@ def draw_instances(
         texts: N labels for the boxes; () = none. A label is above the box, or inside or below it if
             another label is there. In crowded images it is left out if it is wider than the box
             or no place is free.
-        outlines: draw the boxes.
         alpha: opacity of the masks, 0 to 1; their contours are opaque.
 
     Returns:
@@ -57,10 +55,9 @@ def draw_instances(
     drawn = Image.fromarray(picture)
     draw = ImageDraw.Draw(drawn)
     rectangles = np.round(boxes).astype(int).tolist()
-    if outlines:
-        for (x0, y0, x1, y1), color in reversed(list(zip(rectangles, colors, strict=True))):
-            corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
-            draw.rectangle(corners, outline=tuple(color.tolist()))
+    for (x0, y0, x1, y1), color in reversed(list(zip(rectangles, colors, strict=True))):
+        corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+        draw.rectangle(corners, outline=tuple(color.tolist()))
     taken: list[tuple[int, int, int]] = []
     for text, (x0, y0, x1, y1) in zip(texts, rectangles, strict=False):
         width = text_width(text, _TEXT_SIZE)

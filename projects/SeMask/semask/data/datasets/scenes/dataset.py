@@ -50,14 +50,18 @@ def make_scenes(folder: str, splits: Mapping[str, int] = SPLITS) -> dict[str, li
 
     Args:
         folder: of the dataset; it need not exist.
-        splits: number of images of each split.
+        splits: number of images of each split; the keys are some of those of ``SPLITS``.
 
     Returns:
         The dataset dicts of each split.
 
     Raises:
-        DataError: the files cannot be written.
+        DataError: the files cannot be written, or there is no such split.
     """
+    if unknown := sorted({*splits} - {*SPLITS}):
+        raise DataError(
+            f"The scenes dataset has no split '{unknown[0]}': use {' or '.join(SPLITS)}."
+        )
     records = _finished(folder, splits)
     if records is None:
         try:
