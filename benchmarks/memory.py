@@ -74,7 +74,7 @@ def measured(cfg: CfgNode, images: int) -> tuple[int, int]:
 
 def _status(name: str) -> int:
     """A value in bytes from the kernel's status of this process."""
-    with open("/proc/self/status") as file:
+    with open("/proc/self/status", encoding="utf-8") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 

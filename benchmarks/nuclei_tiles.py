@@ -62,7 +62,7 @@ def cut(annotation_file: Path, images: Path, output: Path, side: int) -> dict[st
         output: folder for the tiles, as PNG files.
         side: of a tile.
     """
-    content = json.loads(annotation_file.read_text())
+    content = json.loads(annotation_file.read_text(encoding="utf-8"))
     of_image: dict[int, list[Any]] = {entry["id"]: [] for entry in content["images"]}
     for annotation in content["annotations"]:
         of_image[annotation["image_id"]].append(annotation["segmentation"])

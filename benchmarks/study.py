@@ -422,7 +422,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

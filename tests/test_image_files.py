@@ -1,5 +1,6 @@
 """The image files that are opened, and the messages about those that are refused."""
 
+import ast
 import re
 import struct
 import threading
@@ -201,3 +202,17 @@ def test_files_are_opened_in_one_place() -> None:
     for path in package.rglob("*.py"):
         for call in re.findall(r"Image\.open\([^)]*\)", path.read_text()):
             assert "formats=" in call, path
+
+
+def test_text_is_read_and_written_with_an_encoding() -> None:
+    """Not with that of the locale, which is another one on Windows."""
+    package = Path(image_files.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = ast.unparse(call.func)
+            modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+            is_text = name in ("open", "PathManager.open") and not any("b" in m for m in modes)
+            if is_text or name.endswith((".read_text", ".write_text")):
+                assert any(key.arg == "encoding" for key in call.keywords), (path, call.lineno)

@@ -118,7 +118,7 @@ def _source_page(path: Path) -> str:
     head = f"---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n# `{path.name}`\n\n`{name}`\n\n"
     if path.is_file():
         language = LANGUAGES.get(path.suffix, "text")
-        return f'{head}`````{language} linenums="1"\n{path.read_text()}\n`````\n'
+        return f'{head}`````{language} linenums="1"\n{path.read_text(encoding="utf-8")}\n`````\n'
     here = posixpath.dirname(_page_of(name))
     links = (
         (inside.name, posixpath.relpath(_page_of(inside.relative_to(ROOT).as_posix()), here))

@@ -209,7 +209,7 @@ def watched_peers(grace: float = GRACE) -> Iterator[threading.Event]:
 def _machine() -> str:
     """An identifier of the PID namespace, shared by processes that can see each other."""
     try:
-        started = Path("/proc/sys/kernel/random/boot_id").read_text()
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
         return f"{started} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux, where nothing is watched anyway
         return ""
