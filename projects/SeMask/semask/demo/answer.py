@@ -20,6 +20,7 @@ from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor
 from semask.inference.regions import Regions
 from semask.inference.video import VIDEO_EXTENSIONS, VideoReader, predict_frames
+from semask.modeling.backbone.contract import stage_of_prior
 from semask.report.page import percent, template_environment
 from semask.utils.text import pluralize
 
@@ -232,11 +233,9 @@ def problem(sentence: str) -> Answer:
 
 
 def _title(kind: str) -> str:
-    """The title for a name such as "prior2", the prior of stage 1."""
-    number = kind.removeprefix("prior")
-    if kind.startswith("prior") and number.isdecimal():
-        return f"Semantic prior of stage {int(number) - 1}"
-    return kind.capitalize()
+    """The title for a name such as "prior2"; stages are counted from 1."""
+    stage = stage_of_prior(kind)
+    return kind.capitalize() if stage is None else f"Semantic prior of stage {stage + 1}"
 
 
 def _findings(prediction: ImagePrediction, regions: Regions | None) -> list[str]:

@@ -79,6 +79,12 @@ def prior_name(stage: int) -> str:
     return f"prior{stage + 2}"
 
 
+def stage_of_prior(name: str) -> int | None:
+    """The stage of :func:`prior_name`; None for other names."""
+    number = name.removeprefix("prior")
+    return int(number) - 2 if number != name and number.isdecimal() else None
+
+
 def num_stages_for(out_features: Sequence[str], num_stages: int) -> int:
     """The number of stages to build for these features.
 
