@@ -54,11 +54,22 @@ def entry(folder: Path, height: int = 50, width: int = 81) -> dict[str, Any]:
     return {key: str(path) for key, path in paths.items()}
 
 
+@pytest.mark.parametrize("crop", [(32, 32), (24, 40)], ids=str)
+@pytest.mark.parametrize("distorted", [False, True])
 @pytest.mark.parametrize("rule", ["nearest", "nearest-exact"])
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_a_plain_computation(tmp_path: Path, rule: str, seed: int) -> None:
+def test_equals_a_plain_computation(
+    tmp_path: Path, rule: str, seed: int, distorted: bool, crop: tuple[int, int]
+) -> None:
+    """Squares, padded; and crops of another shape as for Cityscapes, which are not."""
     sample = entry(tmp_path)
-    cfg = config(LABEL_INTERPOLATION=rule, PHOTOMETRIC_DISTORTION=False)
+    side = 32 if crop == (32, 32) else 0
+    cfg = config(
+        LABEL_INTERPOLATION=rule,
+        PHOTOMETRIC_DISTORTION=distorted,
+        CROP__SIZE=list(crop),
+        SIZE_DIVISIBILITY=side or -1,
+    )
     np.random.seed(seed)
     output = MaskFormerSemanticMapper(cfg, is_train=True)(sample)
 
@@ -69,7 +80,9 @@ def test_equals_a_plain_computation(tmp_path: Path, rule: str, seed: int) -> Non
     )
     height, width = label.shape
     offset = 0.5 if rule == "nearest-exact" else 0.0
-    expected, expected_label = plain_square(image, label, offset=offset, outside=255)
+    expected, expected_label = plain_square(
+        image, label, offset=offset, outside=255, crop=crop, side=side, distorted=distorted
+    )
 
     assert output["image"].dtype == torch.uint8
     assert np.array_equal(output["image"].permute(1, 2, 0).numpy(), expected)

@@ -3,6 +3,7 @@
 The table is written out here, independently of the configuration files and of how they inherit.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.modeling import build_model
 
 from semask.config import load_config
 from semask.data import InstanceMapper
@@ -195,6 +197,10 @@ def test_model(case: tuple[CfgNode, str, Recipe]) -> None:
         assert (recipe.prior_classes or recipe.classes) == semask.NUM_CLASSES
     assert recipe.layers + (recipe.decoder != "maskformer") == former.DEC_LAYERS
     assert recipe.dropout == former.DROPOUT
+    assert former.NHEADS == 8
+    assert former.DEEP_SUPERVISION
+    assert pytest.approx((123.675, 116.28, 103.53)) == cfg.MODEL.PIXEL_MEAN
+    assert pytest.approx((58.395, 57.12, 57.375)) == cfg.MODEL.PIXEL_STD
     assert (former.TRAIN_NUM_POINTS, former.OVERSAMPLE_RATIO) == (12544, 3.0)
     assert former.IMPORTANCE_SAMPLE_RATIO == 0.75
     assert former.SIZE_DIVISIBILITY == 32
@@ -252,6 +258,7 @@ def test_input(case: tuple[CfgNode, str, Recipe]) -> None:
         else:
             assert pads == []
     assert isinstance(flip, T.RandomFlip)
+    assert (flip.prob, flip.horizontal, flip.vertical) == (0.5, True, False)
     (resize,) = build_task(cfg).build_mapper(is_train=False).augmentations.augs
     assert isinstance(resize, T.ResizeShortestEdge)
     assert {*resize.short_edge_length} == {sizes.test[0]}
@@ -264,6 +271,82 @@ def test_input(case: tuple[CfgNode, str, Recipe]) -> None:
         assert {scale.max_size for scale in scales} == {sizes.multi_scale_max}
         assert cfg.TEST.AUG.FROM_RESIZED
         assert cfg.TEST.MULTI_SCALE_FLIP
+
+
+# Of each folder and task, with the names of its two splits.
+DATASETS = {
+    ("ade20k", "semantic"): "ade20k_raw_sem_seg_{}, train, val",
+    ("ade20k", "instance"): "ade20k_instance_{}, train, val",
+    ("ade20k", "panoptic"): "ade20k_panoptic_{}, train, val",
+    ("cityscapes", "semantic"): "cityscapes_raw_sem_seg_{}, train, val",
+    ("cityscapes", "instance"): "cityscapes_instance_{}, train, val",
+    ("cityscapes", "panoptic"): "cityscapes_panoptic_{}, train, val",
+    ("coco", "instance"): "coco_2017_{}, train, val",
+    ("coco", "panoptic"): "coco_2017_{}_panoptic, train, val",
+    ("coco_stuff_10k", "semantic"): "coco_stuff_10k_sem_seg_{}, train, test",
+}
+
+# Single scale, and several scales with flip; spec-masks E.4.
+PUBLISHED = {
+    "ade20k/swin_tiny_maskformer": "46.7 / 48.8",
+    "ade20k/swin_small_maskformer": "49.8 / 51.0",
+    "ade20k/swin_base_maskformer": "52.7 / 53.9",
+    "ade20k/swin_large_maskformer": "54.1 / 55.6",
+    "ade20k/swin_tiny_mask2former": "47.7 / 49.6",
+    "ade20k/swin_small_mask2former": "51.3 / 52.4",
+    "ade20k/swin_base_mask2former": "53.9 / 55.1",
+    "ade20k/swin_large_mask2former": "56.1 / 57.3",
+    "ade20k/semask_swin_large_maskformer": "54.75 / 56.15",
+    "ade20k/semask_swin_large_mask2former": "56.41 / 57.52",
+    "ade20k/semask_swin_large_mask2former_fapn": "56.88 / 58.25",
+    "ade20k/semask_swin_large_mask2former_msfapn": "57.00 / 58.25",
+    "cityscapes/swin_tiny_mask2former": "82.1 / 83.0",
+    "cityscapes/swin_small_mask2former": "82.6 / 83.6",
+    "cityscapes/swin_base_mask2former": "83.3 / 84.5",
+    "cityscapes/swin_large_mask2former": "83.3 / 84.3",
+    "cityscapes/semask_swin_large_mask2former": "83.97 / 84.98",
+}
+
+
+def test_every_published_score_has_its_config() -> None:
+    assert set(PUBLISHED) <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_datasets_and_published_score(name: str) -> None:
+    _, recipe = RECIPES[name]
+    file = CONFIGS / f"{name}.yaml"
+    cfg = load_config(str(file))
+    dataset, *splits = DATASETS[name.split("/")[0], recipe.task].split(", ")
+    used = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    assert used == [dataset.format(split) for split in splits]
+    if recipe.task == "semantic":
+        head = file.read_text().split("_BASE_")[0]
+        score = re.search(r"Published mIoU, .*: ([\d./ ]+)\.$", head, re.MULTILINE)
+        assert (score and score[1]) == PUBLISHED.get(name)
+        assert ("Not published" in head) == (name not in PUBLISHED)
+
+
+@pytest.mark.parametrize("decoder", ["maskformer", "mask2former"])
+def test_prior_and_tables_of_a_whole_model(decoder: str) -> None:
+    cfg = load_config(f"ade20k/semask_swin_tiny_{decoder}")
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    prior = model.prior_supervision
+    assert (prior.weight, prior.num_classes, prior.ignore_value) == (0.4, 150, 255)
+    assert prior.loss.reduction == "valid"
+    assert prior.loss.align_corners
+    assert prior.decoder.align_corners
+    assert prior.loss.ohem_pixels == 0
+    groups = build_optimizer(cfg, model).param_groups
+    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    tables = [p for name, p in model.named_parameters() if name.endswith("bias_table")]
+    assert len(tables) == 12
+    assert all(decays[table] == 0 for table in tables)
+    gammas = [p for name, p in model.named_parameters() if name.endswith("gamma")]
+    assert len(gammas) == 4
+    assert all(decays[gamma] == cfg.SOLVER.WEIGHT_DECAY > 0 for gamma in gammas)
 
 
 def test_solver(case: tuple[CfgNode, str, Recipe]) -> None:

@@ -4,6 +4,7 @@ model.
 
 import logging
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,11 @@ def test_names_and_shapes_are_those_of_the_fixture() -> None:
 
 FACEBOOKS = {
     **{
+        f"{dataset}/swin_{size}_mask2former": (size, classes, 100)
+        for size in ("tiny", "small", "base", "large")
+        for dataset, classes in (("ade20k", 150), ("cityscapes", 19))
+    },
+    **{
         f"coco/swin_{size}_mask2former_{task}": (size, classes, 200 if size == "large" else 100)
         for size in ("tiny", "small", "base", "large")
         for task, classes in (("instance", 80), ("panoptic", 133))
@@ -204,9 +210,7 @@ FACEBOOKS = {
 
 
 @pytest.mark.parametrize("name", FACEBOOKS)
-def test_facebooks_models_of_instances_and_segments_fit_their_configs(
-    tmp_path: Path, name: str
-) -> None:
+def test_facebooks_models_fit_their_configs(tmp_path: Path, name: str) -> None:
     size, classes, queries = FACEBOOKS[name]
     state: dict[str, Tensor] = {}
     for key, shape in published_mask2former(size, classes, queries).items():
@@ -229,6 +233,51 @@ def test_facebooks_models_of_instances_and_segments_fit_their_configs(
         semask.check(str(path))
 
 
+# Tensors in a published file, buffers and parameters with two names included: spec-masks F.1.
+LARGE = {MASKFORMER: 546, MASK2FORMER: 694, MSFAPN: 701, FAPN: 621}
+
+
+def large(case: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the published SeMask-L of a case, from those of its SeMask-T."""
+    tiny = {name: tuple(shape) for name, shape in load_meta(case)["state_dict"].items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in tiny.items():
+        if name.endswith("relative_position_index"):
+            shape = (144, 144)
+        elif name.endswith("relative_position_bias_table"):
+            shape = (23**2, 2 * shape[1])
+        elif name.startswith("backbone."):
+            shape = tuple(side if side % 96 else 2 * side for side in shape)
+        elif len(shape) > 1 and re.search(r"\.(adapter_|layer_|input_proj\.|align_)", name):
+            shape = (shape[0], shape[1] if shape[1] % 96 else 2 * shape[1], *shape[2:])
+        shapes[name] = shape
+    for name in list(shapes):
+        if name.startswith("backbone.layers.2.blocks.0."):
+            for block in range(6, 18):
+                copy = name.replace(".blocks.0.", f".blocks.{block}.")
+                shapes[copy] = shapes[name]
+    return shapes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_published_large_models_fit_their_configs(tmp_path: Path, case: str) -> None:
+    state: dict[str, Tensor] = {}
+    for name, shape in large(case).items():
+        state[name] = torch.zeros(()).expand(shape)
+        if name.endswith("relative_position_index"):
+            state[name] = relative_position_index(12)
+        elif name == "criterion.empty_weight":
+            state[name] = torch.tensor([1.0] * 150 + [0.1])
+    assert len(state) == LARGE[case]
+    path = saved(tmp_path / "model_final.pth", {"model": state})
+    decoder = {FAPN: "mask2former_fapn", MSFAPN: "mask2former_msfapn"}.get(case, case.split("_")[2])
+    cfg = load_config(f"ade20k/semask_swin_large_{decoder}")
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    SeMaskCheckpointer(model, complete=True).check(str(path))
+
+
 @pytest.mark.parametrize("case", [MASKFORMER, MASK2FORMER])
 def test_a_plain_model_is_no_semask_model_but_a_start(
     tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
@@ -243,6 +292,15 @@ def test_a_plain_model_is_no_semask_model_but_a_start(
     checkpointer = SeMaskCheckpointer(meta_model(case), partial=True)
     checkpointer.check(str(path))
     assert "44 tensors are not loaded: they are not in the checkpoint" in caplog.text
+    found = re.findall(
+        rf"Initialised from '{re.escape(str(path))}': (\d+) of the (\d+) tensors of the (.+)",
+        caplog.text,
+    )
+    counts = {part: (int(fitting), int(whole)) for fitting, whole, part in found}
+    assert set(counts) == {"backbone", "pixel decoder", "head"}
+    assert counts["backbone"][1] - counts["backbone"][0] == 44
+    for part in ("pixel decoder", "head"):
+        assert counts[part][0] == counts[part][1] > 0
     with pytest.raises(CheckpointError):
         checkpointer.check(str(path), strict=True)
     with pytest.raises(CheckpointError):  # nothing can be predicted with it
@@ -295,6 +353,14 @@ def test_buffers_are_compared(tmp_path: Path) -> None:
         state[name] = state[name].flip(0)
         path = saved(tmp_path / "m.pth", {"model": state})
         assert name in refusal(MASKFORMER, path)
+
+
+def test_any_weight_of_no_object_is_accepted(tmp_path: Path) -> None:
+    """It belongs to the training that wrote the file, and this model's is the config's."""
+    state = published(MASKFORMER)
+    state["criterion.empty_weight"][-1] = 0.4
+    path = saved(tmp_path / "m.pth", {"model": state})
+    SeMaskCheckpointer(meta_model(MASKFORMER), complete=True).check(str(path))
 
 
 def test_the_norm_of_the_convolution_counts(

@@ -54,7 +54,7 @@ class PlainPipeline:
         image, label = self.cropped(image, label)
         if np.random.uniform(0, 1.0) < 0.5:
             image, label = image[:, ::-1].copy(), label[:, ::-1].copy()
-        image = self.distorted(image)
+        image = plain_distortion(image, largest_hue=17)
         image, label = self.padded(image, label)
         return {
             **record,
@@ -90,25 +90,6 @@ class PlainPipeline:
                 break
         return image[top : top + height, left : left + width], part
 
-    def distorted(self, image: np.ndarray) -> np.ndarray:
-        if np.random.randint(2):
-            image = convert(image, beta=np.random.uniform(-32, 32))
-        contrast_first = np.random.randint(2)
-        contrast = np.random.uniform(0.5, 1.5) if np.random.randint(2) else None
-        if contrast is not None and contrast_first:
-            image = convert(image, alpha=contrast)
-        if np.random.randint(2):
-            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-            hsv[:, :, 1] = convert(hsv[:, :, 1], alpha=np.random.uniform(0.5, 1.5))
-            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        if np.random.randint(2):
-            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-            hsv[:, :, 0] = (hsv[:, :, 0].astype(int) + np.random.randint(-18, 18)) % 180
-            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        if contrast is not None and not contrast_first:
-            image = convert(image, alpha=contrast)
-        return image
-
     def padded(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, width = label.shape
         bottom, right = max(0, self.crop[0] - height), max(0, self.crop[1] - width)
@@ -120,19 +101,50 @@ class PlainPipeline:
         return padded, label
 
 
+def plain_distortion(image: np.ndarray, *, largest_hue: int) -> np.ndarray:
+    """Brightness, contrast, saturation and a hue of -18 to ``largest_hue`` of an RGB image."""
+    if np.random.randint(2):
+        image = convert(image, beta=np.random.uniform(-32, 32))
+    contrast_first = np.random.randint(2)
+    contrast = np.random.uniform(0.5, 1.5) if np.random.randint(2) else None
+    if contrast is not None and contrast_first:
+        image = convert(image, alpha=contrast)
+    if np.random.randint(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[:, :, 1] = convert(hsv[:, :, 1], alpha=np.random.uniform(0.5, 1.5))
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if np.random.randint(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[:, :, 0] = (hsv[:, :, 0].astype(int) + np.random.randint(-18, largest_hue + 1)) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if contrast is not None and not contrast_first:
+        image = convert(image, alpha=contrast)
+    return image
+
+
 def plain_square(
-    image: Image.Image, label: np.ndarray, *, offset: float, outside: int
+    image: Image.Image,
+    label: np.ndarray,
+    *,
+    offset: float,
+    outside: int,
+    crop: tuple[int, int] = (32, 32),
+    side: int = 32,
+    distorted: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mappers of masks, after ``np.random.seed``: resized, cropped, flipped, padded to 32.
+    """The mappers of masks, after ``np.random.seed``: resized, cropped, flipped, padded.
 
     Args:
         image: RGB.
         label: (H, W), of the image's size.
         offset: of the place in a pixel that its label is taken from, 0 or 0.5.
         outside: the label of the padding.
+        crop: height and width, at most.
+        side: of the square after padding; 0 = not padded.
+        distorted: with :func:`plain_distortion`.
 
     Returns:
-        (32, 32, 3) pixels and (32, 32) labels.
+        (side, side, 3) pixels and (side, side) labels.
     """
     height, width = label.shape
     short = int(np.random.choice([20, 30, 44]))
@@ -142,11 +154,15 @@ def plain_square(
     rows = [int((i + offset) * height / new_h) for i in range(new_h)]
     cols = [int((j + offset) * width / new_w) for j in range(new_w)]
     label = label[rows][:, cols]
-    crop_h, crop_w = min(32, new_h), min(32, new_w)
+    crop_h, crop_w = min(crop[0], new_h), min(crop[1], new_w)
     y, x = np.random.randint(new_h - crop_h + 1), np.random.randint(new_w - crop_w + 1)
     pixels, label = pixels[y : y + crop_h, x : x + crop_w], label[y : y + crop_h, x : x + crop_w]
+    if distorted:
+        pixels = plain_distortion(pixels, largest_hue=18)
     if np.random.uniform(0, 1.0) < 0.5:
         pixels, label = pixels[:, ::-1], label[:, ::-1]
-    square, labels = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32), outside)
+    if not side:
+        return pixels, label
+    square, labels = np.full((side, side, 3), 128, np.uint8), np.full((side, side), outside)
     square[:crop_h, :crop_w], labels[:crop_h, :crop_w] = pixels, label
     return square, labels
