@@ -27,11 +27,11 @@ from semask.engine import (
     resolve_device,
     wrap_ddp,
 )
+from semask.engine.batch_norm import CpuSyncBatchNorm2d, synchronize_batch_norm
 from semask.engine.launch.distributed import create_local_group
 from semask.engine.launch.ending import EXIT_STATUS, Preempted
 from semask.engine.train_step import TrainStep
 from semask.errors import ConfigError
-from semask.modeling.layers.norm import CpuSyncBatchNorm2d, synchronize_batch_norm
 from tiny_runs import Batches, TinyRuns
 
 

@@ -32,14 +32,17 @@ class ConvEncoder(HierarchicalEncoder):
 
     layout = "NCHW"
 
-    def __init__(self, strides: Sequence[int] = (2, 4, 8)) -> None:
+    def __init__(self, strides: Sequence[int] = (2, 4, 8), norm: bool = False) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.channels = tuple(6 + 2 * stage for stage in range(len(strides)))
         self.stem = nn.Conv2d(3, 6, 3, stride=strides[0], padding=1)
         self.stages = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(before, after, 3, stride=step, padding=1), nn.Dropout(0.2), nn.GELU()
+                nn.Conv2d(before, after, 3, stride=step, padding=1),
+                nn.BatchNorm2d(after, momentum=0.3) if norm else nn.Identity(),
+                nn.Dropout(0.2),
+                nn.GELU(),
             )
             for before, after, step in zip(
                 (6, *self.channels),
@@ -113,6 +116,21 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     expected = gradients(build(), image)
     found = gradients(build(activation_checkpoint=(True, True, True)), image)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_recomputed_stage_counts_a_batch_once() -> None:
+    image = torch.randn(2, 3, 33, 40)
+    plain = build(encoder=ConvEncoder(norm=True), freeze_at=2)
+    recomputed = build(
+        encoder=ConvEncoder(norm=True), freeze_at=2, activation_checkpoint=(True, True, False)
+    )
+    recomputed.load_state_dict(plain.state_dict())
+    expected = [gradients(plain, image) for _ in range(2)]
+    found = [gradients(recomputed, image) for _ in range(2)]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(dict(recomputed.named_buffers()), dict(plain.named_buffers()))
+    norms = [m for m in recomputed.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [norm.num_batches_tracked for norm in norms] == [0, 2, 2]
 
 
 def test_frozen_stages() -> None:

@@ -1,13 +1,20 @@
 """Batch normalisation across processes equals one process with the whole batch."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 import runs
-from semask.modeling.layers.norm import CpuSyncBatchNorm2d, synchronize_batch_norm
+from semask.engine import Trainer
+from semask.engine.batch_norm import CpuSyncBatchNorm2d, synchronize_batch_norm
+from semask.engine.launch.distributed import wrap_ddp
+from semask.engine.launch.ending import StopRequest
+from semask.engine.weights import WeightAverage
 
 SIZES = ((2, 5, 4), (1, 3, 7))  # images, height and width in each process
 
@@ -138,3 +145,37 @@ def test_leaves_layers_elsewhere_alone() -> None:
         model = nn.Sequential(nn.SyncBatchNorm(4))
     assert type(synchronize_batch_norm(model)[0]) is nn.SyncBatchNorm  # type: ignore[index]
     assert type(synchronize_batch_norm(nn.SyncBatchNorm(2))) is CpuSyncBatchNorm2d
+
+
+def evaluated_statistics() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means of this process's BatchNorm and of its average: before an evaluation, and in it."""
+    torch.manual_seed(0)
+    model = wrap_ddp(nn.Sequential(nn.BatchNorm2d(3)))
+    average = WeightAverage(model, 0.9)
+    model(images(torch.float32)[comm.get_rank()])
+    average.update()
+    found: list[Tensor] = []
+
+    def look(cfg: Any, model: nn.Module, average: WeightAverage) -> dict[str, Any]:
+        found.append(model.state_dict()["module.0.running_mean"].clone())
+        found.append(average.weights()["0.running_mean"].clone())
+        return {}
+
+    own = model.state_dict()["module.0.running_mean"].clone()
+    of_average = average.weights()["0.running_mean"].clone()
+    trainer: Any = SimpleNamespace(
+        **{"iter": 0, "max_iter": 1, "model": model, "ema": average, "_best": {}},
+        cfg=SimpleNamespace(MODEL=SimpleNamespace(WEIGHTS="")),
+        _stop_request=StopRequest(),
+        test_with_average=look,
+    )
+    Trainer.evaluate(trainer)
+    return own, of_average, found[0], found[1]
+
+
+def test_all_processes_evaluate_with_the_statistics_that_are_saved(tmp_path: Path) -> None:
+    first, second = runs.together(evaluated_statistics, folder=tmp_path / "group")
+    for own in (0, 1):
+        assert not torch.equal(second[own], first[own])
+        assert torch.equal(first[own + 2], first[own])
+        assert torch.equal(second[own + 2], first[own])

@@ -81,7 +81,7 @@ def add_semask_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.PRETRAINED = False
     # Rate that stochastic depth reaches in the last block; 0 = the network's own default.
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
-    # As for MODEL.SWIN. Recomputed stages update BatchNorm's statistics twice per batch.
+    # As for MODEL.SWIN.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.TIMM.FREEZE_AT = 0
     cfg.MODEL.TIMM.ACTIVATION_CHECKPOINT = [False, False, False, False]

@@ -25,6 +25,7 @@ from semask.data.training_loader import (
     is_lost_loader,
 )
 from semask.data.unreadable import ReadableBatches
+from semask.engine.batch_norm import broadcast_buffers, synchronize_batch_norm
 from semask.engine.compilation import compile_for_training
 from semask.engine.hooks import (
     EvaluationHook,
@@ -50,7 +51,6 @@ from semask.engine.train_step import TrainStep
 from semask.engine.weights import WeightAverage, best_checkpoints
 from semask.errors import CheckpointError
 from semask.inference.model_outputs import for_evaluators
-from semask.modeling.layers.norm import synchronize_batch_norm
 from semask.ops.apply import apply_selected_fast_paths
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task, evaluated_weights, inference_folder, write_reports
@@ -274,7 +274,13 @@ class Trainer(DefaultTrainer):
                 logger.warning("%s after the failure: %s", type(hook).__name__, error)
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate the weights, and the averaged ones beside them; keep the best of each."""
+        """Evaluate the weights, and the averaged ones beside them; keep the best of each.
+
+        BatchNorm has the first process's statistics in all of them, which checkpoints have, too.
+        """
+        broadcast_buffers(self.model)
+        if self.ema is not None:
+            self.ema.broadcast_buffers()
         steps = min(self.iter + 1, self.max_iter)
         weights = f"of this training, which began with {self.cfg.MODEL.WEIGHTS or 'random ones'}"
         with (

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from semask.checkpoint import write_checkpoint
 from semask.checkpoint.reading import read_checkpoint
+from semask.engine.batch_norm import broadcast_buffers
 from semask.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,11 @@ class WeightAverage:
         steps = int(self._averaged.n_averaged)  # on the CPU: no waiting for a GPU
         self._step_decay = min(self._decay, (1 + steps) / (10 + steps))
         self._averaged.update_parameters(self._model)
+
+    def broadcast_buffers(self) -> None:
+        """See :func:`semask.engine.batch_norm.broadcast_buffers`."""
+        if self._averaged is not None:
+            broadcast_buffers(self._averaged.module)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

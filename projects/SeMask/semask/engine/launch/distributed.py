@@ -241,8 +241,12 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
         return model
     device = next(model.parameters()).device
     device_ids = None if device.type == "cpu" else [device]
-    # The ranks' BatchNorm statistics are equal already or meant to differ: no broadcast.
+    # BatchNorm without "Sync" has statistics of its own in each process, as in Detectron2; the
+    # trainer broadcasts them before an evaluation. Gradients are views of the buckets that are
+    # summed over the processes, not copies.
     options = inspect.signature(DistributedDataParallel.__init__).parameters
     newer = "forward_sync_buffers"  # what recent releases of PyTorch call it
     arguments: dict[str, Any] = {newer if newer in options else "broadcast_buffers": False}
-    return DistributedDataParallel(model, device_ids=device_ids, **arguments)
+    return DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True, **arguments
+    )

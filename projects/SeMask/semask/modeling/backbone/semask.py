@@ -3,12 +3,14 @@
 arXiv 2112.12782, section 3.1 and figure 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from semask.errors import ConfigError
@@ -147,8 +149,7 @@ class SeMaskBackbone(SemSegBackbone):
         outputs: dict[str, Tensor] = {}
         for stage, name in enumerate(self.names):
             if self.activation_checkpoint[stage] and self.training and torch.is_grad_enabled():
-                arguments = (stage, x, return_priors)
-                x, prior = checkpoint(self._through_stage, *arguments, use_reentrant=False)
+                x, prior = self._checkpointed_stage(stage, x, return_priors)
             else:
                 x, prior = self._through_stage(stage, x, return_priors)
             if name in self.output_norms:
@@ -169,6 +170,18 @@ class SeMaskBackbone(SemSegBackbone):
         x, prior = layer(to_nhwc(x, self.encoder.layout), return_prior)
         return from_nhwc(x, self.encoder.layout), prior
 
+    def _checkpointed_stage(
+        self, stage: int, x: Tensor, return_prior: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`_through_stage`, and once more in the backward pass."""
+        arguments: dict[str, Any] = {"use_reentrant": False}
+        encoder_stage = self.encoder.stages[stage]
+        # A compiler runs both passes in its own way, without a context.
+        if _batch_norms(encoder_stage) and not torch.compiler.is_compiling():
+            arguments["context_fn"] = lambda: (nullcontext(), fixed_statistics(encoder_stage))
+        x, prior = checkpoint(self._through_stage, stage, x, return_prior, **arguments)
+        return x, prior
+
     def train(self, mode: bool = True) -> "SeMaskBackbone":
         """Frozen stages stay in evaluation mode: no dropout, no stochastic depth."""
         super().train(mode)
@@ -186,6 +199,33 @@ class SeMaskBackbone(SemSegBackbone):
             if name in self.semantic_layers
         ]
         return [*self.encoder.frozen_parts(num_stages), *layers]
+
+
+def _batch_norms(module: nn.Module) -> list[_NormBase]:
+    """Norms in training that keep running statistics."""
+    return [
+        part
+        for part in module.modules()
+        if isinstance(part, _NormBase) and part.training and part.track_running_stats
+    ]
+
+
+@contextmanager
+def fixed_statistics(module: nn.Module) -> Iterator[None]:
+    """A context in which BatchNorm normalises as in training, but keeps its running statistics.
+
+    In a pass that repeats an earlier one, the batch would count twice.
+    """
+    kept = [(norm, dict(norm.named_buffers(recurse=False))) for norm in _batch_norms(module)]
+    for norm, buffers in kept:
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in kept:
+            for name, value in buffers.items():
+                setattr(norm, name, value)
 
 
 def check_stage_lists(lists: dict[str, Sequence[object]]) -> None:

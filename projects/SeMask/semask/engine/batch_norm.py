@@ -1,10 +1,13 @@
-"""Batch normalisation over the batches of all processes, on the CPU, too.
+"""Batch normalisation in a run of several processes.
 
 PyTorch's ``SyncBatchNorm`` refuses tensors on the CPU. ``synchronize_batch_norm`` puts a module
 with the same parameters in its place there, so "SyncBN" in a config means the same everywhere.
+Other BatchNorm layers have statistics of their own in each process; ``broadcast_buffers`` makes
+them those that are saved.
 """
 
 import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
@@ -74,3 +77,18 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     layer._parameters.update(model._parameters)
     layer._buffers.update(model._buffers)
     return layer.train(model.training)
+
+
+@torch.no_grad()
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the first one, whose checkpoints are written; collective.
+
+    Without it each process would evaluate its share of the images with the running statistics of
+    its own batches.
+
+    Args:
+        model: on its device, with equal parameters in all processes.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
