@@ -22,6 +22,7 @@ from semask.cli import main
 from semask.config.loading import load_config
 from semask.engine.analysis import ModelCost, analyze_model, saved_bytes
 from semask.errors import ConfigError
+from semask.modeling import SeMaskFPNHead
 from tiny_instances import SMALL_MODEL, flat
 
 # arXiv 2112.12782 and 2103.14030: GFLOP of one inference with 150 classes, by size of the image.
@@ -303,6 +304,15 @@ def test_a_mask_is_counted_for_each_allowed_detection() -> None:
     many = analyze_model(detector("mask_rcnn", **{"TEST.DETECTIONS_PER_IMAGE": 8}), (96, 128))
     mask_head = "roi_heads.mask_head"
     assert many.modules[mask_head].flops == 2 * few.modules[mask_head].flops > 0
+
+
+def test_a_head_whose_losses_need_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_config(tmp_path)
+    assert analyze_model(cfg).device == "meta"
+    monkeypatch.setattr(SeMaskFPNHead, "losses_need_values", True)
+    assert analyze_model(cfg).device == "cpu"
+    with pytest.raises(ConfigError, match="'meta'"):
+        analyze_model(cfg, device="meta")
 
 
 def test_sizes_and_devices_of_detectors() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
 from semask.config import config_path
 from semask.config.loading import KEYS_VERSION, load_config
@@ -108,11 +109,19 @@ def test_config_of_a_newer_version(tmp_path: Path, keys: dict[str, Any], message
         ("sem_seg", "SeMaskSegmentor", "semantic"),
         ("instances", "SeMaskGeneralizedRCNN", "instance"),
         ("instances", "SeMaskPanopticFPN", "panoptic"),
+        ("instances", "PanopticFPN", "panoptic"),
+        ("instances", "OwnPanopticRCNN", "instance"),
     ],
 )
 def test_the_older_key_of_the_task_is_taken_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, mapper: str, architecture: str, task: str
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    mapper: str,
+    architecture: str,
+    task: str,
 ) -> None:
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "OwnPanopticRCNN", GeneralizedRCNN)
     older = {"INPUT": {"MAPPER": mapper, "FORMAT": "RGB"}, "SEMASK_VERSION": 1}
     path = config_with(tmp_path, MODEL={"META_ARCHITECTURE": architecture}, **older)
     cfg = load_config(path)

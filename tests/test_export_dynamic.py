@@ -14,7 +14,7 @@ import tiny_masks
 from semask.cli import main
 from semask.inference.export import ExportError, export_program, save_onnx, save_program
 from semask.inference.parity import compare_export
-from semask.modeling.backbone.timm_encoder import PaddedSequence
+from semask.modeling.backbone.padded import PaddedSequence
 from tiny_model import build_tiny_model, checkpoint, config
 
 LARGE = (480, 640)

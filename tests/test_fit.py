@@ -58,6 +58,28 @@ def test_detectors_are_run() -> None:
     assert memory.peak > memory.weights + memory.optimizer > 2 * memory.weights > 0
 
 
+def test_several_devices_hold_the_gradients_throughout() -> None:
+    cfg = small(CONFIGS[0])
+    one, several = (training_memory(cfg, 2, several_devices=each) for each in (False, True))
+    assert (several.weights, several.optimizer) == (one.weights, one.optimizer)
+    assert one.transient < several.transient <= one.transient + 1.1 * one.weights
+    of_two = Fit(cfg, 8 * GIB, devices=2)
+    assert of_two.memory((), 2) == several
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        ("MODEL.SEM_SEG_HEAD.CONVS_DIM=40", "CONVS_DIM"),
+        ("MODEL.MASK_FORMER.NHEADS=5", "NHEADS"),
+        ("MODEL.BACKBONE.NAME=SeMaskSwan", "SeMaskSwan"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(pair: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        training_memory(small(CONFIGS[1], pair), 1)
+
+
 def test_estimates_use_no_random_numbers() -> None:
     before = torch.get_rng_state()
     training_memory(small(CONFIGS[1]), 1)

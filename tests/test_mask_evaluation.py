@@ -89,10 +89,11 @@ def test_a_decoder_of_ones_own_is_one_function(tmp_path: Path) -> None:
             mask_channels=head.MASK_DIM,
             norm=head.NORM,
         )
-        return arguments
+        return {**arguments, "inside_only": False}
 
     try:
         model = build_model(tiny_masks.config("own")).train()
+        assert not model.sem_seg_head.inside_only
         losses = model(tiny_masks.batch((64, 64)))
         assert {"loss_ce", "loss_mask", "loss_dice", "loss_prior"} <= set(losses)
         with pytest.raises(ValueError, match="'own'"):

@@ -414,7 +414,6 @@ def test_a_head_can_be_replaced_by_anything_that_gives_queries() -> None:
         ("SEM_SEG_HEAD__IN_FEATURES", ["res2", "res6"], "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
         ("SEM_SEG_HEAD__IN_FEATURES", ["res2", "res3"], "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
         ("SEM_SEG_HEAD__NUM_CLASSES", 0, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
-        ("SEMASK__NUM_CLASSES", CLASSES + 1, "MODEL.SEMASK.NUM_CLASSES"),
         ("SEMASK__INIT", "dead", "MODEL.SEMASK.INIT"),
     ],
 )

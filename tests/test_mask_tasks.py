@@ -25,12 +25,13 @@ from semask.data import register_coco_folder
 from semask.data.datasets.catalog import forget_dataset
 from semask.engine import Trainer, check_run
 from semask.errors import ConfigError, DataError
+from semask.inference.class_names import prior_classes_of
 from semask.inference.masks import RunLengthMasks
-from semask.inference.model_outputs import prior_classes_of
+from semask.inference.predictor import PREDICTORS
 from semask.inference.video import writing_video
 from semask.report import pictures
 from semask.report.page import REPORT_FILE
-from semask.tasks import build_task, inference_folder
+from semask.tasks import TASK_REGISTRY, PanopticTask, build_task, inference_folder
 from tiny_instances import SIDE, two_boxes, write_dataset
 from tiny_model import photograph
 from tiny_panoptic import register_joint, two_boxes_on_stuff
@@ -191,6 +192,23 @@ def test_the_ground_truth_is_perfect(tmp_path: Path) -> None:
     )
     assert [image["PQ"] for image in document["images"]] == [100, 100]
     assert [row["right"] for row in document["classes"]] == [2, 2, 2, 2]
+
+
+def test_a_task_derived_from_panoptic_has_its_names(tmp_path: Path) -> None:
+    class OwnTask(PanopticTask):
+        name = "own_panoptic"
+
+    cfg = config(tmp_path, "panoptic")
+    torch.save({"model": seeing(cfg).state_dict()}, tmp_path / "model.pth")
+    try:
+        TASK_REGISTRY.register(OwnTask)
+        cfg.defrost()
+        cfg.TASK = "own_panoptic"
+        predictor: Any = semask.Predictor(cfg, tmp_path / "model.pth")
+        assert predictor.class_names == ("light", "dark", "grass", "sky")
+        assert predictor.category_ids == (3, 7, 10, 11)
+    finally:
+        del TASK_REGISTRY._obj_map["own_panoptic"], PREDICTORS["own_panoptic"]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor
 
 from reference_masks import CASES, PIXEL_DECODERS, build_pixel_decoder, load_meta
+from semask.errors import ConfigError
 from semask.modeling.layers.deformable_attention import MultiScaleDeformableAttention
 from semask.modeling.pixel_decoder import (
     DeformablePixelDecoder,
@@ -53,11 +54,11 @@ def test_any_size_and_gradients_everywhere(build: Callable[..., PixelDecoder]) -
     decoder = small(build)
     inputs = features(70, 90)
     mask_features, maps = decoder(inputs)
-    assert mask_features.shape == (2, decoder.mask_channels, 18, 23)
+    assert mask_features.shape == (2, 16, 18, 23)
     assert [each.shape[-2:] for each in maps] == [
         inputs[name].shape[-2:] for name in ("res5", "res4", "res3")
     ]
-    assert {each.shape[1] for each in maps} == {decoder.channels}
+    assert {each.shape[1] for each in maps} == {32}
     mask_features.square().sum().backward()
     assert all(parameter.grad is not None for parameter in decoder.parameters())
 
@@ -130,12 +131,12 @@ def test_alignment_shares_its_norm_with_the_convolution_behind_it() -> None:
 @DECODERS
 def test_missing_feature(build: Callable[..., PixelDecoder]) -> None:
     shapes = {name: shape for name, shape in SHAPES.items() if name != "res3"}
-    with pytest.raises(ValueError, match=r"IN_FEATURES.*res4"):
+    with pytest.raises(ConfigError, match=r"IN_FEATURES.*res4"):
         build(input_shape=shapes, channels=32)
     decoder = small(build)
     inputs = features()
     del inputs["res4"]
-    with pytest.raises(ValueError, match=r"IN_FEATURES.*res4.*res2, res3, res5"):
+    with pytest.raises(ConfigError, match=r"IN_FEATURES.*res4.*res2, res3, res5"):
         decoder(inputs)
 
 
@@ -151,7 +152,7 @@ def test_missing_feature(build: Callable[..., PixelDecoder]) -> None:
 def test_numbers_that_cannot_be(
     build: Callable[..., PixelDecoder], arguments: dict[str, int], key: str
 ) -> None:
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ConfigError, match=key):
         build(input_shape=SHAPES, **{"channels": 32, **arguments})
 
 
@@ -160,5 +161,5 @@ def test_numbers_that_cannot_be(
     [({"num_layers": 0}, "TRANSFORMER_ENC_LAYERS"), ({"num_heads": 5}, "NHEADS")],
 )
 def test_transformers_that_cannot_be(arguments: dict[str, Any], key: str) -> None:
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ConfigError, match=key):
         DeformablePixelDecoder(input_shape=SHAPES, channels=32, **arguments)

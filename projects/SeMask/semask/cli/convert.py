@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from semask.checkpoint import (
@@ -20,6 +19,7 @@ from semask.checkpoint.encoder_names import encoder_weights
 from semask.checkpoint.reading import parameters_by_name
 from semask.config import load_config
 from semask.errors import CheckpointError
+from semask.modeling.build import build_model
 
 _NEEDS_CONFIG = " The weights of a network of timm need --config, a model with that encoder."
 # Names of the classifiers in timm and transformers.

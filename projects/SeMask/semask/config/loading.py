@@ -26,6 +26,8 @@ _FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[4] / "
 
 # What TASK was before SEMASK_VERSION 2.
 OLD_TASK_KEY = "INPUT.MAPPER"
+# The panoptic meta-architectures of the releases that had it.
+_OLD_PANOPTIC = ("PanopticFPN", "SeMaskPanopticFPN")
 
 _KEY_AND_VALUE = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)=(.*)", re.DOTALL)
 
@@ -209,7 +211,7 @@ def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:
     architecture = (loaded.get("MODEL") or {}).get("META_ARCHITECTURE", "")
     tasks = {
         "sem_seg": ("semantic",),
-        "instances": ("panoptic", "instance") if "Panoptic" in architecture else ("instance",),
+        "instances": ("panoptic", "instance") if architecture in _OLD_PANOPTIC else ("instance",),
     }
     if mapper not in tasks:
         raise ConfigError(

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from semask.errors import ConfigError
+from semask.errors import ConfigError, UserError
+from semask.inference.model_outputs import predicts_scores
 from semask.modeling.backbone import SemanticLayer
-from semask.modeling.meta_arch.mask_classification import SeMaskMaskFormer
+from semask.modeling.build import build_model
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.ops.products import onednn_operations
 from semask.tasks import Task, build_task
@@ -149,14 +149,15 @@ def analyze_model(
         )
     cfg = task.analysis_config()
     model = _build(cfg, "meta" if task.shapes_only else device or "cpu")
-    matches = isinstance(model, SeMaskMaskFormer)
-    if device == "meta" and matches:
+    head = getattr(model, "sem_seg_head", None)
+    needs_values = getattr(head, "losses_need_values", False)
+    if device == "meta" and needs_values:
         raise ConfigError(
             f"A training step of {cfg.MODEL.META_ARCHITECTURE} cannot be analysed on device "
-            "'meta', which has only shapes: the matching of queries and masks depends on values. "
+            "'meta', which has only shapes: its losses depend on values. "
             "Leave the device out, or use another."
         )
-    device = device or ("meta" if task.shapes_only and not matches else "cpu")
+    device = device or ("meta" if task.shapes_only and not needs_values else "cpu")
     flops = _flops(model, _inputs(model, task, (height, width), 1))
     if device != "meta" and task.shapes_only:
         model = _build(cfg, device)
@@ -194,7 +195,7 @@ def _flops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> dict[str, i
     images = [{key: entry[key] for key in ("image", "height", "width")} for entry in inputs]
     more = onednn_operations()
     # Not in detectors, which sample to paste masks into the image, after the network.
-    if isinstance(model, SeMaskMaskFormer):
+    if predicts_scores(model):
         more |= _deformable_operations()
     with (
         _frozen(model),  # otherwise the counter treats views of parameters as parts of the graph
@@ -359,7 +360,9 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
     try:
         with torch.device(device):
             return apply_fast_paths(build_model(cfg), select_fast_paths(cfg) - OTHER_PRODUCTS)
-    except (RuntimeError, AssertionError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # there is no such device, or it is full
         reason = one_line(error).strip("'\"").rstrip(".")
         raise ConfigError(f"The model cannot be built on '{device}': {reason}.") from error
 

@@ -62,6 +62,7 @@ class Fit:
         """
         self.cfg = cfg
         self.limit = limit
+        self.devices = devices
         #: bytes for PyTorch's tensors
         self.usable = limit - RESERVE.get(torch.device(cfg.MODEL.DEVICE).type, 0)
         parts = devices * cfg.SOLVER.ACCUMULATE_STEPS
@@ -104,7 +105,7 @@ class Fit:
             cfg = self.cfg.clone()
             cfg.defrost()
             merge_overrides(cfg, pairs)
-            self._known[key] = training_memory(cfg, images)
+            self._known[key] = training_memory(cfg, images, several_devices=self.devices > 1)
         return self._known[key]
 
     def plans(self) -> list[Plan]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from semask.inference.model_outputs import predict
+from semask.modeling.build import build_model
 from semask.modeling.losses.mask_losses import MaskCriterion
 from semask.modeling.losses.matcher import MaskTarget, Match
 from semask.modeling.mask_decoder.base import MaskPrediction
@@ -114,7 +114,13 @@ class FirstQueries(nn.Module):
         return matches
 
 
-def training_memory(cfg: CfgNode, images: int, size: tuple[int, int] | None = None) -> StepMemory:
+def training_memory(
+    cfg: CfgNode,
+    images: int,
+    size: tuple[int, int] | None = None,
+    *,
+    several_devices: bool = False,
+) -> StepMemory:
     """The memory of one part of a training step on one device.
 
     Args:
@@ -122,6 +128,7 @@ def training_memory(cfg: CfgNode, images: int, size: tuple[int, int] | None = No
         images: of the part: ``IMS_PER_BATCH`` / (devices x ``ACCUMULATE_STEPS``).
         size: height and width in pixels; None = the training crop, or of a task without one its
             largest training image.
+        several_devices: the gradients are summed over devices, in memory that is held throughout.
 
     Raises:
         ConfigError: the model cannot be built from the config.
@@ -137,6 +144,10 @@ def training_memory(cfg: CfgNode, images: int, size: tuple[int, int] | None = No
         weights = live.now
         live.note(inputs)
         with EventStorage(), Precision.from_config(cfg).autocast():  # detectors write to a storage
+            if several_devices:
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.grad = torch.zeros_like(parameter)
             before = live.now
             losses = model.train()(inputs)
         activations = live.now - before

@@ -5,23 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from semask.data.datasets.coco_folder import category_ids
-from semask.errors import ConfigError, DataError
+from semask.errors import ConfigError
+from semask.inference.class_names import categories, prior_classes_of, stuff_classes_of
 from semask.inference.masks import RunLengthMasks
 from semask.inference.model_outputs import (
     FoundInstances,
     class_map,
     gives_priors,
     predict_instances,
-    prior_classes_of,
-    stuff_classes_of,
 )
 from semask.inference.prediction import InstancePrediction
-from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels
-from semask.modeling.architecture import detector_classes, is_mask_classification
+from semask.inference.predictor import AnyImage, ImagePredictor, image_pixels, predictor_of
 from semask.utils.precision import evaluation_autocast
 
 
@@ -44,7 +39,8 @@ class InstancePredictor(ImagePredictor):
     """
 
     def _set_up(self) -> None:
-        self.class_names, self.category_ids, self._dataset = _categories(self.cfg)
+        key = predictor_of(self.cfg.TASK).names_key(self.cfg)
+        self.class_names, self.category_ids, self._dataset = categories(self.cfg, key)
 
     @property
     def has_priors(self) -> bool:
@@ -119,24 +115,3 @@ class InstancePredictor(ImagePredictor):
             "prior_names": tuple(names),
             "prior_colors": colors,
         }
-
-
-def _categories(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[int, ...], str]:
-    """Names and ids of the categories, and their dataset ("" = none)."""
-    number = detector_classes(cfg)
-    joint = cfg.TASK == "panoptic" and is_mask_classification(cfg)
-    key = "stuff_classes" if joint else "thing_classes"
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if name not in DatasetCatalog:
-            continue
-        metadata = MetadataCatalog.get(name)
-        if not metadata.get(key):
-            try:
-                DatasetCatalog.get(name)  # loading it sets the metadata
-            except DataError:
-                continue
-        names = metadata.get(key, ())
-        if len(names) == number:
-            return tuple(names), tuple(category_ids(metadata, number)), name
-    names = tuple(f"category {index}" for index in range(number))
-    return names, tuple(range(1, number + 1)), ""

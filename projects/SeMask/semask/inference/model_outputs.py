@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,7 +23,6 @@ from semask.modeling.meta_arch.detectors import outputs_of
 from semask.ops.lazy_scores import LazyScores, lazy
 from semask.ops.mask_postprocess import EncodedMasks
 from semask.ops.stripes import MapRows, resized
-from semask.utils.palette import class_colors
 
 # From a dataset dict, which it may modify, to a model's input.
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
@@ -170,9 +167,6 @@ def for_evaluators(model: nn.Module) -> nn.Module:
     return LazyOutputModel(inner) if predicts_scores(inner) else model
 
 
-BACKGROUND_COLOR = (225, 225, 225)
-
-
 def predict_instances(
     model: nn.Module, inputs: dict[str, Any], *, priors: bool = False
 ) -> dict[str, Any]:
@@ -206,57 +200,6 @@ def predict_instances(
         original = (inputs.get("height", size[0]), inputs.get("width", size[1]))
         output["prior"] = LazyScores(resized(decoded, size, original), "logits")
     return output
-
-
-def prior_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np.ndarray]:
-    """Names and colours of the classes of a detector's prior maps.
-
-    Args:
-        dataset_name: a registered dataset, or "".
-        num_classes: K of the maps.
-
-    Returns:
-        K names, and (K, 3) uint8 RGB: those of the dataset's categories and the background, or of
-        its semantic classes, if their number is K; else "class 0", ...
-    """
-    metadata = _metadata(dataset_name)
-    things = list(metadata.get("thing_classes", ()))
-    stuff = list(metadata.get("stuff_classes", ()))
-    # If the semantic maps include the things, their classes supervise the priors.
-    joint = len(stuff) == num_classes and set(things) <= set(stuff)
-    if len(things) + 1 == num_classes and not joint:
-        colors = category_colors(metadata, len(things))
-        return [*things, "background"], np.concatenate([colors, [BACKGROUND_COLOR]]).astype(
-            np.uint8
-        )
-    return stuff_classes_of(dataset_name, num_classes)
-
-
-def stuff_classes_of(dataset_name: str, num_classes: int) -> tuple[list[str], np.ndarray]:
-    """Names and colours of the classes of a dataset's semantic maps.
-
-    Args:
-        dataset_name: a registered dataset, or "".
-        num_classes: K of the model.
-
-    Returns:
-        K names, and (K, 3) uint8 RGB: the dataset's, if it has K; else "class 0", ...
-    """
-    metadata = _metadata(dataset_name)
-    names = list(metadata.get("stuff_classes", ()))
-    if len(names) == num_classes:
-        return names, class_colors(num_classes, metadata.get("stuff_colors"))
-    return [f"class {index}" for index in range(num_classes)], class_colors(num_classes)
-
-
-def _metadata(dataset_name: str) -> Any:
-    return MetadataCatalog.get(dataset_name) if dataset_name else Metadata()
-
-
-def category_colors(metadata: Any, number: int) -> np.ndarray:
-    """(N, 3) uint8, RGB: the dataset's thing_colors, or a fixed palette if it has none."""
-    colors = metadata.get("thing_colors")
-    return class_colors(number, colors if colors and len(colors) == number else None)
 
 
 class FoundInstances(NamedTuple):

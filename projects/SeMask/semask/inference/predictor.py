@@ -11,8 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor
 
@@ -23,15 +21,15 @@ from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.image_files import explained
 from semask.data.reading import rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
+from semask.inference.class_names import semantic_classes
 from semask.inference.model_outputs import gives_priors, predict, predicts_scores
 from semask.inference.prediction import ImagePrediction, Prediction
 from semask.modeling import check_protocol
+from semask.modeling.build import build_model
 from semask.ops.apply import apply_selected_fast_paths
 from semask.ops.lazy_scores import LazyScores
 from semask.utils.device import resolve_device
-from semask.utils.palette import class_colors
 from semask.utils.precision import amp_dtype, evaluation_autocast
-from semask.utils.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +57,13 @@ class TaskPredictor:
     Attributes:
         kind: the class of the predictor.
         build_mapper: builds the mapper of the task's evaluation from a config.
+        names_key: gives the entry of a dataset's metadata with the names of the predicted
+            instances' classes, for a config.
     """
 
     kind: type["ImagePredictor"]
     build_mapper: Callable[[CfgNode], ImageMapper]
+    names_key: Callable[[CfgNode], str] = lambda cfg: "thing_classes"
 
 
 # By the values of ``TASK``. ``TASK_REGISTRY`` adds each task.
@@ -219,7 +220,7 @@ class Predictor(ImagePredictor):
         return kind(config, *args, overrides=overrides, **kwargs)
 
     def _set_up(self) -> None:
-        self.class_names, self.colors = _classes(self.cfg)
+        self.class_names, self.colors = semantic_classes(self.cfg)
 
     @property
     def has_priors(self) -> bool:
@@ -352,25 +353,9 @@ def read_config(config: str | os.PathLike[str] | CfgNode, overrides: Sequence[st
 
 
 def _build_model(cfg: CfgNode) -> torch.nn.Module:
-    try:
-        model = build_model(cfg)
-    except (ValueError, KeyError, AssertionError) as error:
-        reason = one_line(error).strip("'\"").rstrip(".")
-        raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
+    model = build_model(cfg)
     check_protocol(cfg, model)
     return apply_selected_fast_paths(cfg, model).eval()
-
-
-def _classes(cfg: CfgNode) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and colours of the K classes."""
-    number = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if name in MetadataCatalog.list():
-            metadata = MetadataCatalog.get(name)
-            names = metadata.get("stuff_classes", ())
-            if len(names) == number:
-                return tuple(names), class_colors(number, metadata.get("stuff_colors"))
-    return tuple(f"class {index}" for index in range(number)), class_colors(number)
 
 
 def image_pixels(image: AnyImage, reader: ImageReader = RGB) -> np.ndarray:

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from semask.modeling.layers.resize import is_open, resize, upsample_2x
+from semask.modeling.layers.resize import resize, upsample_2x
 from semask.modeling.pixel_decoder.semantic_fpn import SemanticFPNDecoder
 from semask.ops.convolutions import is_local
 from semask.ops.modes import is_inference
 from semask.ops.stripes import MapRows, resized
+from semask.utils.symbolic import is_symbolic
 
 # Bytes of the finest map that evaluation computes at a time.
 BAND_BYTES = 32 * 2**20
@@ -33,7 +34,7 @@ class EarlySumFPN(SemanticFPNDecoder):
 
     def summed(self, features: Mapping[str, Tensor]) -> Tensor:
         """See :class:`SemanticFPNDecoder`."""
-        if is_open(*features[self.in_features[0]].shape):
+        if is_symbolic(*features[self.in_features[0]].shape):
             return super().summed(features)  # which maps are of one size is not known
         coarser = self.coarser(features)
         finest = self.finest(features)

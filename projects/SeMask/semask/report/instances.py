@@ -21,15 +21,13 @@ from semask.data.bands import reader_of
 from semask.data.mappers.prior_target import PriorTarget, Region, annotation_region
 from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.evaluation.matching import FALSE, SCORE, match_instances
+from semask.inference.class_names import category_colors, prior_classes_of, stuff_classes_of
 from semask.inference.model_outputs import (
     FoundInstances,
     Mapper,
-    category_colors,
     evaluating,
     predict_instances,
-    prior_classes_of,
     prior_strides_of,
-    stuff_classes_of,
 )
 from semask.report.charts import histogram_values
 from semask.report.page import (

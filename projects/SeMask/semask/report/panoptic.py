@@ -21,14 +21,13 @@ from semask.evaluation.instance_evaluators import RESULT_FILE
 from semask.evaluation.matching import match_segments
 from semask.evaluation.panoptic_evaluator import PANOPTIC_FILE
 from semask.evaluation.panoptic_truth import PanopticTruth, Segment, found_segments
+from semask.inference.class_names import prior_classes_of, stuff_classes_of
 from semask.inference.model_outputs import (
     Mapper,
     class_map,
     evaluating,
     predict_instances,
-    prior_classes_of,
     prior_strides_of,
-    stuff_classes_of,
 )
 from semask.ops.lazy_scores import LazyScores
 from semask.report.charts import histogram_values

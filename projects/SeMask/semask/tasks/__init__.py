@@ -1,8 +1,5 @@
 """The tasks that the key ``TASK`` selects."""
 
-from detectron2.config import CfgNode
-
-from semask.config import register_resolver
 from semask.tasks.base import (
     TASK_REGISTRY,
     Task,
@@ -26,8 +23,3 @@ __all__ = [
     "inference_folder",
     "write_reports",
 ]
-
-
-@register_resolver
-def _resolve_classes(cfg: CfgNode) -> None:
-    build_task(cfg).resolve_classes()

@@ -27,6 +27,7 @@ from detectron2.evaluation import DatasetEvaluator
 from fvcore.common.registry import Registry
 from torch import nn
 
+from semask.config import register_resolver
 from semask.errors import ConfigError
 from semask.inference.predictor import (
     PREDICTORS,
@@ -76,6 +77,15 @@ class Task(ABC):
         Raises:
             ConfigError: no dataset is registered.
         """
+
+    @classmethod
+    def category_names_key(cls, cfg: CfgNode) -> str:
+        """The entry of a dataset's metadata with the names of the predicted instances' classes.
+
+        Args:
+            cfg: of the model.
+        """
+        return "thing_classes"
 
     @abstractmethod
     def build_mapper(self, is_train: bool) -> InputMapper:
@@ -244,7 +254,9 @@ class TaskRegistry(Registry):
         def enter(task: AnyTask) -> AnyTask:
             self._do_register(task.name, task)
             PREDICTORS[task.name] = TaskPredictor(
-                task.predictor, lambda cfg: task(cfg).build_mapper(is_train=False)
+                task.predictor,
+                lambda cfg: task(cfg).build_mapper(is_train=False),
+                task.category_names_key,
             )
             return task
 
@@ -267,6 +279,11 @@ def build_task(cfg: CfgNode) -> Task:
             "own task with --import MODULE."
         )
     return TASK_REGISTRY.get(cfg.TASK)(cfg)
+
+
+@register_resolver
+def _resolve_classes(cfg: CfgNode) -> None:
+    build_task(cfg).resolve_classes()
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> str:

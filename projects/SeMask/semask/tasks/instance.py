@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
@@ -21,7 +21,7 @@ from semask.data.checks.semantic import (
     list_dataset,
     listed_names,
 )
-from semask.data.mappers.instance import InstanceMapper
+from semask.data.mappers.instance import InstanceMapper, uses_large_scale_jitter
 from semask.data.reading import is_nearly_black
 from semask.data.unreadable import ReadableDataset
 from semask.errors import ConfigError, DataError
@@ -46,9 +46,14 @@ logger = logging.getLogger(__name__)
 
 @TASK_REGISTRY.register()
 class InstanceTask(Task):
-    """Images with instances; models return "instances", with boxes and usually masks."""
+    """Images with instances; models return "instances", with boxes and usually masks.
+
+    Attributes:
+        objects: what the annotations of an image are, for messages.
+    """
 
     name = "instance"
+    objects: ClassVar[str] = "annotations"
     predictor = InstancePredictor
     shapes_only = False  # the kept boxes depend on values
     fixed_size = False
@@ -219,9 +224,7 @@ class InstanceTask(Task):
                 "Dataset '%s': an image has %d %s, but the model has %d queries, each of which "
                 "finds one: set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES to more, or those beyond are "
                 "missed.",
-                name,
-                max(numbers),
-                "segments" if self.name == "panoptic" else "annotations",
+                *(name, max(numbers), self.objects),
                 queries,
             )
 
@@ -257,7 +260,7 @@ class InstanceTask(Task):
         For mask classification, the square that crops are padded to, or the crop.
         """
         inputs = self.cfg.INPUT
-        if inputs.LSJ.ENABLED or inputs.DATASET_MAPPER_NAME.endswith("_lsj"):
+        if uses_large_scale_jitter(self.cfg):
             return int(inputs.LSJ.SIZE[0]), int(inputs.LSJ.SIZE[1])
         if is_mask_classification(self.cfg):
             if inputs.SIZE_DIVISIBILITY > 0:

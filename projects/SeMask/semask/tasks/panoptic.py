@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
@@ -39,6 +40,14 @@ class PanopticTask(InstanceTask):
     """
 
     name = "panoptic"
+    objects = "segments"
+
+    @classmethod
+    def category_names_key(cls, cfg: CfgNode) -> str:
+        """As :meth:`Task.category_names_key`; of mask classification, things and stuff."""
+        if is_mask_classification(cfg):
+            return "stuff_classes"
+        return super().category_names_key(cfg)
 
     def resolve_classes(self) -> None:
         """As :meth:`InstanceTask.resolve_classes`; for mask classification, all classes."""

@@ -39,8 +39,18 @@ class SemanticTask(Task):
     predictor = Predictor
 
     def resolve_classes(self) -> None:
-        """As :meth:`Task.resolve_classes`; the key is ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``."""
+        """As :meth:`Task.resolve_classes`; the key is ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+
+        Raises:
+            ConfigError: no dataset is registered, or the priors have another number of classes.
+        """
         resolve_semantic_classes(self.cfg)
+        classes, given = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, self.cfg.MODEL.SEMASK.NUM_CLASSES
+        if given not in (0, classes):
+            raise ConfigError(
+                f"MODEL.SEMASK.NUM_CLASSES is {given}, but the model has {classes} classes "
+                "(MODEL.SEM_SEG_HEAD.NUM_CLASSES). Set it to 0 to follow."
+            )
 
     def build_mapper(self, is_train: bool) -> SemSegMapper:
         """The mapper of the key ``INPUT.DATASET_MAPPER_NAME``."""

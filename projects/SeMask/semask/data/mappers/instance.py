@@ -107,6 +107,13 @@ PIPELINES: dict[str, Pipeline] = {
 }
 
 
+def uses_large_scale_jitter(cfg: CfgNode) -> bool:
+    """Whether training images are cropped or padded to ``INPUT.LSJ.SIZE``."""
+    return cfg.INPUT.LSJ.ENABLED or (
+        PIPELINES.get(cfg.INPUT.DATASET_MAPPER_NAME) is build_lsj_augmentations
+    )
+
+
 class InstanceMapper:
     """Read and augment one image with its instances, and paint the target of the priors.
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from torch import nn
 
 from semask.checkpoint import SeMaskCheckpointer, starts_partially
 from semask.engine.launch.run_setup import refuse_overwriting
 from semask.engine.trackers import check_trackers
-from semask.errors import ConfigError, DamagedCheckpointError
+from semask.errors import ConfigError, DamagedCheckpointError, UserError
 from semask.modeling import check_protocol
+from semask.modeling.build import build_model
 from semask.solver import build_lr_scheduler, build_optimizer
 from semask.tasks import build_task
 from semask.utils.precision import check_precision, float32_precision
@@ -133,27 +134,13 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
     try:
-        try:
-            with torch.device("meta"):
-                model = build_model(cfg)
-        except NotImplementedError:  # a module that needs values while it is built
+        with torch.device("meta"):
             model = build_model(cfg)
-        check_protocol(cfg, model)
-        if not eval_only:
-            build_lr_scheduler(cfg, build_optimizer(cfg, model))
-    except ConfigError:
-        raise
-    except (
-        *(ValueError, KeyError, TypeError, IndexError, AttributeError),
-        *(RuntimeError, AssertionError, ArithmeticError),
-    ) as error:
-        reason = one_line(error).strip("'\"").rstrip(".")
-        if isinstance(error, KeyError) and " " not in reason:
-            reason = (
-                f"it has nothing named '{reason}'; perhaps the features of MODEL.BACKBONE.NAME "
-                f"'{cfg.MODEL.BACKBONE.NAME}' do not fit the heads"
-            )
-        raise ConfigError(f"The model cannot be built from this config: {reason}.") from error
+    except NotImplementedError:  # a module that needs values while it is built
+        model = build_model(cfg)
+    check_protocol(cfg, model)
+    if not eval_only:
+        _check_optimizer(cfg, model)
     checkpointer = SeMaskCheckpointer(
         model,
         cfg.OUTPUT_DIR,
@@ -171,3 +158,13 @@ def _check_model(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
             f"--resume to use the last one in OUTPUT_DIR '{cfg.OUTPUT_DIR}'."
         )
     checkpointer.check(cfg.MODEL.WEIGHTS)
+
+
+def _check_optimizer(cfg: CfgNode, model: nn.Module) -> None:
+    try:
+        build_lr_scheduler(cfg, build_optimizer(cfg, model))
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError) as error:
+        reason = one_line(error).rstrip(".")  # PyTorch's words
+        raise ConfigError(f"SOLVER: no optimizer or schedule can be built: {reason}.") from error

@@ -172,6 +172,8 @@ class SemanticLayer(nn.Module):
             normed: the normalised input.
             masked: the output of the blocks for ``normed``.
         """
+        # The bracket is what the blocks add to their input: exactly 0 with gamma 0. In
+        # x + masked - normed the sum would be rounded, and the result would not be x again.
         return x + (masked - normed) if self.norm_on_branch else masked
 
     def mask(self, x: Tensor, return_prior: bool) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from semask.errors import ConfigError
 from semask.modeling.backbone.contract import num_stages_for
 from semask.modeling.backbone.semask import SeMaskBackbone, check_stage_lists, semantic_arguments
-from semask.modeling.backbone.timm_encoder import STRIDES, TimmEncoder
+from semask.modeling.backbone.timm_encoder import TimmEncoder
+from semask.modeling.backbone.timm_networks import STRIDES
 
 
 @BACKBONE_REGISTRY.register()

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semask.modeling.layers.resize import is_open, up_to_multiple
+from semask.modeling.layers.resize import up_to_multiple
+from semask.utils.symbolic import is_symbolic
 
 
 def pad_to_multiple(x: Tensor, size: int) -> Tensor:
@@ -17,7 +18,7 @@ def pad_to_multiple(x: Tensor, size: int) -> Tensor:
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """Undo :func:`pad_to_multiple`: the first rows and columns of a map (B, H, W, C)."""
     rows, columns = x.shape[1:3]
-    if not is_open(rows, columns):
+    if not is_symbolic(rows, columns):
         return x[:, :height, :width]
     # Has strides of its own, where those of a slice depend on whether anything is cut off.
     return F.pad(x, (0, 0, 0, width - columns, 0, height - rows))

@@ -31,12 +31,15 @@ class SegmentationHead(nn.Module, ABC):
         num_classes: K.
         ignore_value: label of pixels without a class.
         score_kind: of the scores that :func:`semantic_scores` computes.
+        losses_need_values: the losses depend on values in a way that tensors of shapes alone
+            (PyTorch's "meta" device) cannot follow, such as a matching.
         prior_supervision: of the backbone's semantic priors; None = not supervised.
     """
 
     num_classes: int
     ignore_value: int = 255
     score_kind: ScoreKind = "logits"
+    losses_need_values: bool = False
     prior_supervision: PriorSupervision | None
 
     def __init__(self) -> None:
@@ -86,16 +89,18 @@ class SegmentationHead(nn.Module, ABC):
             return {}
         return {"loss_prior": self.prior_supervision.loss.divisor(targets["sem_seg"])}
 
-    def prior_losses(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def prior_losses(
+        self, features: Mapping[str, Tensor], targets: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
         """{"loss_prior": scalar} where the head supervises the priors, else nothing.
 
         Args:
             features: with the prior maps.
-            labels: "sem_seg" of :meth:`losses`.
+            targets: those of :meth:`losses`; "sem_seg" is needed where the priors are supervised.
         """
         if self.prior_supervision is None:
             return {}
-        return {"loss_prior": self.prior_supervision(features, labels)}
+        return {"loss_prior": self.prior_supervision(features, targets["sem_seg"])}
 
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | Mapping[str, Any] | None = None

@@ -34,8 +34,12 @@ class MaskClassificationHead(SegmentationHead):
     """MaskFormer, Mask2Former and their variants: Q masks, each with a class.
 
     Parameters have the names of the published checkpoints.
+
+    Attributes:
+        inside_only: see :class:`semask.modeling.mask_decoder.postprocess.PanopticRule`.
     """
 
+    losses_need_values = True
     score_kind: ScoreKind = "scores"
 
     @configurable
@@ -47,6 +51,7 @@ class MaskClassificationHead(SegmentationHead):
         criterion: MaskCriterion,
         memory: str | None = None,
         deep_supervision: bool = True,
+        inside_only: bool = True,
         ignore_value: int = 255,
         prior_supervision: PriorSupervision | None = None,
     ) -> None:
@@ -57,6 +62,8 @@ class MaskClassificationHead(SegmentationHead):
             criterion: the losses of its predictions.
             memory: name of the backbone's feature that the queries attend to instead of these.
             deep_supervision: supervise all decoder layers, not only the last one.
+            inside_only: panoptic segments end where the probability of their mask is below 0.5,
+                as in Mask2Former.
             ignore_value: label of pixels without a class, in "sem_seg".
             prior_supervision: of the priors; None where the backbone has no semantic layers.
         """
@@ -66,6 +73,7 @@ class MaskClassificationHead(SegmentationHead):
         self.criterion = criterion
         self.memory = memory
         self.deep_supervision = deep_supervision
+        self.inside_only = inside_only
         self.num_classes = predictor.num_classes
         self.ignore_value = ignore_value
         self.prior_supervision = prior_supervision
@@ -85,9 +93,6 @@ class MaskClassificationHead(SegmentationHead):
                 f"returns {', '.join(input_shape)}."
             )
         shapes = {name: input_shape[name] for name in head.IN_FEATURES}
-        # A map painted from instances has one class more, the background.
-        follows_head = cfg.TASK == "semantic" or not semask.NUM_CLASSES
-        classes = head.NUM_CLASSES if follows_head else semask.NUM_CLASSES
         return {
             **DECODERS[name](cfg, shapes),
             "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
@@ -95,7 +100,8 @@ class MaskClassificationHead(SegmentationHead):
             "prior_supervision": PriorSupervision.from_config(
                 cfg,
                 strides=prior_strides(input_shape, semask.ATTENTION, semask.NUM_BLOCKS),
-                num_classes=classes,
+                # A map painted from instances has one class more, the background.
+                num_classes=semask.NUM_CLASSES or head.NUM_CLASSES,
                 reduction="valid",
                 align_corners=True,
             ),
@@ -137,9 +143,7 @@ class MaskClassificationHead(SegmentationHead):
         """
         goals = _mask_targets(targets)
         losses = self.criterion(self.decode(features, self.deep_supervision), goals)
-        if self.prior_supervision is not None:
-            losses["loss_prior"] = self.prior_supervision(features, targets["sem_seg"])
-        return losses
+        return {**losses, **self.prior_losses(features, targets)}
 
     def loss_divisors(self, targets: Mapping[str, Any]) -> dict[str, Divisor]:
         """See :class:`SegmentationHead`."""
@@ -188,6 +192,7 @@ def _maskformer(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str,
             **_loss_weights(cfg),
         ),
         "memory": coarsest,
+        "inside_only": False,
     }
 
 

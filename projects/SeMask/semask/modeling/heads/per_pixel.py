@@ -97,7 +97,7 @@ class SeMaskFPNHead(SegmentationHead):
         loss = self.loss(self.semantic_fpn(features), targets["sem_seg"])
         return {
             "loss_sem_seg": self.loss_weight * loss,
-            **self.prior_losses(features, targets["sem_seg"]),
+            **self.prior_losses(features, targets),
         }
 
     def loss_divisors(self, targets: Mapping[str, Any]) -> dict[str, Divisor]:

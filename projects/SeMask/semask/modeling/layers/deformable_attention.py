@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semask.errors import ConfigError
 from semask.utils.precision import at_least_float32
 
 Size = tuple[int, int]  # height and width of a map, in tokens
@@ -24,7 +25,7 @@ class MultiScaleDeformableAttention(nn.Module):
         num_points: P, points of each head in each map.
 
     Raises:
-        ValueError: the heads do not divide the channels.
+        ConfigError: the heads do not divide the channels.
     """
 
     def __init__(
@@ -32,10 +33,10 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> None:
         super().__init__()
         if channels % num_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"Deformable attention needs a number of heads that divides its {channels} "
                 f"channels, got {num_heads} (MODEL.MASK_FORMER.NHEADS, "
-                "MODEL.SEM_SEG_HEAD.CONVS_DIM)"
+                "MODEL.SEM_SEG_HEAD.CONVS_DIM)."
             )
         self.num_levels = num_levels
         self.num_heads = num_heads

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import SymInt, Tensor
+from torch import Tensor
+
+from semask.utils.symbolic import surely_equal
 
 
 def resize(maps: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
@@ -17,7 +19,7 @@ def resize(maps: Tensor, size: Sequence[int], *, align_corners: bool = False) ->
     Returns:
         (B, C, H, W).
     """
-    if _surely_equal(maps.shape[-2:], size):
+    if surely_equal(maps.shape[-2:], size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
@@ -26,20 +28,6 @@ def up_to_multiple(side: int, multiple: int) -> int:
     """The smallest multiple that is not below ``side``."""
     # Of positive numbers, as ONNX rounds the quotients of negative ones towards zero.
     return (side + multiple - 1) // multiple * multiple
-
-
-def is_open(*sides: int) -> bool:
-    """Whether one of these is a symbol: of a graph that is exported for any size."""
-    return any(isinstance(side, SymInt) for side in sides)
-
-
-def _surely_equal(size: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two sizes are equal; in a graph for any size, whether they always are."""
-    if not is_open(*size, *other):
-        return tuple(size) == tuple(other)
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports SymPy
-
-    return all(statically_known_true(a == b) for a, b in zip(size, other, strict=True))
 
 
 def upsample_2x(maps: Tensor, *, align_corners: bool = False) -> Tensor:

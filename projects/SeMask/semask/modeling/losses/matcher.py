@@ -108,7 +108,7 @@ class MaskMatcher(nn.Module):
         device, cost = cost.device, cost.cpu()
         finite = bool(cost.isfinite().all())
         cost = cost.nan_to_num(nan=0.0).clamp(-LARGEST_COST, LARGEST_COST)
-        from scipy.optimize import linear_sum_assignment  # slow to import; only training needs it
+        from scipy.optimize import linear_sum_assignment  # only training needs SciPy
 
         queries, targets = linear_sum_assignment(cost.numpy())
         return Match(

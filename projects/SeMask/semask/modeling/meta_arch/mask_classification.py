@@ -122,6 +122,7 @@ class SeMaskMaskFormer(SeMaskSegmentor):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         former = cfg.MODEL.MASK_FORMER
+        arguments = super().from_config(cfg)
         things = _things(cfg)
         rule = None
         if things is not None:
@@ -129,10 +130,10 @@ class SeMaskMaskFormer(SeMaskSegmentor):
                 things=things,
                 object_mask_threshold=former.TEST.OBJECT_MASK_THRESHOLD,
                 overlap_threshold=former.TEST.OVERLAP_THRESHOLD,
-                inside_only=former.DECODER != "maskformer",
+                inside_only=getattr(arguments["sem_seg_head"], "inside_only", True),
             )
         return {
-            **super().from_config(cfg),
+            **arguments,
             "size_divisibility": former.SIZE_DIVISIBILITY,
             "semantic_on": former.TEST.SEMANTIC_ON,
             "instance_on": former.TEST.INSTANCE_ON,

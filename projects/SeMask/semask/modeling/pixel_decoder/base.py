@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
+from semask.errors import ConfigError
+
 STRIDES = (4, 8, 16, 32)
 
 
@@ -15,14 +17,7 @@ class PixelDecoder(nn.Module):
 
     Attributes:
         in_features: names of the input features, of strides 4, 8, 16 and 32.
-        channels: of the multi-scale features.
-        mask_channels: of the mask features.
-        strides: of the multi-scale features, in their order.
-        mask_stride: of the mask features.
     """
-
-    strides: tuple[int, ...] = (32, 16, 8)
-    mask_stride = 4
 
     def __init__(
         self, *, input_shape: Mapping[str, ShapeSpec], channels: int, mask_channels: int, norm: str
@@ -35,19 +30,17 @@ class PixelDecoder(nn.Module):
             norm: of the convolutions, as ``detectron2.layers.get_norm`` takes it; "" = none.
 
         Raises:
-            ValueError: the strides are not 4, 8, 16 and 32, or a number is out of its range.
+            ConfigError: the strides are not 4, 8, 16 and 32, or a number is out of its range.
         """
         super().__init__()
         self.in_features = _ordered_features(input_shape)
-        self.channels = channels
-        self.mask_channels = mask_channels
         for key, value in (("CONVS_DIM", channels), ("MASK_DIM", mask_channels)):
             if value < 1:
-                raise ValueError(f"MODEL.SEM_SEG_HEAD.{key} must be at least 1, got {value}")
+                raise ConfigError(f"MODEL.SEM_SEG_HEAD.{key} must be at least 1, got {value}.")
         if norm == "GN" and channels % 32:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.SEM_SEG_HEAD.CONVS_DIM must be a multiple of the 32 groups that "
-                f"MODEL.SEM_SEG_HEAD.NORM 'GN' has, got {channels}"
+                f"MODEL.SEM_SEG_HEAD.NORM 'GN' has, got {channels}."
             )
 
     @abstractmethod
@@ -65,14 +58,14 @@ class PixelDecoder(nn.Module):
         """The features of strides 4, 8, 16 and 32.
 
         Raises:
-            ValueError: one is missing.
+            ConfigError: one is missing.
         """
         missing = [name for name in self.in_features if name not in features]
         if missing:
-            raise ValueError(
+            raise ConfigError(
                 f"The pixel decoder reads {', '.join(self.in_features)} "
                 f"(MODEL.SEM_SEG_HEAD.IN_FEATURES), and the backbone returned no "
-                f"{', '.join(missing)}; it returned {', '.join(features) or 'nothing'}"
+                f"{', '.join(missing)}; it returned {', '.join(features) or 'nothing'}."
             )
         return [features[name] for name in self.in_features]
 
@@ -81,10 +74,10 @@ def _ordered_features(input_shape: Mapping[str, ShapeSpec]) -> list[str]:
     ordered = sorted(input_shape.items(), key=lambda item: item[1].stride or 0)
     if tuple(shape.stride for _, shape in ordered) != STRIDES:
         got = ", ".join(f"{name} of stride {shape.stride}" for name, shape in ordered) or "none"
-        raise ValueError(
+        raise ConfigError(
             "A pixel decoder needs four features, of strides "
             f"{', '.join(map(str, STRIDES))}; MODEL.SEM_SEG_HEAD.IN_FEATURES and the backbone "
-            f"give {got}"
+            f"give {got}."
         )
     return [name for name, _ in ordered]
 

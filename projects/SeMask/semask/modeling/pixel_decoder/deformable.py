@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from semask.errors import ConfigError
 from semask.modeling.layers.deformable_attention import (
     MultiScaleDeformableAttention,
     Size,
@@ -153,21 +154,21 @@ class DeformablePixelDecoder(PixelDecoder):
             dropout: of the transformer.
 
         Raises:
-            ValueError: as :class:`PixelDecoder`; or there is no layer, or a number of channels
+            ConfigError: as :class:`PixelDecoder`; or there is no layer, or a number of channels
                 cannot be divided by the heads or by 4.
         """
         super().__init__(
             input_shape=input_shape, channels=channels, mask_channels=mask_channels, norm=norm
         )
         if num_layers < 1:
-            raise ValueError(
-                "The deformable pixel decoder needs at least 1 layer, "
-                f"MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS is {num_layers}"
+            raise ConfigError(
+                "The deformable pixel decoder needs at least 1 layer, but "
+                f"MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS is {num_layers}."
             )
         if channels % 32:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.SEM_SEG_HEAD.CONVS_DIM must be a multiple of the 32 groups that the "
-                f"transformer's input is normalised in, got {channels}"
+                f"transformer's input is normalised in, got {channels}."
             )
         finest, *coarser = [input_shape[name].channels for name in self.in_features]
         self.input_proj = nn.ModuleList(_projection(width, channels) for width in coarser[::-1])

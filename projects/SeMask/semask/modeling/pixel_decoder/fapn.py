@@ -13,6 +13,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from semask.errors import ConfigError
 from semask.modeling.pixel_decoder.base import (
     PixelDecoder,
     init_conv,
@@ -36,7 +37,7 @@ class GuidedDeformableConv(nn.Module):
         groups: groups of channels with offsets of their own, a divisor of C.
 
     Raises:
-        ValueError: the groups do not divide the channels.
+        ConfigError: the groups do not divide the channels.
     """
 
     TAPS = 9
@@ -44,9 +45,9 @@ class GuidedDeformableConv(nn.Module):
     def __init__(self, *, channels: int = 256, groups: int = 8) -> None:
         super().__init__()
         if channels % groups:
-            raise ValueError(
+            raise ConfigError(
                 f"The deformable convolution's {groups} groups do not divide its {channels} "
-                "channels (MODEL.SEM_SEG_HEAD.CONVS_DIM)"
+                "channels (MODEL.SEM_SEG_HEAD.CONVS_DIM)."
             )
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(channels))
