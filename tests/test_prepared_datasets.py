@@ -331,6 +331,36 @@ def test_downloaded_files_that_are_missing(
     assert "instances" in text
 
 
+@pytest.mark.parametrize("kind", ["ade20k", "cityscapes"])
+def test_existing_files_are_not_changed(
+    root: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of other programs, whose ids may be others; what is missing is written."""
+    write(kind, root)
+    maps = sorted(root.rglob("*_panoptic_val/*.png"))
+    panoptic, instances = (
+        next(root.rglob(f"{kind}_{task}_val.json")) for task in ("panoptic", "instance")
+    )
+    written = instances.read_bytes()
+    panoptic.write_text("{}")
+    save(maps[0], np.full((HEIGHT, WIDTH, 3), 7, np.uint8))
+    kept = {path: path.read_bytes() for path in (panoptic, maps[0])}
+    instances.unlink()
+    capsys.readouterr()
+    assert main.run("prepare", [kind, "--workers", "0"]) == 0
+    assert f"{panoptic} (exists" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert instances.read_bytes() == written
+    panoptic.unlink()  # the map of other ids would not fit the new file
+    assert main.run("prepare", [kind, "--workers", "0"]) == 2
+    assert str(maps[0]) in capsys.readouterr().err
+    assert maps[0].read_bytes() == kept[maps[0]]
+    maps[0].unlink()
+    panoptic.write_text("{}")
+    assert main.run("prepare", [kind, "--workers", "0"]) == 2
+    assert maps[0].name in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", [0, 101])
 def test_categories_of_instances_that_cannot_be(
     root: Path, value: int, capsys: pytest.CaptureFixture[str]

@@ -214,7 +214,8 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         semask prepare cityscapes --workers 16
 
     Reads the downloaded dataset in the folder in the environment variable DETECTRON2_DATASETS and
-    writes these files next to it; existing files are not changed:
+    writes these files next to it. Existing files are not changed: remove one to have it written
+    again.
 
         ADEChallengeData2016/ade20k_instance_{train,val}.json      from annotations_instance/
         ADEChallengeData2016/ade20k_panoptic_{train,val}{.json,/}  and annotations/

@@ -15,5 +15,5 @@ def run(args: argparse.Namespace) -> int:
     for done in PREPARATIONS[args.name](workers=max(0, args.workers), progress=bar):
         print(f"{done.split}: {pluralize(done.images, 'image')}")
         for path in done.paths:
-            print(f"  {path}")
+            print(f"  {path}{' (exists, not changed)' if path in done.kept else ''}")
     return 0

@@ -166,10 +166,11 @@ def prepare_ade20k(*, workers: int = 0, progress: Progress | None = None) -> lis
         progress: wraps the iteration over the images.
 
     Returns:
-        What was written for each split.
+        What was written, and what was there, for each split.
 
     Raises:
-        DataError: files are missing or unpaired, or have invalid values.
+        DataError: files are missing or unpaired, or have invalid values; or files of an earlier
+            preparation are incomplete.
     """
     return [_prepare(split, workers, progress) for split in FOLDERS]
 
@@ -186,7 +187,7 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
     pair_files(images, labels, image_root, label_root, hint=hint)
     pair_files(images, instances, image_root, instance_root, hint=hint)
     paths = prepared_paths(split)
-    task = partial(_convert, label_root, instance_root, paths["panoptic_root"])
+    task = partial(_convert, label_root, instance_root)
     categories = [
         {"id": index, "name": name, "isthing": int(index in THINGS)}
         for index, name in enumerate(CLASSES)
@@ -204,8 +205,8 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
     )
 
 
-def _convert(label_root: str, instance_root: str, target: str, stem: str) -> Annotated:
-    """Paint stuff first, then instances over it."""
+def _convert(label_root: str, instance_root: str, maps: str | None, stem: str) -> Annotated:
+    """Paint stuff first, then instances over it; the map is written into ``maps``."""
     path = os.path.join(instance_root, f"{stem}.png")
     label_path = os.path.join(label_root, f"{stem}.png")
     picture, label = read_image(path), read_label(label_path)
@@ -222,7 +223,7 @@ def _convert(label_root: str, instance_root: str, target: str, stem: str) -> Ann
         category = _category(categories[inside], number, path)
         segments.append(Segment(len(segments) + 1, category, thing=True))
         ids[inside] = len(segments)
-    save_ids(os.path.join(target, f"{stem}.png"), ids)
+    save_ids(maps, f"{stem}.png", ids)
     return describe_segments(stem, ids, segments)
 
 

@@ -175,10 +175,11 @@ def prepare_cityscapes(*, workers: int = 0, progress: Progress | None = None) ->
         progress: wraps the iteration over the images.
 
     Returns:
-        What was written for each split.
+        What was written, and what was there, for each split.
 
     Raises:
-        DataError: files are missing or unpaired, or have invalid values.
+        DataError: files are missing or unpaired, or have invalid values; or files of an earlier
+            preparation are incomplete.
     """
     return [_prepare(split, workers, progress) for split in PREPARED_SPLITS]
 
@@ -190,7 +191,7 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
     labels = find_files(label_root, _INSTANCE_IDS, "maps of instances", hint)
     pair_files(images, labels, image_root, label_root, hint=hint)
     paths = prepared_paths(split)
-    task = partial(_convert, label_root, paths["panoptic_root"])
+    task = partial(_convert, label_root)
     categories = [
         {key: entry[key] for key in ("id", "name", "isthing", "color")}
         for entry in CITYSCAPES_CATEGORIES
@@ -208,8 +209,8 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
     )
 
 
-def _convert(label_root: str, target: str, name: str) -> Annotated:
-    """Convert an image, named by its relative path without suffix."""
+def _convert(label_root: str, maps: str | None, name: str) -> Annotated:
+    """Convert an image, named by its relative path without suffix, with its map in ``maps``."""
     path = os.path.join(label_root, name + _INSTANCE_IDS)
     with opened_image(path, "map of instances") as image:
         values = np.asarray(image).astype(np.int64)
@@ -228,7 +229,7 @@ def _convert(label_root: str, target: str, name: str) -> Annotated:
     ]
     stem = os.path.basename(name)
     ids = np.where(np.isin(labels, list(_CATEGORIES)), values, 0)
-    save_ids(os.path.join(target, f"{stem}_gtFine_panoptic.png"), ids)
+    save_ids(maps, f"{stem}_gtFine_panoptic.png", ids)
     train_ids = os.path.join(label_root, name + _TRAIN_IDS)
     if not os.path.exists(train_ids):
         table = np.full(int(labels.max()) + 1, 255, np.uint8)

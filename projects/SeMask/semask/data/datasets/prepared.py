@@ -1,6 +1,7 @@
 """Built-in datasets of instances and segments: registered, and their files in COCO's formats.
 
-`semask prepare` writes the files from the downloaded ones, with the functions here.
+`semask prepare` writes the files from the downloaded ones, with the functions here; what exists is
+not changed.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from PIL import Image
 
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.datasets.panoptic_folder import load_panoptic_folder
-from semask.data.segments import panoptic_picture
+from semask.data.segments import panoptic_picture, read_segment_ids
+from semask.errors import DataError
 from semask.utils.files import replacing
+from semask.utils.text import pluralize
 
 # Wraps the iteration over the images, as ``tqdm`` does.
 Progress = Callable[..., Iterable["Annotated"]]
@@ -108,11 +112,13 @@ class Prepared:
         split: its name.
         images: number of images.
         paths: the files, and the folder of panoptic maps.
+        kept: those of them that were there, and are not changed.
     """
 
     split: str
     images: int
     paths: list[str]
+    kept: list[str]
 
 
 @dataclass(frozen=True)
@@ -177,15 +183,34 @@ def describe_segments(stem: str, ids: np.ndarray, segments: Sequence[Segment]) -
     return Annotated(stem, (ids.shape[0], ids.shape[1]), infos, instances)
 
 
-def save_ids(path: str, ids: np.ndarray) -> None:
-    """Write a map of segment ids in COCO's encoding, R + 256 G + 65536 B."""
+def save_ids(folder: str | None, name: str, ids: np.ndarray) -> None:
+    """Write a map of segment ids in COCO's encoding, R + 256 G + 65536 B.
+
+    Args:
+        folder: of the maps; None = write nothing.
+        name: of the file.
+        ids: (H, W), 0 = no segment.
+
+    Raises:
+        DataError: the file exists, and has other ids.
+    """
+    if folder is None:
+        return
+    path = os.path.join(folder, name)
+    if os.path.exists(path):
+        if not np.array_equal(read_segment_ids(path), ids):
+            raise DataError(
+                f"'{path}' exists and has other segment ids than `semask prepare` writes.",
+                f"Remove or rename the folder '{folder}' to have all maps written again.",
+            )
+        return
     with replacing(path) as file:
         Image.fromarray(panoptic_picture(ids)).save(file, format="PNG")
 
 
 def prepare_split(
     split: str,
-    task: Callable[[str], Annotated],
+    task: Callable[[str | None, str], Annotated],
     images: Sequence[str],
     categories: Sequence[dict[str, Any]],
     paths: Mapping[str, str],
@@ -195,22 +220,45 @@ def prepare_split(
     workers: int,
     progress: Progress | None,
 ) -> Prepared:
-    """Convert the images of a split and write COCO's two files.
+    """Convert the images of a split and write those of COCO's two files that do not exist.
 
     Args:
         split: its name.
-        task: converts an image and writes its panoptic map.
-        images: the argument of ``task`` for each image.
+        task: converts an image, and writes its panoptic map into a folder, unless this is None.
+        images: the last argument of ``task`` for each image; the image's path ends in it.
         categories: "id", "name" and "isthing"; the file of instances has the things.
         paths: "json_file" of the instances, "panoptic_json" and "panoptic_root".
         image_name: from an image's stem to its file, relative to the folder of images.
         map_name: the same for its panoptic map.
         workers: number of worker processes; 0 = this process.
         progress: wraps the iteration over the images.
+
+    Raises:
+        DataError: a downloaded file cannot be used, or an existing file of segments lacks maps.
     """
-    annotated = list(_each_image(task, images, workers, progress))
-    _write_json(annotated, categories, paths, image_name, map_name)
-    return Prepared(split, len(annotated), list(paths.values()))
+    missing = [key for key in ("json_file", "panoptic_json") if not os.path.exists(paths[key])]
+    kept = [paths["json_file"]] if "json_file" not in missing else []
+    maps: str | None = paths["panoptic_root"]
+    if "panoptic_json" not in missing:
+        # Another program may have written it, with other ids: its maps belong to it.
+        _check_maps(paths, [map_name(os.path.basename(image)) for image in images])
+        kept += [paths["panoptic_json"], paths["panoptic_root"]]
+        maps = None
+    if missing:
+        annotated = list(_each_image(partial(task, maps), images, workers, progress))
+        _write_json(annotated, categories, paths, missing, image_name, map_name)
+    return Prepared(split, len(images), list(paths.values()), kept)
+
+
+def _check_maps(paths: Mapping[str, str], names: Sequence[str]) -> None:
+    folder = paths["panoptic_root"]
+    lacking = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    if lacking:
+        raise DataError(
+            f"'{paths['panoptic_json']}' exists, but '{folder}' lacks "
+            f"{pluralize(len(lacking), 'map')}, the first is '{lacking[0]}'.",
+            "Remove the file to have it and its maps written again, or add the maps.",
+        )
 
 
 def _each_image(
@@ -235,9 +283,11 @@ def _write_json(
     annotated: Sequence[Annotated],
     categories: Sequence[dict[str, Any]],
     paths: Mapping[str, str],
+    keys: Sequence[str],
     image_name: Callable[[str], str],
     map_name: Callable[[str], str],
 ) -> None:
+    """Write the files of ``paths`` with the given keys."""
     images = [
         {
             "id": each.stem,
@@ -269,6 +319,7 @@ def _write_json(
             for each in annotated
         ],
     }
-    for key, content in (("json_file", instances), ("panoptic_json", panoptic)):
+    contents = {"json_file": instances, "panoptic_json": panoptic}
+    for key in keys:
         with replacing(paths[key]) as file:
-            file.write(json.dumps(content).encode())
+            file.write(json.dumps(contents[key]).encode())
