@@ -19,6 +19,7 @@ from semask.data.annotations import list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.engine import check_run
 from semask.errors import ConfigError, DataError
+from semask.evaluation.instance_evaluators import InstanceEvaluator
 from semask.tasks import build_task
 from tiny_instances import SMALL_MODEL, box_annotation, flat, two_boxes, write_dataset
 
@@ -69,6 +70,15 @@ def test_a_name_is_registered_again(tmp_path: Path) -> None:
     register_coco_folder("own", tmp_path, path)
     register_coco_folder("own", tmp_path / "images", path, replace=True)
     assert DatasetCatalog.get("own")[0]["file_name"] == str(tmp_path / "images" / "0.png")
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As editors on Windows write it; for training and evaluation."""
+    path = write_dataset(tmp_path, [two_boxes(), []])
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    register_coco_folder("own", tmp_path / "images", path)
+    assert len(DatasetCatalog.get("own")) == 2
+    assert len(InstanceEvaluator("own", str(tmp_path), masks=False).truth.anns) == 2
 
 
 @pytest.mark.parametrize("absolute", [False, True])

@@ -265,6 +265,20 @@ def test_the_last_config_counts(tmp_path: Path) -> None:
     assert MetadataCatalog.get("own").stuff_classes == ["a", "b"]
 
 
+@pytest.mark.parametrize("given", [None, "ade20k"])
+def test_a_name_that_a_published_label_map_has(tmp_path: Path, given: str | None) -> None:
+    """Another registration of the dataset, which every training does, leaves the map."""
+    published = reading.LABEL_MAPS["ade20k"]
+    own = {"CLASSES": [f"c{i}" for i in range(150)], **({"LABEL_MAP": given} if given else {})}
+    path = config(tmp_path, FOLDERS=folders("ade20k", **own))
+    for _ in range(3):
+        load_config(path)
+    assert reading.LABEL_MAPS["ade20k"] is published
+    with pytest.raises(ValueError, match="Label map 'ade20k'"):
+        register(tmp_path, "ade20k", label_map=[0, 1, 2], replace=True)
+    assert reading.LABEL_MAPS["ade20k"] is published
+
+
 def test_number_of_classes_by_itself(tmp_path: Path) -> None:
     overrides = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "0"]
     cfg = load_config(config(tmp_path), overrides)

@@ -63,10 +63,14 @@ def check_label_map(
 ) -> np.ndarray:
     """The table that :func:`register_label_map` would register.
 
-    Args, Raises: as of that function.
+    Args:
+        name, table, replace: as for :func:`register_label_map`.
 
     Returns:
         The training ids by raw value, int16; -1 = no such raw value exists.
+
+    Raises:
+        ValueError: a value is outside 0..255, or the name stands for another table already.
     """
     values = np.asarray(list(table.values()) if isinstance(table, Mapping) else table)
     if values.ndim != 1 or values.dtype.kind not in "iu" or values.size == 0:
@@ -84,8 +88,8 @@ def check_label_map(
     known = LABEL_MAPS.get(name)
     if not (replace or known is None or np.array_equal(known, ids)):
         raise ValueError(
-            f"Label map '{name}' is registered already, with other values; register it with "
-            "replace=True to replace it."
+            f"Label map '{name}' is registered already, with other values; choose another name, or "
+            "register it with replace=True to replace it."
         )
     return ids
 

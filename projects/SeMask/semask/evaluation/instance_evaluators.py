@@ -82,11 +82,7 @@ class InstanceEvaluator(DatasetEvaluator):
         self._truth: COCO | None = None
         file, from_maps = metadata.get("json_file"), metadata.get("panoptic_json")
         if file and (os.path.isfile(file) or not from_maps):
-            # COCO(file) would read it with the encoding of the locale.
-            self._truth = COCO()
-            self._truth.dataset = read_json(file)
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._truth.createIndex()
+            self._truth = _indexed(read_json(file))
             fix_ground_truth(self._truth, masks=masks)
         self.reset()
 
@@ -310,8 +306,7 @@ def instances_of_records(dataset_name: str) -> COCO:
             if "segmentation" in entry:
                 annotation["segmentation"] = entry["segmentation"]
             annotations.append(annotation)
-    truth = COCO()
-    truth.dataset = {
+    content = {
         "info": {},
         "images": [
             {
@@ -323,6 +318,12 @@ def instances_of_records(dataset_name: str) -> COCO:
         "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
         "annotations": annotations,
     }
+    return _indexed(content)
+
+
+def _indexed(content: dict[str, Any]) -> COCO:
+    truth = COCO()
+    truth.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth

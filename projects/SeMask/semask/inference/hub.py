@@ -22,7 +22,7 @@ from semask.checkpoint import write_checkpoint
 from semask.config import load_config
 from semask.errors import ConfigError, DataError
 from semask.inference.predictor import ImagePredictor, Predictor
-from semask.utils.files import write_text
+from semask.utils.files import read_json, write_text
 from semask.utils.text import one_line
 
 WEIGHTS, CONFIG, CLASSES, CARD = "model.safetensors", "config.yaml", "classes.json", "README.md"
@@ -128,7 +128,7 @@ def from_pretrained(
             f"'{source}' was not written by semask.save_pretrained: it lacks {', '.join(missing)}."
         )
     try:
-        classes = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+        classes = read_json(str(folder / CLASSES))
         _register(classes)
     except (ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"'{folder / CLASSES}' is damaged: {one_line(error)}.") from error

@@ -58,7 +58,7 @@ def write_text(path: str, text: str) -> None:
 
 
 def read_json(path: str) -> Any:
-    """Read a JSON file.
+    """Read a JSON file in UTF-8, with or without a byte order mark, which editors on Windows add.
 
     Args:
         path: a file, or a URL supported by Detectron2's ``PathManager``.
@@ -67,7 +67,7 @@ def read_json(path: str) -> Any:
         OSError: the file cannot be read.
         ValueError: it is not JSON, or nested too deeply.
     """
-    with PathManager.open(path, "r", encoding="utf-8") as file:
+    with PathManager.open(path, "r", encoding="utf-8-sig") as file:
         return parse_json(file.read())
 
 

@@ -87,7 +87,7 @@ def load_coco_stuff_10k(split: str) -> list[dict[str, Any]]:
 
 def _listed(path: str, hint: str) -> list[str]:
     try:
-        with PathManager.open(path, "r", encoding="utf-8") as file:
+        with PathManager.open(path, "r", encoding="utf-8-sig") as file:
             names = file.read().split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read the list of images '{path}': {error}. {hint}") from error

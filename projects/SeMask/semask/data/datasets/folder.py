@@ -89,15 +89,18 @@ def register_folder(
         **metadata: further entries of the dataset's metadata.
 
     Raises:
-        ValueError: an argument cannot be used, or the name belongs to another dataset. Nothing is
-            changed then.
+        ValueError: an argument cannot be used, or the name belongs to another dataset or, with a
+            table as ``label_map``, to another label map. Nothing is changed then.
     """
     names = _checked_classes(name, classes, ignore)
     if colors is not None:
         class_colors(len(names), colors)
     table = None if label_map is None or isinstance(label_map, str) else label_map
+    had_table = _has_own_table(name)
+    has_table = table is not None and (had_table or name not in LABEL_MAPS)
     if table is not None:
-        check_label_map(name, table, replace=replace)
+        # A table of that name that another dataset uses, such as ADE20K's, is never replaced.
+        check_label_map(name, table, replace=replace and has_table)
     label_map_name = _label_map_name(name, label_map)
     image_root, label_root = (
         os.path.abspath(os.path.expanduser(folder)) for folder in (image_dir, label_dir)
@@ -127,11 +130,23 @@ def register_folder(
         image_ext=image_suffixes,
         label_ext=label_suffixes,
         label_map=label_map_name,
+        has_own_table=has_table,
         replace=replace,
         **metadata,
     )
-    if table is not None:
+    if has_table and table is not None:
         register_label_map(name, table, replace=replace)
+    elif had_table:
+        del LABEL_MAPS[name]
+
+
+def _has_own_table(name: str) -> bool:
+    """Whether a dataset of that name is registered, with a label map of its own."""
+    return (
+        name in DatasetCatalog
+        and name in LABEL_MAPS
+        and bool(MetadataCatalog.get(name).get("has_own_table", False))
+    )
 
 
 def _checked_classes(name: str, classes: Sequence[str], ignore: int) -> list[str]:
@@ -265,8 +280,9 @@ def _paths(cfg: CfgNode, entry: dict[str, Any], keys: Sequence[str]) -> list[str
 def _forget(name: str) -> None:
     """Remove what an earlier config registered under ``name``."""
     if name in DatasetCatalog and MetadataCatalog.get(name).get("from_config", False):
+        if _has_own_table(name):
+            del LABEL_MAPS[name]
         forget_dataset(name)
-        LABEL_MAPS.pop(name, None)
 
 
 register_resolver(register_config_folders)
