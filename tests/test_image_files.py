@@ -1,6 +1,7 @@
 """The image files that are opened, and the messages about those that are refused."""
 
 import ast
+import errno
 import re
 import struct
 import threading
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from semask.data import image_files, reading
@@ -134,7 +136,7 @@ def test_postscript_is_never_handed_on(tmp_path: Path, monkeypatch: pytest.Monke
         image_mode(str(tmp_path / "a.png"))
 
 
-@pytest.mark.parametrize("error", [RuntimeError, AttributeError, MemoryError, AssertionError])
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError, AssertionError])
 def test_whatever_a_decoder_raises_is_the_files_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
@@ -145,6 +147,38 @@ def test_whatever_a_decoder_raises_is_the_files_error(
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(UnreadableError, match=r"a\.png"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), MemoryError),
+        (OSError(errno.EMFILE, "Too many open files"), DataError),
+        (OSError(errno.EACCES, "Permission denied"), UnreadableError),
+        (OSError(errno.EIO, "Input/output error"), UnreadableError),
+    ],
+)
+def test_a_failure_of_the_machine_is_not_called_damage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    expected: type[Exception],
+) -> None:
+    """Sound images would be skipped (DATALOADER.MAX_UNREADABLE) where memory or files run out."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    Image.fromarray(samples(3)).save(tmp_path / "a.png")
+    targets: list[tuple[Any, str]] = [(ImageFile.ImageFile, "load"), (PathManager, "open")]
+    for target, name in targets:
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, fail)
+            with pytest.raises(expected) as caught:
+                read_image(tmp_path / "a.png")
+        assert type(caught.value) is expected
+        assert "damaged" not in str(caught.value)
+        assert "a.png" in "".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
 
 
 def test_the_limit_of_large_images_can_be_set(

@@ -1,7 +1,10 @@
 """Own datasets: in a line of Python, and from a config alone."""
 
+import errno
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,14 @@ from PIL import Image
 
 import tiny
 from semask import config_path, load_config
+from semask.cli.predict import find_inputs
 from semask.data import reading, register_config_folders, register_folder
+from semask.data.datasets.pairs import find_files
+from semask.data.importers.files import ImageFiles
 from semask.data.reading import read_label
 from semask.engine import Trainer
 from semask.errors import ConfigError, DataError
+from semask.inference.predictor import image_files
 
 CLASSES = ["sky", "grass", "tree"]
 
@@ -194,6 +201,47 @@ def test_missing_pairs_and_folders(tmp_path: Path) -> None:
     register(tmp_path / "nowhere", "nowhere")
     with pytest.raises(DataError, match=r"no folder '.*nowhere/images' for the images"):
         DatasetCatalog.get("nowhere")
+
+
+def test_letters_that_two_systems_store_differently(tmp_path: Path) -> None:
+    """macOS writes the accent of a letter as a character of its own."""
+    write(tmp_path, "caf\u00e9.jpg", "b.jpg")
+    path = tmp_path / "annotations" / "caf\u00e9.png"
+    path.rename(path.with_name("cafe\u0301.png"))
+    register(tmp_path)
+    assert len(stems()) == 2
+    assert ImageFiles(tmp_path / "images").find("cafe\u0301.jpg", tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize("kind", ["training", "importing", "predicting", "command"])
+def test_one_rule_for_the_files_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Links are followed, but not in circles; what is hidden is left out."""
+    root = tmp_path / "images"
+    write(tmp_path, "a.jpg", "sub/b.jpg", ".hidden/c.jpg", ".d.jpg", "lost+found/e.jpg")
+    (tmp_path / "disk" / "images").mkdir(parents=True)
+    shutil.copy(root / "a.jpg", tmp_path / "disk" / "images" / "f.jpg")
+    for name, target in (("up", root), ("top", tmp_path), ("disk", tmp_path / "disk")):
+        (root / "sub" / name).symlink_to(target, target_is_directory=True)
+    listed: dict[str, Callable[[], Iterable[Any]]] = {
+        "training": lambda: find_files(str(root), ".jpg", "images").values(),
+        "importing": lambda: ImageFiles(root).paths,
+        "predicting": lambda: image_files(root),
+        "command": lambda: find_inputs([str(root)], tmp_path / "out"),
+    }
+    found = sorted(os.path.relpath(path, root) for path in listed[kind]())
+    assert found == ["a.jpg", "sub/b.jpg", "sub/disk/images/f.jpg"]
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if os.path.basename(path) == "disk":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"sub/disk' cannot be read: Permission denied"):
+        listed[kind]()
 
 
 # ---- from a config alone ----

@@ -21,7 +21,7 @@ from semask.inference.prediction import ImagePrediction
 from semask.inference.predictor import ImagePredictor, read_config
 from semask.inference.video import VIDEO_EXTENSIONS, VideoError, VideoReader, predict_frames
 from semask.tasks import build_task
-from semask.utils.files import without_suffixes
+from semask.utils.files import files_below, without_suffixes
 from semask.visualize.drawing import save_picture
 
 
@@ -64,9 +64,10 @@ def _absolute(path: str | Path) -> Path:
 
 def _search(given: str, output: Path) -> list[Path]:
     """The files to segment in a folder, or among the matches of a pattern."""
-    pattern = os.path.join(glob.escape(given), "**", "*") if os.path.isdir(given) else given
-    fits = [_absolute(fit) for fit in sorted(glob.glob(pattern, recursive=True))]
-    if not fits and not os.path.isdir(given):
+    is_folder = os.path.isdir(given)
+    listed = map(str, files_below(given)) if is_folder else glob.glob(given, recursive=True)
+    fits = [_absolute(fit) for fit in sorted(listed)]
+    if not fits and not is_folder:
         key = "=" in given and not given.lower().endswith((*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
         hint = " Put config keys after --opts." if key else ""
         raise DataError(
@@ -76,7 +77,9 @@ def _search(given: str, output: Path) -> list[Path]:
     found = [
         file
         for file in fits
-        if file.suffix.lower() in extensions and file.is_file() and not file.is_relative_to(output)
+        if file.suffix.lower() in extensions
+        and not file.is_dir()
+        and not file.is_relative_to(output)
     ]
     if not found:
         raise DataError(

@@ -4,6 +4,7 @@ Pillow would open all formats it knows, PostScript by starting another program.
 """
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -83,12 +84,16 @@ def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         path, what: as for :func:`opened_image`.
 
     Raises:
-        UnreadableError: a decoder has failed.
-        DataError: the image has more pixels than are read.
+        UnreadableError: a decoder has failed, or the file system.
+        DataError: the image has more pixels than are read, or this process has too many open files.
+        MemoryError: the memory is not enough, which need not be the file's fault.
     """
     try:
         yield
     except DataError:
+        raise
+    except MemoryError as error:
+        error.add_note(f"This happened while reading the {what} '{path}'.")
         raise
     except FileNotFoundError as error:
         raise UnreadableError(
@@ -104,8 +109,22 @@ def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
             "pixels; or cut the image into tiles.",
         ) from error
     except Exception as error:  # Decoders raise nearly anything at damaged files.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _system_error(error, path, what) from error
         reason = one_line(error)
         raise UnreadableError(f"Cannot read {what} '{path}': {reason}.", _DAMAGED) from error
+
+
+def _system_error(error: OSError, path: str | os.PathLike[str], what: str) -> DataError:
+    """The error for a failure of the operating system, not of a decoder."""
+    message = f"Cannot read {what} '{path}': {error.strerror}."
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return DataError(
+            message,
+            "The file may be sound. Raise the limit of open files (ulimit -n), or use fewer data "
+            "loading processes (DATALOADER.NUM_WORKERS).",
+        )
+    return UnreadableError(message, "Check its permissions, and the disk or network it is on.")
 
 
 def is_jpeg(suffix: str) -> bool:
@@ -128,17 +147,19 @@ def _open(file: BinaryIO, path: str | os.PathLike[str], what: str) -> Image.Imag
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
         return Image.open(file, formats=formats)
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         if layout := _unsupported_tiff(file):
             raise DataError(
                 f"The {what} '{path}' is a TIFF with {layout}, which cannot be read.", _LAYOUT
             ) from error
         if kind := _other_kind(file):
             raise UnreadableError(
-                f"The {what} '{path}' is {kind}, whatever its name says.",
-                f"Read are {', '.join(formats)}.",
+                f"The {what} '{path}' is {kind}, not an image, although its name ends like one's.",
+                f"The formats that can be read are {', '.join(formats)}.",
             ) from error
         raise
 

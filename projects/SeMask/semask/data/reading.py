@@ -334,6 +334,8 @@ def read_matlab_label(file: BinaryIO) -> np.ndarray:
     try:
         found = scipy_io.loadmat(content, variable_names=[LABEL_ARRAY]).get(LABEL_ARRAY)
         names = [] if found is not None else [name for name, *_ in scipy_io.whosmat(content)]
+    except MemoryError:
+        raise
     except Exception as error:
         # SciPy raises nearly any error for a damaged file.
         reason = one_line(error)

@@ -29,6 +29,7 @@ from semask.modeling.build import build_model
 from semask.ops.apply import apply_selected_fast_paths
 from semask.ops.lazy_scores import LazyScores
 from semask.utils.device import resolve_device
+from semask.utils.files import files_below
 from semask.utils.precision import amp_dtype, evaluation_autocast
 
 logger = logging.getLogger(__name__)
@@ -297,17 +298,15 @@ class Predictor(ImagePredictor):
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The images in a folder and its subfolders, recognised by their suffix, sorted.
 
+    Hidden files and folders are left out; links to folders are followed.
+
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: there is no such folder, or no image in it, or a folder cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"There is no folder '{root}'.")
-    files = sorted(
-        file
-        for file in root.rglob("*")
-        if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()
-    )
+    files = sorted(file for file in files_below(root) if file.suffix.lower() in IMAGE_EXTENSIONS)
     if not files:
         raise DataError(
             f"There is no image in '{root}': no file name ends in {', '.join(IMAGE_EXTENSIONS)}."

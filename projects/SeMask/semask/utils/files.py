@@ -1,4 +1,4 @@
-"""Atomic writing of files, and reading of JSON."""
+"""Atomic writing of files, reading of JSON, and the files below a folder."""
 
 import contextlib
 import json
@@ -12,8 +12,12 @@ from typing import Any, BinaryIO
 
 from detectron2.utils.file_io import PathManager
 
+from semask.errors import DataError
+
 # The second form is that of version 0.1.
 _TEMPORARY = re.compile(r"\.([0-9a-f]{32}|.+\.[0-9a-f]{8})\.tmp")
+# Folders that operating systems create on disks and in archives.
+_SYSTEM_FOLDERS = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 
 
 @contextlib.contextmanager
@@ -81,6 +85,45 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """All files in a folder and its subfolders, each folder's by name, before its subfolders'.
+
+    Hidden files and folders, and those that operating systems create, are left out. Links to
+    folders are followed, except to a folder that contains the link.
+
+    Args:
+        folder: an existing one.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    yield from _files_below(Path(folder), (os.path.realpath(folder),))
+
+
+def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """The same; ``above`` are the real paths of the folder and of those that led to it."""
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"The folder '{folder}' cannot be read: {error.strerror}.",
+            "Give this user the permission to read it, or use a folder without it.",
+        ) from error
+    subfolders = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield folder / entry.name
+        elif entry.name not in _SYSTEM_FOLDERS:
+            subfolders.append(folder / entry.name)
+    for subfolder in subfolders:
+        real = os.path.realpath(subfolder)
+        if not any(place == real or place.startswith(real + os.sep) for place in above):
+            yield from _files_below(subfolder, (*above, real))
 
 
 def remove_temporaries(folder: str) -> None:

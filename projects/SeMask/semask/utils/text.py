@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -61,6 +62,11 @@ def value_table(rows: Sequence[Sequence[object]], headers: Sequence[str], absent
 def is_worth_logging(count: int) -> bool:
     """Whether to log the ``count``-th of many similar events, to limit their number in the log."""
     return count <= 3 or count in (10, 100, 1000, 10000)
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC); macOS stores names of files decomposed (NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def one_line(error: BaseException) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from semask.data.image_files import JPEG_LABELS, is_jpeg
 from semask.errors import DataError
+from semask.utils.files import files_below
+from semask.utils.text import composed
 
 LABEL_MAPS = "label maps"
 _ALONE = " Images alone can be segmented with `semask predict`."
@@ -52,8 +54,8 @@ def load_sem_seg_pairs(
 
     An image and a label map are a pair if their paths below the two folders are equal up to the
     suffix, as in ``train/a.jpg`` and ``train/a.png``, or ``x_leftImg8bit.png`` and
-    ``x_labelIds.png``. Folders are searched with their subfolders; files with another suffix and
-    hidden files are ignored.
+    ``x_labelIds.png``. Folders are searched with their subfolders; files with another suffix,
+    hidden files and hidden folders are ignored. Composed and decomposed letters are equal.
 
     Args:
         image_root: folder of the images.
@@ -130,7 +132,7 @@ def find_files(
     *,
     first_suffix_wins: bool = False,
 ) -> dict[str, str]:
-    """The files below a folder whose names end in ``suffix``.
+    """The files below a folder whose names end in ``suffix``, of those that ``files_below`` lists.
 
     Args:
         root: the folder.
@@ -141,11 +143,12 @@ def find_files(
             comes first; otherwise they are an error.
 
     Returns:
-        Paths of the files, by their path below ``root`` without the suffix.
+        Paths of the files, by their path below ``root`` without the suffix, in composed Unicode
+        (NFC).
 
     Raises:
         DataError: the folder is missing or has no such files, or there are two where one is
-            expected.
+            expected; or a subfolder cannot be read.
     """
     suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
     if not os.path.isdir(root):
@@ -153,25 +156,24 @@ def find_files(
         raise DataError(f"There is no folder '{root}' for the {what}.{alone}" + _appended(hint))
     found: dict[str, tuple[int, str]] = {}
     others: Counter[str] = Counter()
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            low = name.lower()
-            rank = next((i for i, s in enumerate(suffixes) if low.endswith(s.lower())), None)
-            if rank is None or name.startswith("."):
-                others[os.path.splitext(low)[1] or name] += not name.startswith(".")
-                continue
-            path = os.path.join(folder, name)
-            key = os.path.relpath(path, root)[: -len(suffixes[rank])].replace(os.sep, "/")
-            other = found.get(key)
-            array = other is not None and ".npy" in (suffixes[rank], suffixes[other[0]])
-            wins = (first_suffix_wins or array) and other is not None and other[0] != rank
-            if other is not None and not wins:
-                first, second = sorted((other[1], path))
-                raise DataError(
-                    f"'{first}' and '{second}' have the same name up to the suffix, so that "
-                    "pairs are ambiguous; remove or rename one."
-                )
-            found[key] = min((rank, path), other or (rank, path))
+    for file in files_below(root):
+        low = file.name.lower()
+        rank = next((i for i, s in enumerate(suffixes) if low.endswith(s.lower())), None)
+        if rank is None:
+            others[file.suffix.lower() or file.name] += 1
+            continue
+        path = str(file)
+        key = composed(file.relative_to(root).as_posix()[: -len(suffixes[rank])])
+        other = found.get(key)
+        array = other is not None and ".npy" in (suffixes[rank], suffixes[other[0]])
+        wins = (first_suffix_wins or array) and other is not None and other[0] != rank
+        if other is not None and not wins:
+            first, second = sorted((other[1], path))
+            raise DataError(
+                f"'{first}' and '{second}' have the same name up to the suffix, so that "
+                "pairs are ambiguous; remove or rename one."
+            )
+        found[key] = min((rank, path), other or (rank, path))
     if not found:
         raise DataError(
             f"The folder '{root}' has no {what} (*{' or *'.join(suffixes)})."
@@ -182,10 +184,10 @@ def find_files(
 
 def _instead(others: Counter[str], what: str) -> str:
     """A sentence about the files that the folder has instead."""
-    if not +others:
+    if not others:
         return "It has no files. "
-    listed = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(5) if number)
-    lossy = what == LABEL_MAPS and any(is_jpeg(suffix) for suffix in +others)
+    listed = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(5))
+    lossy = what == LABEL_MAPS and any(is_jpeg(suffix) for suffix in others)
     return f"It has {listed}. " + (f"{JPEG_LABELS} " if lossy else "")
 
 

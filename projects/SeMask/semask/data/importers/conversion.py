@@ -24,7 +24,7 @@ from semask.data.importers.contract import (
     Note,
     Source,
 )
-from semask.data.importers.files import cached_json
+from semask.data.importers.files import cached_json, files_below
 from semask.data.importers.images import band_keys, output_names, place
 from semask.data.importers.raster import LEFT_OUT
 from semask.data.importers.writers import CocoWriter, FolderWriter
@@ -225,7 +225,7 @@ def recognised(source: Source, name: str = "") -> tuple[Importer, str]:
         )
     if sure:
         return sure[0], found[sure[0]]
-    suffixes = Counter(file.suffix.lower() for file in source.folder.rglob("*") if file.is_file())
+    suffixes = Counter(file.suffix.lower() for file in files_below(source.folder))
     there = ", ".join(f"{count} {suffix or 'without'}" for suffix, count in suffixes.most_common(5))
     titles = ", ".join(importer.title for importer in FORMATS.values())
     raise DataError(

@@ -12,8 +12,9 @@ from typing import Any
 
 from semask.data.importers.contract import LabelFileError
 from semask.errors import DataError
+from semask.utils import files
 from semask.utils.files import parse_json
-from semask.utils.text import one_line
+from semask.utils.text import composed, one_line
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif", ".npy"),
@@ -45,16 +46,14 @@ def split_of(*names: str | Path) -> str:
 
 
 def files_below(folder: Path, *suffixes: str) -> list[Path]:
-    """Files with one of the (lower-case) suffixes that are not hidden, sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        found += [
-            Path(parent, name)
-            for name in sorted(names)
-            if name.lower().endswith(suffixes) and not name.startswith(".")
-        ]
-    return found
+    """Files with one of the (lower-case) suffixes, or all; see ``utils.files.files_below``.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    return [
+        path for path in files.files_below(folder) if path.name.lower().endswith(suffixes or "")
+    ]
 
 
 def first_file(paths: Iterable[Path], accepts: Callable[[Path], bool]) -> Path | None:
@@ -144,8 +143,8 @@ class ImageFiles:
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in self.paths:
-            self._by_name[path.name.lower()].append(path)
-            self._by_stem[path.stem.lower()].append(path)
+            self._by_name[composed(path.name).lower()].append(path)
+            self._by_stem[composed(path.stem).lower()].append(path)
 
     def relative(self, path: Path) -> str:
         """The path of an image relative to its folder, with "/"."""
@@ -171,20 +170,20 @@ class ImageFiles:
             path = Path(os.path.normpath(folder / wanted))
             if path in self.paths:
                 return path
-        return self._best(self._by_name.get(wanted.name.lower(), []), wanted, near)
+        return self._best(self._by_name.get(composed(wanted.name).lower(), []), wanted, near)
 
     def find_stem(self, stem: str, near: Path) -> Path | None:
         """The same for a path without a suffix."""
         wanted = PurePosixPath(stem.replace("\\", "/"))
-        return self._best(self._by_stem.get(wanted.name.lower(), []), wanted, near)
+        return self._best(self._by_stem.get(composed(wanted.name).lower(), []), wanted, near)
 
     def _best(self, candidates: list[Path], wanted: PurePosixPath, near: Path) -> Path | None:
         if len(candidates) < 2:
             return candidates[0] if candidates else None
-        ends = [part.lower() for part in wanted.parts[-2::-1]]
+        ends = [composed(part).lower() for part in wanted.parts[-2::-1]]
 
         def agreement(path: Path) -> tuple[int, bool, int]:
-            parts = [part.lower() for part in path.parts[-2::-1]]
+            parts = [composed(part).lower() for part in path.parts[-2::-1]]
             pairs = zip(parts, ends, strict=False)
             length = next(
                 (i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(ends))

@@ -169,6 +169,8 @@ def _pasted(
         data = io.BytesIO(base64.b64decode(shape["mask"]))
         with Image.open(data, formats=["PNG"]) as picture:
             part = np.asarray(picture.convert("L")) > 0
+    except MemoryError:
+        raise
     except Exception as error:  # Decoders raise many kinds of errors on damaged data.
         raise LabelFileError(f"'{path}': a mask cannot be read ({error})") from error
     x, y = (int(value) for value in points[0])

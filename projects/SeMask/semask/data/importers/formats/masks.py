@@ -43,7 +43,7 @@ from semask.data.importers.palette import (
     write_colors,
 )
 from semask.errors import DataError
-from semask.utils.text import pluralize
+from semask.utils.text import composed, pluralize
 
 _IMAGE_WORDS = ("image", "images", "img", "imgs", "jpegimages", "photo", "photos", "rgb", "input")
 _MASK_WORDS = (
@@ -303,7 +303,7 @@ def _key(path: Path, words: tuple[str, ...]) -> str:
         if not any(word.lower() in words for word in _words(part))
     ]
     ending = _ending(path.stem, words)
-    return "/".join([*parts, path.stem.removesuffix(ending) if ending else path.stem])
+    return composed("/".join([*parts, path.stem.removesuffix(ending) if ending else path.stem]))
 
 
 def _without_word(path: Path, words: tuple[str, ...]) -> str:

@@ -109,6 +109,8 @@ def _regions(objects: list[Mapping[str, Any]], path: Path) -> Callable[[int, int
         for order, entry in enumerate(objects):
             try:
                 region = _region(entry, height, width)
+            except MemoryError:
+                raise
             except Exception as error:  # Decoders raise many kinds of errors on damaged data.
                 raise LabelFileError(f"'{path}': an object cannot be read ({error})") from error
             region.order = order

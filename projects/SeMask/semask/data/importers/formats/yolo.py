@@ -30,7 +30,7 @@ from semask.data.importers.files import (
     split_of,
 )
 from semask.errors import DataError
-from semask.utils.text import one_line
+from semask.utils.text import composed, one_line
 
 _NAME_FILES = ("classes.txt", "obj.names")
 # Text files next to labels that are not labels.
@@ -60,11 +60,16 @@ class Yolo(Importer):
         names, folders = self._names(source)
         images = ImageFiles(source.images, source.folder)
         labels = Labels(list(names), [], layout="folder")
-        texts = {path for path in files_below(source.folder, ".txt") if _is_label_file(path)}
+        texts = {
+            composed(str(path)): path
+            for path in files_below(source.folder, ".txt")
+            if _is_label_file(path)
+        }
         used: dict[Path, Path] = {}
         bare = 0
         for image in images.paths:
-            text = next((path for path in _label_paths(image) if path in texts), None)
+            places = (texts.get(composed(str(path))) for path in _label_paths(image))
+            text = next((path for path in places if path is not None), None)
             split = next((s for s, where in folders.items() if _is_below(image, where)), "")
             split = split or split_of(images.relative(image))
             if text in used:
@@ -94,7 +99,7 @@ class Yolo(Importer):
                 if item.source == item.image:
                     reason = "no label file: taken as an image without objects, as YOLO does"
                     labels.notes.append(Note("note", str(item.image), reason))
-        for path in sorted(texts - used.keys()):
+        for path in sorted(set(texts.values()) - used.keys()):
             labels.leave_out(path, "labels without an image")
         return labels
 
