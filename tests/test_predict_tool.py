@@ -193,7 +193,12 @@ def test_names_that_are_long_or_not_utf_8(
     assert len(written(tmp_path / "out")) == 4
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("Tried to allocate 20.00 GiB"), MemoryError("20.00 GiB")],
+)
 def test_an_image_that_needs_too_much_memory_is_skipped(
+    error: Exception,
     tmp_path: Path,
     command: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
@@ -201,7 +206,7 @@ def test_an_image_that_needs_too_much_memory_is_skipped(
 ) -> None:
     def segment(predictor: Any, pixels: np.ndarray, **options: Any) -> Any:
         if pixels.shape[0] > 20:
-            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+            raise error
         return _segment(predictor, pixels, **options)
 
     _segment = Predictor._segment

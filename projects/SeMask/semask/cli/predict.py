@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             if last is not None and not described:
                 last.save_classes(args.output)
                 described = True
-        except (DataError, VideoError, RuntimeError, OSError) as error:
+        except (DataError, VideoError, RuntimeError, MemoryError, OSError) as error:
             reason = reason_to_skip(error, file)
             if not reason:
                 raise

@@ -91,7 +91,7 @@ class Demo:
             return self._image(file, min_score)
         except UserError as error:
             return problem(str(error).replace(str(file), file.name))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return problem(

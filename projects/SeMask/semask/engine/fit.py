@@ -240,7 +240,7 @@ def explained_out_of_memory(
     try:
         yield
         return
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         message = one_line(error)

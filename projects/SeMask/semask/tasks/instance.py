@@ -187,7 +187,7 @@ class InstanceTask(Task):
         for kind, number in counts.most_common():
             logger.warning(
                 "Dataset '%s': %s in %d of %d annotations, the first is %s; training skips what "
-                "cannot be used, and in the evaluation it counts neither way.",
+                "cannot be used, and the evaluation ignores it.",
                 name,
                 kind,
                 number,

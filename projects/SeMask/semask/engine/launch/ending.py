@@ -114,8 +114,8 @@ def is_expected(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error comes from PyTorch's allocator of the GPU or the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    """Whether memory is lacking: of PyTorch's allocator of the GPU or the CPU, or of Python."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
     )
 
