@@ -88,10 +88,11 @@ def test_exported_mask_models_equal_the_model(tmp_path: Path, decoder: str) -> N
 
 
 @pytest.mark.slow
-def test_onnx_of_mask_models_equals_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", tiny_masks.DECODERS)
+def test_onnx_of_mask_models_equals_the_model(tmp_path: Path, decoder: str) -> None:
     for package in ("onnxscript", "onnx", "onnxruntime"):
         pytest.importorskip(package, reason=NO_ONNX)
-    model = tiny_masks.build()
+    model = tiny_masks.build(decoder)
     save_onnx(model, SIZE, tmp_path / "model.onnx")
     assert difference(model, tmp_path / "model.onnx") < 1e-4
 

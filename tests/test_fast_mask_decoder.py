@@ -11,7 +11,7 @@ from torch import nn
 from plain_comparison import TOLERANCE, assert_close, assert_equal_gradients
 from semask.modeling.losses import Mask2FormerCriterion, Mask2FormerMatcher, MaskTarget
 from semask.modeling.mask_decoder import Mask2FormerDecoder, MaskPrediction
-from semask.ops import convolutions, deformable_attention, mask_losses
+from semask.ops import convolutions, deformable_attention, mask_losses, products
 from semask.ops.apply import FAST_PATHS, apply_fast_paths
 from tiny_masks import DECODERS, batch, build
 
@@ -119,6 +119,33 @@ def test_close_in_bfloat16() -> None:
         assert losses[0][name].dtype == torch.float32
         if name.endswith("_0") or name == "loss_prior":  # later ones see other attention masks
             assert abs(losses[0][name].item() / want.item() - 1) < 0.02, name
+
+
+@pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
+    reason="this PyTorch has no oneDNN",
+)
+def test_products_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor, and for products of any size; it multiplies float32 alone."""
+    products_made: list[int] = []
+
+    def faster() -> bool:
+        products_made.append(1)
+        return True
+
+    monkeypatch.setattr(products, "onednn_is_faster", faster)
+    monkeypatch.setattr(products, "SMALLEST", 1)
+    model, plain = (each.float() for each in pair("mask2former"))
+    samples = batch((64, 96), (45, 70))
+    assert_equal_losses(model, plain, samples)
+    trained = len(products_made)
+    assert trained > 100
+    for each in (model, plain):
+        each.eval()
+    with torch.no_grad():
+        for got, want in zip(model(samples), plain(samples), strict=True):
+            assert_close(got["sem_seg"], want["sem_seg"], "scores")
+    assert len(products_made) > trained
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

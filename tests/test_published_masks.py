@@ -285,6 +285,7 @@ def test_a_plain_model_is_no_semask_model_but_a_start(
     path = facebook_file(tmp_path / "model_final.pkl", case)
     message = refusal(case, path)
     assert "44 missing" in message
+    assert "residual stream" in message
     assert "MODEL.WEIGHTS_MODE to 'initialise'" in message
     assert f"such as ade20k/swin_tiny_{case.split('_')[2]}." in message
 

@@ -264,7 +264,7 @@ def test_scores_that_are_no_logits_are_averaged_as_they_are() -> None:
 
 def test_multi_scale_without_the_scaled_images_says_what_is_missing(tmp_path: Path) -> None:
     model = build_tiny_model(multi_scale(tmp_path, [1.0], flip=True))
-    with pytest.raises(ConfigError, match="SemSegMapper"):
+    with pytest.raises(ConfigError, match=r"TEST\.PROTOCOL.*build_mapper"):
         model([{"image": tensor(photograph(21, 30))}])
 
 

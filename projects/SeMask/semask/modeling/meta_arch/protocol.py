@@ -102,7 +102,8 @@ class MultiScale(InferenceProtocol):
         if not images:
             raise ConfigError(
                 "TEST.PROTOCOL 'multi_scale' needs the image at each factor, as 'images' in the "
-                "model's input: use semask.data.SemSegMapper with the same config."
+                "model's input: use the data mapper of the config, build_task(cfg).build_mapper("
+                "is_train=False) of semask.tasks."
             )
         return list(product(images, (False, True) if self.flip else (False,)))
 
