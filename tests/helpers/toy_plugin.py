@@ -21,7 +21,6 @@ from semask.data.mappers.semantic import SemSegMapper
 from semask.evaluation import SemSegConfusionEvaluator
 from semask.inference.prediction import Prediction
 from semask.inference.predictor import AnyImage, Predictor
-from semask.modeling.backbone.contract import prior_strides
 from semask.modeling.heads import PriorSupervision, SegmentationHead
 from semask.modeling.layers.resize import resize
 from semask.tasks import TASK_REGISTRY, SemanticTask
@@ -126,13 +125,11 @@ class ToyHead(SegmentationHead):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.SEM_SEG_HEAD
         feature = head.IN_FEATURES[0]
-        semask = cfg.MODEL.SEMASK
-        strides = prior_strides(input_shape, semask.ATTENTION, semask.NUM_BLOCKS)
         return {
             "feature": feature,
             "channels": input_shape[feature].channels,
             "num_classes": head.NUM_CLASSES,
-            "prior_supervision": PriorSupervision.from_config(cfg, strides, head.NUM_CLASSES),
+            "prior_supervision": PriorSupervision.from_config(cfg, input_shape, head.NUM_CLASSES),
         }
 
     def predict(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -145,7 +142,7 @@ class ToyHead(SegmentationHead):
         size = (target.shape[-2], target.shape[-1])
         logits = resize(self.predict(features)["logits"], size)
         loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=self.ignore_value)
-        return {"loss_toy": loss, **self.prior_losses(features, target)}
+        return {"loss_toy": loss, **self.prior_losses(features, targets)}
 
 
 if FOLDER:

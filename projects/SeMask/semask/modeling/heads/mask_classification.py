@@ -10,7 +10,6 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.contract import prior_strides
 from semask.modeling.heads.base import ScoreKind, SegmentationHead
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.losses.divisor import Divisor
@@ -99,7 +98,7 @@ class MaskClassificationHead(SegmentationHead):
             "ignore_value": head.IGNORE_VALUE,
             "prior_supervision": PriorSupervision.from_config(
                 cfg,
-                strides=prior_strides(input_shape, semask.ATTENTION, semask.NUM_BLOCKS),
+                input_shape,
                 # A map painted from instances has one class more, the background.
                 num_classes=semask.NUM_CLASSES or head.NUM_CLASSES,
                 reduction="valid",

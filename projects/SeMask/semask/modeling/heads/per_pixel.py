@@ -9,7 +9,6 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.contract import prior_strides
 from semask.modeling.heads.base import SegmentationHead
 from semask.modeling.heads.prior import PriorSupervision
 from semask.modeling.layers.resize import resize
@@ -56,7 +55,7 @@ class SeMaskFPNHead(SegmentationHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        head, semask = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEMASK
+        head = cfg.MODEL.SEM_SEG_HEAD
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
             raise ConfigError(
@@ -81,7 +80,7 @@ class SeMaskFPNHead(SegmentationHead):
             "loss_weight": head.LOSS_WEIGHT,
             "prior_supervision": PriorSupervision.from_config(
                 cfg,
-                strides=prior_strides(input_shape, semask.ATTENTION, semask.NUM_BLOCKS),
+                input_shape,
                 num_classes=head.NUM_CLASSES,
             ),
         }

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from semask.errors import ConfigError
-from semask.modeling.backbone.contract import SemSegBackbone
+from semask.modeling.backbone.contract import SemSegBackbone, prior_strides
 from semask.modeling.layers.resize import resize, upsample_2x
 from semask.modeling.losses.cross_entropy import SegmentationLoss
 
@@ -113,7 +114,7 @@ class PriorSupervision(nn.Module):
     def from_config(
         cls,
         cfg: CfgNode,
-        strides: Mapping[str, int],
+        shapes: Mapping[str, ShapeSpec],
         num_classes: int,
         *,
         reduction: str | None = None,
@@ -123,7 +124,8 @@ class PriorSupervision(nn.Module):
 
         Args:
             cfg: of the model.
-            strides, num_classes, align_corners: see the constructor.
+            shapes: the backbone's ``output_shape()``, see :func:`prior_strides`.
+            num_classes, align_corners: see the constructor.
             reduction: None = ``MODEL.SEM_SEG_HEAD.LOSS_REDUCTION``.
 
         Returns:
@@ -132,10 +134,11 @@ class PriorSupervision(nn.Module):
         Raises:
             ConfigError: the backbone's prior maps have another number of classes.
         """
-        head = cfg.MODEL.SEM_SEG_HEAD
+        head, semask = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SEMASK
+        strides = prior_strides(shapes, semask.ATTENTION, semask.NUM_BLOCKS)
         if not strides or head.PRIOR_LOSS_WEIGHT <= 0:
             return None
-        in_maps = cfg.MODEL.SEMASK.NUM_CLASSES or num_classes
+        in_maps = semask.NUM_CLASSES or num_classes
         if in_maps != num_classes:
             raise ConfigError(
                 f"The prior maps have {in_maps} classes (MODEL.SEMASK.NUM_CLASSES) and their "

@@ -77,11 +77,7 @@ class PriorSupervisedDetector:
         if not prior_is_supervised(cfg):
             return {**arguments, "prior_supervision": None}
         backbone = arguments["backbone"]
-        supervision = PriorSupervision.from_config(
-            cfg,
-            strides=getattr(backbone, "prior_strides", {}),
-            num_classes=prior_classes(cfg),
-        )
+        supervision = PriorSupervision.from_config(cfg, backbone.output_shape(), prior_classes(cfg))
         if supervision is None:
             raise ConfigError(
                 f"The backbone {type(backbone).__name__} has no prior maps to supervise: set "
