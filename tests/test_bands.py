@@ -1,5 +1,6 @@
 """Images of any number of channels and of any range of values, from the file to the prediction."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from semask import InstancePredictor, Predictor, load_config
 from semask.checkpoint import SeMaskCheckpointer
 from semask.checkpoint.convert import adapt_weight
 from semask.cli import main
-from semask.data.bands import RGB, ImageReader, read_values
+from semask.data.bands import RGB, ImageReader, read_values, upright_size
 from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.reading import read_image
 from semask.engine.launch.checks import check_run
@@ -69,6 +70,27 @@ def test_bands_of_16_bits(tmp_path: Path, save: Callable[[Path], Path]) -> None:
     assert np.array_equal(picture, np.rint(VALUES[:, :, [4, 2, 0]] * (255 / 4095)))
     with pytest.raises(DataError, match=r"a\..* 6 channels are needed: MODEL\.PIXEL_MEAN"):
         ImageReader(6).read(path)
+
+
+@pytest.mark.parametrize("library", ["tifffile", "OpenCV"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_rotated_bands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, planar: str
+) -> None:
+    """The orientation of a TIFF is applied, as to photographs; its size is the upright one."""
+    stored = np.arange(24 * 16 * 4, dtype=np.uint8).reshape(24, 16, 4)
+    values = stored if planar == "contig" else stored.transpose(2, 0, 1)
+    options: dict[str, Any] = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    tag = [(274, "H", 1, 6, True)]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, planarconfig=planar, extratags=tag, **options)
+    if library == "OpenCV":
+        find = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == "tifffile" else find(name)
+        )
+    assert np.array_equal(read_values(path, 4), np.rot90(stored, -1))
+    assert upright_size(path) == (24, 16, 4)
 
 
 def test_photographs_are_read_as_before(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import stat
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ from PIL import Image
 
 import label_sources
 from brought_labels import LEFT, halves, label_maps, notes, write_pairs, write_yolo
+from semask import load_config
 from semask.cli import main
-from semask.data.importers import Options, convert_labels
+from semask.data.importers import Options, Region, convert_labels
+from semask.data.importers.classes import ClassTable
+from semask.data.importers.raster import paint
 from semask.data.reading import read_image
 from semask.errors import ConfigError, DataError
 
@@ -51,6 +56,45 @@ def test_two_spellings_of_one_class(tmp_path: Path) -> None:
     assert len(result.classes) == 3
     assert "which is spelt alike" in notes(result)
     assert {name.lower(): images for name, images, _ in result.counts}["path"] == 10
+
+
+def test_many_regions_of_a_large_image_take_little_memory() -> None:
+    """Regions are painted in an order known only when all are drawn."""
+    outline = np.array([0, 0, 30, 0, 30, 30, 0, 30], np.float64)
+    regions = [Region("car", [outline + shift]) for shift in range(100)]
+    table = ClassTable(["car"], [None], {"car": 0}, [0])
+    paint(regions[:2], table, 1000, 1000)
+    tracemalloc.start()
+    labels, _ = paint(regions, table, 1000, 1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (labels == 0).sum() > 30 * 30
+    assert peak < 20e6  # an image is 1 MB, and a mask as well
+
+
+def test_long_lists_of_images(tmp_path: Path) -> None:
+    """YOLO's train.txt: finding the split of an image does not take longer in a longer list."""
+    root = write_yolo(tmp_path / "in", {"a": LEFT, "b": LEFT, "c": LEFT})
+    others = "".join(f"./images/other_{number}.png\n" for number in range(6000))
+    (root / "train.txt").write_text(f"{others}./images/a.png\n/gone/images/b.png\n")
+    (root / "val.txt").write_text("./images/c.png\n")
+    names = "names: [car, tree]\ntrain: train.txt\nval: val.txt\n"
+    (root / "data.yaml").write_text(names)
+    start = time.process_time()
+    result = convert_labels(root, tmp_path / "out")
+    assert time.process_time() - start < 3
+    assert result.images == {"train": 2, "val": 1}
+
+
+@pytest.mark.parametrize("name", ["2024", "None", "a b"])
+def test_the_printed_keys_name_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also a folder whose name looks like a number."""
+    monkeypatch.chdir(tmp_path)
+    result = convert_labels(write_yolo(tmp_path / "in", {"a": LEFT, "b": LEFT}), name)
+    cfg = load_config("own_dataset/semask_small_example", result.config_keys())
+    assert name == cfg.DATASETS.FOLDER_ROOT
 
 
 def test_overlapping_polygons(tmp_path: Path) -> None:

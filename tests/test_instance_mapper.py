@@ -15,7 +15,7 @@ from PIL import Image
 
 from semask.config.loading import load_config
 from semask.data import InstanceMapper
-from semask.data.annotations import inspect, list_problems
+from semask.data.annotations import inspect, is_usable, list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.errors import ConfigError, DataError, UnreadableError
 from semask.tasks import build_task
@@ -263,6 +263,14 @@ def test_settings_that_cannot_be_are_named(key: str, value: str) -> None:
 
 def test_box_polygon_is_closed_around_its_pixels() -> None:
     assert inspect({"segmentation": [box_polygon(1, 2, 3, 4)]}, 9, 9).box == [1, 2, 4, 6]
+
+
+def test_an_instance_outside_the_image_is_not_usable() -> None:
+    """Neither its box nor that of its polygons; it would count as missed in AP."""
+    annotation = {"bbox": [20, 2, 3, 4], "segmentation": [box_polygon(20, 2, 3, 4)]}
+    found = inspect(annotation, 9, 9)
+    assert (found.box, found.problems) == (None, ["box outside the image"])
+    assert not is_usable(annotation, {"height": 9, "width": 9})
 
 
 def test_a_panoptic_map_supervises_the_prior(tmp_path: Path) -> None:

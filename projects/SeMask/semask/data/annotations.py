@@ -47,8 +47,8 @@ class Inspected:
 def inspect(annotation: Mapping[str, Any], height: int, width: int) -> Inspected:
     """Find the usable parts of an annotation.
 
-    A box that cannot be used is replaced by the segmentation's; of several polygons the valid
-    ones are kept.
+    A box that cannot be used is replaced by the segmentation's, unless this is outside the image
+    as well; of several polygons the valid ones are kept.
 
     Args:
         annotation: in Detectron2's form ("bbox", "bbox_mode", "segmentation") or COCO's. Beside
@@ -64,7 +64,7 @@ def inspect(annotation: Mapping[str, Any], height: int, width: int) -> Inspected
         found.segmentation = _polygons(segmentation, found.problems)
     found.box = _box(annotation, height, width, found.problems)
     if found.box is None and found.segmentation is not None:
-        found.box = _box_around(found.segmentation)
+        found.box = _inside(_box_around(found.segmentation), height, width, found.problems)
     found.problems = list(dict.fromkeys(found.problems))
     return found
 
@@ -157,10 +157,20 @@ def _box(
     if x1 <= x0 or y1 <= y0:
         problems.append(BAD_BOX)
         return None
+    return _inside([x0, y0, x1, y1], height, width, problems)
+
+
+def _inside(
+    box: list[float] | None, height: int, width: int, problems: list[str]
+) -> list[float] | None:
+    """A box that is at least partly in the image; None if there is none."""
+    if box is None:
+        return None
+    x0, y0, x1, y1 = box
     if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         problems.append(BOX_OUTSIDE)
         return None
-    return [x0, y0, x1, y1]
+    return box
 
 
 def _polygons(given: Any, problems: list[str]) -> list[np.ndarray] | None:

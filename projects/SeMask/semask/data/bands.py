@@ -25,6 +25,8 @@ from semask.utils.text import pluralize
 
 _ARRAY = ".npy"
 _TIFF = (".tif", ".tiff")
+# EXIF orientations whose upright width is the stored height.
+_TRANSPOSED = (5, 6, 7, 8)
 WITH_BANDS = (_ARRAY, *_TIFF)
 """Suffixes of the files that can have any number of channels."""
 
@@ -172,11 +174,12 @@ def read_values(path: str | os.PathLike[str], channels: int) -> np.ndarray:
         DataError: the file is missing or damaged, or has other channels.
     """
     low = os.fspath(path).lower()
+    orientation = 1
     if low.endswith(_ARRAY):
         with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
             values = np.load(io.BytesIO(file.read()), allow_pickle=False)
     elif low.endswith(_TIFF):
-        values = _tiff(path, channels)
+        values, orientation = _tiff(path, channels)
     else:
         values = _photograph(path, channels)
     shape = values.shape
@@ -190,11 +193,11 @@ def read_values(path: str | os.PathLike[str], channels: int) -> np.ndarray:
             f"Image '{path}' has the shape {shape}, and {pluralize(channels, 'channel')} "
             "are needed: MODEL.PIXEL_MEAN has a number for each channel."
         )
-    return values
+    return upright(values, orientation)
 
 
-def stored_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """(width, height, channels) of an array or a TIFF with any number of bands.
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """(width, height, channels) of an array or a TIFF with any number of bands, upright.
 
     The smallest of the three sides is taken for the channels.
 
@@ -205,15 +208,17 @@ def stored_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     if low.endswith(_ARRAY):
         with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
             shape = np.load(io.BytesIO(file.read()), allow_pickle=False).shape
+        orientation = 1
     else:
-        shape = _tiff_shape(path)
-    if len(shape) == 2:
-        return shape[1], shape[0], 1
-    if len(shape) != 3 or 0 in shape:
+        shape, orientation = _tiff_shape(path)
+    if len(shape) not in (2, 3) or 0 in shape:
         raise DataError(f"Image '{path}' has the shape {shape}; it must be (height, width, C).")
-    first = shape[0] < min(shape[1:])
+    first = len(shape) == 3 and shape[0] < min(shape[1:])
     height, width = shape[1:] if first else shape[:2]
-    return width, height, shape[0] if first else shape[2]
+    channels = 1 if len(shape) == 2 else shape[0] if first else shape[2]
+    if orientation in _TRANSPOSED:
+        height, width = width, height
+    return width, height, channels
 
 
 def _bounds(dtype: np.dtype[Any], path: str | os.PathLike[str]) -> tuple[float, float]:
@@ -228,26 +233,33 @@ def _bounds(dtype: np.dtype[Any], path: str | os.PathLike[str]) -> tuple[float, 
     )
 
 
-def _tiff(path: str | os.PathLike[str], channels: int) -> np.ndarray:
-    """All samples of a TIFF; by Pillow and OpenCV where tifffile is missing and they can."""
+def _tiff(path: str | os.PathLike[str], channels: int) -> tuple[np.ndarray, int]:
+    """All samples of a TIFF, and the orientation to apply to them.
+
+    Without tifffile, OpenCV reads what it can, and applies the orientation of TIFFs.
+    """
     if importlib.util.find_spec("tifffile") is None:
         if channels not in (1, 3, 4):
             raise DataError(
                 f"Image '{path}': TIFFs with bands need the library tifffile.",
                 "Install it with \"pip install 'semask[bands]'\", or save arrays as .npy.",
             )
-        return _decoded(path)
+        return _decoded(path), 1
     import tifffile  # of an extra
 
-    with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
-        values: np.ndarray = tifffile.imread(io.BytesIO(file.read()))
-    return values
+    with (
+        explained(path, "image"),
+        PathManager.open(os.fspath(path), "rb") as file,
+        tifffile.TiffFile(file) as tiff,
+    ):
+        values: np.ndarray = tiff.asarray()
+        return values, _orientation_tag(tiff)
 
 
-def _tiff_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """The shape of what :func:`_tiff` returns, without its values."""
+def _tiff_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], int]:
+    """The shape and the orientation that :func:`_tiff` returns, without the values."""
     if importlib.util.find_spec("tifffile") is None:
-        return _tiff(path, 0).shape
+        return _decoded(path).shape, 1
     import tifffile  # of an extra
 
     with (
@@ -256,7 +268,12 @@ def _tiff_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
         tifffile.TiffFile(file) as tiff,
     ):
         shape: tuple[int, ...] = tiff.series[0].shape
-    return shape
+        return shape, _orientation_tag(tiff)
+
+
+def _orientation_tag(tiff: Any) -> int:
+    tag = tiff.pages[0].tags.get("Orientation")
+    return 1 if tag is None else int(tag.value)
 
 
 def _photograph(path: str | os.PathLike[str], channels: int) -> np.ndarray:
@@ -288,7 +305,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def _decoded(path: str | os.PathLike[str]) -> np.ndarray:
-    """The pixels of a file, in OpenCV's order of channels, without rotation."""
+    """The pixels of a file, with channels as RGB; only TIFFs are rotated."""
     with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
         values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
         if values is None:
@@ -314,7 +331,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         orientation: 1..8; others change nothing.
     """
     turned = pixels
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TRANSPOSED:
         turned = np.swapaxes(turned, 0, 1)
     if orientation in (2, 3, 6, 7):
         turned = turned[:, ::-1]

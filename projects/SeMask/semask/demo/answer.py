@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from semask.data.bands import WITH_BANDS, stored_size
+from semask.data.bands import WITH_BANDS, upright_size
 from semask.data.checks.report import dark_words
 from semask.data.image_files import opened_image
 from semask.data.reading import is_nearly_black
@@ -224,7 +224,7 @@ def _stored_size(file: Path) -> tuple[int, int]:
     except DataError:
         if not file.name.lower().endswith(WITH_BANDS):
             raise
-        return stored_size(file)[:2]
+        return upright_size(file)[:2]
 
 
 def problem(sentence: str) -> Answer:

@@ -1,5 +1,6 @@
 """Texts, sizes and tables in messages and arguments."""
 
+import ast
 import math
 import re
 import unicodedata
@@ -62,6 +63,19 @@ def value_table(rows: Sequence[Sequence[object]], headers: Sequence[str], absent
 def is_worth_logging(count: int) -> bool:
     """Whether to log the ``count``-th of many similar events, to limit their number in the log."""
     return count <= 3 or count in (10, 100, 1000, 10000)
+
+
+def as_value(text: str) -> str:
+    """A string as the value of a config key on the command line, quoted if it looks like another.
+
+    Args:
+        text: such as "2024", which would become a number.
+    """
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return repr(text)
 
 
 def composed(name: str) -> str:

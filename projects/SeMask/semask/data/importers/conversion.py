@@ -31,7 +31,7 @@ from semask.data.importers.writers import CocoWriter, FolderWriter
 from semask.errors import ConfigError, DataError
 from semask.utils.files import write_text
 from semask.utils.palette import class_colors
-from semask.utils.text import pluralize
+from semask.utils.text import as_value, pluralize
 
 Writer = FolderWriter | CocoWriter
 
@@ -105,7 +105,7 @@ class Result:
 
     def config_keys(self) -> list[str]:
         """The config keys that describe the imported data, as KEY=VALUE."""
-        found = [f"DATASETS.FOLDER_ROOT={os.path.relpath(self.folder)}"]
+        found = [f"DATASETS.FOLDER_ROOT={as_value(os.path.relpath(self.folder))}"]
         if self.layout == "folder":
             names = json.dumps(self.classes, ensure_ascii=False)
             found.append(f"DATASETS.FOLDER_CLASSES={names}")

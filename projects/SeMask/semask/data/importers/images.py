@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import ExifTags, Image
 
-from semask.data.bands import ImageReader, read_values, stored_size
+from semask.data.bands import ImageReader, read_values, upright_size
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
 from semask.data.image_files import is_jpeg, opened_image
 from semask.data.importers.contract import ImportedImage, Labels, Note
@@ -101,7 +101,7 @@ def image_facts(path: Path) -> ImageFacts:
 
 
 def _banded(path: Path) -> ImageFacts:
-    width, height, channels = stored_size(path)
+    width, height, channels = upright_size(path)
     return ImageFacts((width, height), (width, height), channels=channels)
 
 

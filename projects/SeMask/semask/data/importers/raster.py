@@ -168,11 +168,14 @@ def paint(
             if region.box is not None:
                 value, problems = IGNORE, [*problems, BOX_ALONE]
             rank = region.order if ordered else -int(pixels.mask.sum())
-            drawn.append((not region.crowd, rank, value, pixels.mask))
+            # Thousands of full-size masks would not fit into memory.
+            rle = mask_util.encode(np.asfortranarray(pixels.mask.view(np.uint8)))
+            drawn.append((not region.crowd, rank, value, rle))
         notes += [f"'{region.name}': {problem}" for problem in problems]
     taken = np.zeros((height, width), bool)
     overlap = 0
-    for _, _, value, mask in sorted(drawn, key=lambda entry: entry[:2]):
+    for _, _, value, rle in sorted(drawn, key=lambda entry: entry[:2]):
+        mask = mask_util.decode(rle).view(bool)
         overlap += int((taken & mask & (labels != value)).sum())
         labels[mask] = value
         taken |= mask

@@ -5,7 +5,8 @@ Roboflow and CVAT; Label Studio writes classes.txt. The labels of ``images/a.jpg
 ``labels/a.txt``. An image without a file, or with an empty one, has no objects.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Yolo(Importer):
 
     def read(self, source: Source) -> Labels:
         names, folders = self._names(source)
+        splits = _Splits(folders)
         images = ImageFiles(source.images, source.folder)
         labels = Labels(list(names), [], layout="folder")
         texts = {
@@ -70,8 +72,7 @@ class Yolo(Importer):
         for image in images.paths:
             places = (texts.get(composed(str(path))) for path in _label_paths(image))
             text = next((path for path in places if path is not None), None)
-            split = next((s for s, where in folders.items() if _is_below(image, where)), "")
-            split = split or split_of(images.relative(image))
+            split = splits.of(image) or split_of(images.relative(image))
             if text in used:
                 raise DataError(
                     f"'{used[text]}' and '{image}' have the same name up to the suffix, so that "
@@ -173,10 +174,9 @@ def _folders(path: Path, description: dict[str, Any]) -> dict[str, list[Path]]:
                     if place.is_file() and place.suffix == ".txt":
                         found[split] += [(place.parent / line).resolve() for line in _listed(place)]
     # A folder that two splits share is ambiguous.
-    shared = [place for places in found.values() for place in set(places)]
+    splits = Counter(place for places in found.values() for place in set(places))
     return {
-        split: [place for place in places if shared.count(place) == 1]
-        for split, places in found.items()
+        split: [place for place in places if splits[place] == 1] for split, places in found.items()
     }
 
 
@@ -184,13 +184,23 @@ def _listed(path: Path) -> list[str]:
     return [line.strip() for line in load_lines(path) if line.strip()]
 
 
-def _is_below(image: Path, places: list[Path]) -> bool:
-    resolved = image.resolve()
-    ends = [place.parts[-2:] for place in places if place.suffix]
-    return (
-        any(place == resolved or place in resolved.parents for place in places)
-        or resolved.parts[-2:] in ends
-    )
+class _Splits:
+    """The split of each image, by the folders and files of data.yaml."""
+
+    def __init__(self, folders: Mapping[str, list[Path]]) -> None:
+        self._of_place: dict[Path, str] = {}
+        self._of_end: dict[tuple[str, ...], str] = {}
+        for split, places in folders.items():
+            for place in places:
+                self._of_place.setdefault(place, split)
+                if place.suffix:  # a file of a list, whose folders may be another machine's
+                    self._of_end.setdefault(place.parts[-2:], split)
+
+    def of(self, image: Path) -> str:
+        """The split; "" = it is in none."""
+        resolved = image.resolve()
+        places = (self._of_place.get(place) for place in (resolved, *resolved.parents))
+        return next((split for split in places if split), self._of_end.get(resolved.parts[-2:], ""))
 
 
 def _is_label_file(path: Path) -> bool:
