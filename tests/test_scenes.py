@@ -420,3 +420,9 @@ def test_two_processes_without_locks(
     scenes.make_scenes(str(tmp_path), FEW)
     assert nested
     assert contents(tmp_path) == contents(few)
+
+
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'test'"):
+        scenes.make_scenes(str(tmp_path / "scenes"), {"train": 1, "test": 1})
+    assert not (tmp_path / "scenes").exists()
