@@ -152,10 +152,10 @@ def _errors(
         ]
         row[name] = max(errors)
         worst = max(worst, *errors)
-    return _judged(row, worst, dtype)
+    return judged(row, worst, dtype)
 
 
-def _judged(row: Row, worst: float, dtype: str) -> Row:
+def judged(row: Row, worst: float, dtype: str) -> Row:
     if not worst <= TOLERANCE[dtype]:  # also False for NaN
         row["failed"] = f"{worst:.2g} is more than {TOLERANCE[dtype]:g}"
     return row
@@ -166,7 +166,7 @@ def equality(task: Task) -> Iterator[Callable[[], Row]]:
     for title, model in MODELS.items():
         for dtype in dict.fromkeys(["float32", task.dtype]):
             case = replace(task.case(model, "training", 128, 2), dtype=dtype)
-            for name, paths in _variants(case).items():
+            for name, paths in variants_of(case).items():
                 if name != "none":
                     yield partial(_equal, case, title, name, paths)
 
@@ -202,10 +202,10 @@ def _equal(case: Case, title: str, name: str, paths: str) -> Row:
         for want, got in zip(*results, strict=True)
     ]
     row |= dict(zip(("loss", "norm of the gradient", "scores"), errors, strict=True))
-    return _judged(row, max(errors), case.dtype)
+    return judged(row, max(errors), case.dtype)
 
 
-def _variants(case: Case) -> dict[str, str]:
+def variants_of(case: Case) -> dict[str, str]:
     """Title and ``MODEL.FAST_PATHS`` for: none, each form suited to the device, all of them."""
     from semask.ops.apply import select_fast_paths
 
@@ -230,7 +230,7 @@ def inference(task: Task) -> Iterator[Callable[[], Row]]:
 def _measured(task: Task, kind: str, batch: int) -> Iterator[Callable[[], Row]]:
     for title, model in MODELS.items():
         case = task.case(model, kind, 512, batch)
-        variants = _variants(case)
+        variants = variants_of(case)
         # The two most important first.
         for name in dict.fromkeys(["none", "all", *variants]):
             yield partial(_speed, case, title, name, variants[name])

@@ -33,7 +33,7 @@ class Worker:
             "MKL_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(paths),
         }
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             env={**os.environ, **variables},
             stdin=subprocess.PIPE,
@@ -54,7 +54,7 @@ class Worker:
         Raises:
             WorkerError: the worker has failed, or has ended.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
+        stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
@@ -64,7 +64,7 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            status = self._process.wait()
+            status = self.process.wait()
             raise WorkerError(f"the process ended with status {status} (out of memory?)")
         answer = json.loads(line)
         if "error" in answer:
@@ -77,14 +77,14 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
         try:
-            self._process.wait(timeout=10)
+            self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
     def __enter__(self) -> "Worker":
         return self

@@ -283,7 +283,7 @@ def test_a_worker_is_a_process_that_answers_and_ends() -> None:
         assert worker.ask({"machine": "cpu"})["device"] == "cpu"
         with pytest.raises(WorkerError, match="a turn before any job"):
             worker.turn()
-        worker._process.kill()
+        worker.process.kill()
         with pytest.raises(WorkerError, match="the process ended with status"):
             worker.turn()
     with pytest.raises(WorkerError, match="no_such_job"):

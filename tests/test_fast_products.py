@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """On any machine, for products of any size; lists the calls."""
     calls: list[int] = []
-    multiply = products._linear
+    multiply = products.onednn_linear
 
     def counted(*factors: torch.Tensor) -> torch.Tensor:
         calls.append(1)
@@ -36,7 +36,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "SMALLEST", 1)
     monkeypatch.setattr(products, "ROWS", 4)
-    monkeypatch.setattr(products, "_linear", counted)
+    monkeypatch.setattr(products, "onednn_linear", counted)
     return calls
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmarks import gpu, gpu_parts
 
-VARIANTS = gpu_parts._variants
+VARIANTS_OF = gpu_parts.variants_of
 # A training that SIGTERM does not end.
 STUBBORN = """
 import os, pathlib, signal, sys, time
@@ -38,7 +38,7 @@ def rows(part: str, folder: Path, device: str) -> list[gpu_parts.Row]:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     few = {"none": "none", "striped_loss": "striped_loss", "all": "striped_loss,streamed,gathered"}
-    monkeypatch.setattr(gpu_parts, "_variants", lambda case: few)
+    monkeypatch.setattr(gpu_parts, "variants_of", lambda case: few)
     monkeypatch.setattr(gpu_parts, "MEASURED_SECONDS", 0.0)
     monkeypatch.setattr(gpu_parts, "STEPS", 1)
 
@@ -86,16 +86,16 @@ def test_speed(part: str, tmp_path: Path, device: str, monkeypatch: pytest.Monke
 
 def test_forms_that_suit_the_device_are_measured_alone_and_together() -> None:
     task = gpu_parts.Task("cuda", "bfloat16", 16, False, 0.0)
-    variants = VARIANTS(task.case(gpu_parts.MODELS["SeMask-T FPN"], "training", 512, 16))
+    variants = VARIANTS_OF(task.case(gpu_parts.MODELS["SeMask-T FPN"], "training", 512, 16))
     assert variants["none"] == "none"
     assert {"sdpa", "striped_loss"} <= set(variants)
     assert set(variants["all"].split(",")) == set(variants) - {"none", "all"}
 
 
 def test_what_differs_too_much_has_failed() -> None:
-    assert "failed" in gpu_parts._judged({}, float("nan"), "float32")
-    assert "failed" in gpu_parts._judged({}, 0.5, "bfloat16")
-    assert "failed" not in gpu_parts._judged({}, 1e-5, "float32")
+    assert "failed" in gpu_parts.judged({}, float("nan"), "float32")
+    assert "failed" in gpu_parts.judged({}, 0.5, "bfloat16")
+    assert "failed" not in gpu_parts.judged({}, 1e-5, "float32")
 
 
 def test_a_part_that_fails_or_hangs_does_not_end_the_rest(

@@ -64,8 +64,7 @@ def test_files_that_lack_what_pycocotools_wants_are_evaluated(
         str(CONFIGS / "coco/semask_swin_tiny_mask_rcnn_1x.yaml"),
         flat({"TEST.DETECTIONS_PER_IMAGE": 300}),
     )
-    evaluator = build_task(cfg).build_evaluator("own", inference_folder(cfg, "own"))
-    evaluator._output_dir = None
+    evaluator = build_task(cfg).build_evaluator("own", str(tmp_path / "results"))
     evaluator.reset()
     evaluator.process(records, perfect(records))
     results = evaluator.evaluate()
@@ -117,8 +116,7 @@ def test_the_limit_of_detections_per_image_is_the_configs(
         str(CONFIGS / "coco/semask_swin_tiny_mask_rcnn_1x.yaml"),
         flat({"TEST.DETECTIONS_PER_IMAGE": limit}),
     )
-    evaluator = build_task(cfg).build_evaluator("own", inference_folder(cfg, "own"))
-    evaluator._output_dir = None
+    evaluator = build_task(cfg).build_evaluator("own", str(tmp_path / "results"))
     evaluator.reset()
     evaluator.process(records, perfect(records))
     # AP of one category is the share of recall levels 0, 0.01, ..., 1 that are reached.

@@ -67,7 +67,7 @@ def test_odd_data(tmp_path: Path, kind: str, crop: bool) -> None:
         trainer.train()
     finally:
         tiny.unregister("tiny_odd")
-    metrics = trainer._last_eval_results["sem_seg"]
+    metrics = trainer.results["sem_seg"]
     for value in trainer.model.state_dict().values():
         assert torch.isfinite(value).all()
     losses = trainer.storage.history("total_loss").values()

@@ -10,7 +10,9 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import Tensor
 
 import tiny
 from semask.config import add_semask_config, load_config
@@ -99,7 +101,16 @@ def test_square_images_have_square_targets() -> None:
     model.backbone.padding_constraints = {"square_size": 128}
     image = torch.zeros(3, 64, 96)
     target = torch.ones(64, 96, dtype=torch.int64)
-    targets = model._targets([{"image": image, PRIOR_TARGET: target}])
+    given: list[Tensor] = []
+    model.prior_supervision.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
+    instances = Instances(
+        (64, 96), gt_boxes=Boxes([[4, 4, 40, 40]]), gt_classes=torch.zeros(1, dtype=torch.int64)
+    )
+    instances.gt_masks = BitMasks(torch.ones(1, 64, 96, dtype=torch.bool))
+    sample = {"image": image, PRIOR_TARGET: target, "instances": instances}
+    with EventStorage():
+        model.train()([sample])
+    (targets,) = given
     assert targets.shape == (1, 128, 128)
     assert targets[0, :64, :96].eq(1).all()
     assert targets[0, 64:].eq(255).all()

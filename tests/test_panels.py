@@ -118,7 +118,7 @@ def test_size_and_colours_of_a_row() -> None:
     assert (truth[:half_height, half_width:] == COLORS[2]).all()
     hatched = truth[half_height:]
     assert {tuple(pixel) for pixel in np.unique(hatched.reshape(-1, 3), axis=0).tolist()} == set(
-        drawing._HATCH
+        drawing.HATCH
     )
     assert (column(row, 2) == COLORS[1]).all()
     assert (column(row, 3)[:, :half_width] == COLORS[0]).all()
@@ -154,8 +154,20 @@ def test_large_images_shrink_and_rows_share_columns() -> None:
 def test_legend_of_many_classes_lists_the_visible_ones() -> None:
     label = np.full((8, 8), 70)
     panel = Panel(np.zeros((8, 8, 3), np.uint8), label, np.full((8, 8), 3), np.full((2, 2), 149))
-    assert drawing._listed_classes([panel], 150) == [3, 70, 149]
-    assert drawing._listed_classes([panel], 8) == list(range(8))
+
+    def listed(number: int) -> set[int]:
+        """The classes whose colours are below the maps."""
+        colors = np.array([(index + 1, 255 - index, 99) for index in range(number)], np.uint8)
+        size = {"colors": np.resize(colors, (150, 3)), "ignore_label": 255}
+        top = compose_panels([panel], **size).shape[0] - drawing.MARGIN
+        names = [str(index) for index in range(number)]
+        picture = compose_panels([panel], **{**size, "colors": colors}, class_names=names)
+        shown = {tuple(pixel) for pixel in picture[top:].reshape(-1, 3).tolist()}
+        return {index for index in range(number) if tuple(colors[index].tolist()) in shown}
+
+    assert listed(150) == {3, 70, 149}
+    panel = Panel(panel.image, np.full((8, 8), 1), np.full((8, 8), 3))
+    assert listed(8) == set(range(8))
 
 
 def test_evenly_spaced_images_with_prior(dataset: list[dict[str, Any]]) -> None:

@@ -183,9 +183,9 @@ def test_the_predictor_and_its_mapper_are_those_of_the_task(
     built: list[str] = []
 
     class Own(Predictor):
-        def _set_up(self) -> None:
+        def set_up(self) -> None:
             built.append("predictor")
-            super()._set_up()
+            super().set_up()
 
     def small_mapper(cfg: CfgNode) -> Any:
         built.append("mapper")

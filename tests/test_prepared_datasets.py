@@ -256,9 +256,7 @@ def test_a_step_and_an_evaluation(root: Path, tmp_path: Path, name: str) -> None
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
-    results = trainer._last_eval_results
-    assert results is not None
-    assert "AP" in results["segm"]
+    assert "AP" in trainer.results["segm"]
     page = Path(inference_folder(cfg, cfg.DATASETS.TEST[0])) / REPORT_FILE
     assert "car" in page.read_text()
 

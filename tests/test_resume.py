@@ -257,7 +257,7 @@ def test_a_signal_to_what_started_the_processes(tmp_path: Path) -> None:
 def test_a_process_that_waits_notices_the_end_of_another(tmp_path: Path) -> None:
     processes = [
         runs.start(
-            *(runs._member, wait_for_nothing, (), rank, 2, tmp_path),
+            *(runs.member, wait_for_nothing, (), rank, 2, tmp_path),
             log=tmp_path / f"{rank}.log",
         )
         for rank in range(2)

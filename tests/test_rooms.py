@@ -186,3 +186,52 @@ def test_maps_of_the_documents_show_what_is_there(repository: Path, document: st
     rooms = [path for depth, path in paths if depth == 1 and path.startswith(package)]
     names = [path.removeprefix(package).removesuffix(".py").rstrip("/") for path in rooms]
     assert names == list(reversed(ROOMS))
+
+
+# ---- the tests ----
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def defined_names(tree: ast.AST) -> Iterator[str]:
+    """Names of functions, classes, variables and attributes of ``self``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def used_names(tree: ast.AST) -> Iterator[str]:
+    """Names that are imported, attributes of other objects than ``self``, and patched names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+            yield node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            words = (each.value for each in node.args if isinstance(each, ast.Constant))
+            yield from (word.rpartition(".")[2] for word in words if isinstance(word, str))
+
+
+def test_no_test_uses_a_private_name(repository: Path) -> None:
+    """Tests use what users use: private names of the package and the benchmarks may change."""
+
+    def trees(*folders: str) -> dict[str, ast.AST]:
+        files = [file for folder in folders for file in (repository / folder).rglob("*.py")]
+        return {file.name: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+
+    own = trees("projects/SeMask/semask", "benchmarks").values()
+    private = {name for tree in own for name in defined_names(tree) if is_private(name)}
+    assert len(private) > 100
+    found = {
+        f"{file}: {name}"
+        for file, tree in trees("tests").items()
+        for name in used_names(tree)
+        if name in private
+    }
+    assert not found

@@ -64,12 +64,18 @@ class RandomImages(Dataset[dict[str, Any]]):
 
 
 def step_of(
-    cfg: CfgNode, *, parts: int = 1, dtype: torch.dtype = torch.float32, **options: Any
+    cfg: CfgNode,
+    *,
+    parts: int = 1,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+    **options: Any,
 ) -> TrainStep:
     torch.manual_seed(0)
     model = build_model(cfg).to(dtype)
     loader = TrainingLoader(RandomImages(dtype), images_per_step=4, accumulate_steps=parts, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    options["compiled"] = CompiledParts(model) if compiled else None
     return TrainStep(model, loader, optimizer, accumulate_steps=parts, **options)
 
 
@@ -199,8 +205,7 @@ def test_compiled_training_is_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     assert calls
     torch.testing.assert_close(values(step.model), before, rtol=0, atol=0)
     assert all(p.grad is None for p in step.model.parameters())
-    step = step_of(cfg)
-    step._compiled = CompiledParts(step.model)
+    step = step_of(cfg, compiled=True)
     step.run_step()
     plain.run_step()
     assert list(step.model.state_dict()) == names
@@ -372,7 +377,8 @@ def test_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
     other = BestCheckpoint(str(tmp_path), "model_best", "sem_seg/pACC")
     other.restore()  # what it holds is not to be compared with
-    assert other._best is None
+    other.update({"sem_seg/pACC": 1.0}, {"w": torch.tensor(12)}, 12)
+    assert kept() == (12, 1.0)
 
     Path(best.path).write_bytes(b"broken")
     best = BestCheckpoint(str(tmp_path), "model_best", "sem_seg/mIoU")
@@ -385,7 +391,7 @@ def test_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 def test_which_best_checkpoints_there_are(tmp_path: Path) -> None:
     def metrics(*overrides: Any) -> dict[str, str]:
         found = best_checkpoints(config(tmp_path, *overrides))
-        return {name: best._metric for name, best in found.items()}
+        return {name: best.metric for name, best in found.items()}
 
     assert metrics() == {"model_best": "sem_seg/mIoU"}
     assert metrics("TEST.BEST_METRIC", "") == {}

@@ -164,7 +164,7 @@ def test_data_loading_processes_outlive_a_signal_to_all(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """The main process ends them, after it has written its checkpoint, however long that takes."""
-    monkeypatch.setattr(training_loader, "_FAREWELL", 0.0)
+    monkeypatch.setattr(training_loader, "LAST_IMAGE_SECONDS", 0.0)
     loader = TrainingLoader(Draws(), images_per_step=2, num_workers=2)
     stream = iter(loader)
     workers = {sample["process"] for _ in range(4) for sample in next(stream)}

@@ -54,7 +54,7 @@ class Plugin(ImagePredictor):
     def __init__(self, predict: Callable[[], ImagePrediction]) -> None:
         self.predict = predict
 
-    def _set_up(self) -> None: ...
+    def set_up(self) -> None: ...
 
     def __call__(self, image: Any, *, priors: bool = False) -> ImagePrediction:
         return self.predict()

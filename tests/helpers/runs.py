@@ -143,7 +143,7 @@ def together(
     """Call a function in processes that are connected over Gloo; the results by rank."""
     folder.mkdir()
     runs = [
-        start(_member, function, arguments, rank, size, folder, log=folder / f"{rank}.log")
+        start(member, function, arguments, rank, size, folder, log=folder / f"{rank}.log")
         for rank in range(size)
     ]
     with ended(runs):
@@ -152,7 +152,7 @@ def together(
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(size)]
 
 
-def _member(
+def member(
     function: Callable[..., Any], arguments: Sequence[Any], rank: int, size: int, folder: Path
 ) -> None:
     import torch.distributed as dist

@@ -26,7 +26,7 @@ from semask.data.unreadable import ReadableBatches, UnreadableFiles
 from semask.utils.randomness import image_randomness, shuffled
 
 # Time that a data loading process has for its last image.
-_LAST_IMAGE_SECONDS = 30
+LAST_IMAGE_SECONDS = 30
 
 
 class LostLoaderError(RuntimeError):
@@ -196,7 +196,7 @@ def _prepare_worker(unneeded: Any, _number: int) -> None:
         while os.getppid() == parent and not unneeded.value:
             time.sleep(1)
         if os.getppid() == parent:
-            time.sleep(_LAST_IMAGE_SECONDS)
+            time.sleep(LAST_IMAGE_SECONDS)
         os._exit(0)
 
     def begin_to_leave(_signal: int, _frame: FrameType | None) -> None:

@@ -125,7 +125,12 @@ def best_checkpoints(cfg: CfgNode) -> "dict[str, BestCheckpoint]":
 
 
 class BestCheckpoint:
-    """One file with the best weights so far, without an optimizer: not for resuming."""
+    """One file with the best weights so far, without an optimizer: not for resuming.
+
+    Attributes:
+        path: of the file.
+        metric: name of the result that is compared.
+    """
 
     def __init__(self, folder: str, name: str, metric: str) -> None:
         """
@@ -135,7 +140,7 @@ class BestCheckpoint:
             metric: name of the result to compare; larger is better.
         """
         self.path = os.path.join(folder, f"{name}.pth")
-        self._metric = metric
+        self.metric = metric
         self._best: float | None = None
 
     def restore(self) -> None:
@@ -148,7 +153,7 @@ class BestCheckpoint:
             logger.warning("The best checkpoint so far cannot be used: %s", error)
             return
         value = content.get("value")
-        if content.get("metric") == self._metric and isinstance(value, float | int):
+        if content.get("metric") == self.metric and isinstance(value, float | int):
             self._best = float(value)
 
     def update(self, results: Mapping[str, Any], weights: Mapping[str, Tensor], step: int) -> None:
@@ -159,14 +164,14 @@ class BestCheckpoint:
             weights: parameters and buffers, by name.
             step: number of the iteration after which they were evaluated.
         """
-        value = results.get(self._metric)
+        value = results.get(self.metric)
         if value is None:
             known = ", ".join(sorted(results)) or "none"
-            logger.warning("No best checkpoint: no result is '%s' (%s)", self._metric, known)
+            logger.warning("No best checkpoint: no result is '%s' (%s)", self.metric, known)
         elif not math.isfinite(value):
-            logger.warning("No best checkpoint: %s is %s", self._metric, value)
+            logger.warning("No best checkpoint: %s is %s", self.metric, value)
         elif self._best is None or value > self._best:
-            logger.info("%s %.4f is the best so far: %s", self._metric, value, self.path)
-            entry = {"iteration": step, "metric": self._metric, "value": float(value)}
+            logger.info("%s %.4f is the best so far: %s", self.metric, value, self.path)
+            entry = {"iteration": step, "metric": self.metric, "value": float(value)}
             write_checkpoint(self.path, {"model": dict(weights), **entry})
             self._best = float(value)

@@ -38,7 +38,7 @@ class InstancePredictor(ImagePredictor):
         category_ids: their ids in that dataset's annotation file; otherwise 1, 2, ...
     """
 
-    def _set_up(self) -> None:
+    def set_up(self) -> None:
         key = predictor_of(self.cfg.TASK).names_key(self.cfg)
         self.class_names, self.category_ids, self._dataset = categories(self.cfg, key)
 

@@ -120,10 +120,10 @@ class ImagePredictor(ABC):
             )
         self.cfg, self.model = load_model(cfg, weights, device, overrides)
         self._mapper = entry.build_mapper(self.cfg)
-        self._set_up()
+        self.set_up()
 
     @abstractmethod
-    def _set_up(self) -> None:
+    def set_up(self) -> None:
         """Build what a subclass needs besides config, model and mapper."""
 
     @property
@@ -220,7 +220,7 @@ class Predictor(ImagePredictor):
             return super().__new__(kind)  # Python calls __init__ of instances of this class
         return kind(config, *args, overrides=overrides, **kwargs)
 
-    def _set_up(self) -> None:
+    def set_up(self) -> None:
         self.class_names, self.colors = semantic_classes(self.cfg)
 
     @property

@@ -77,7 +77,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` of matrices (n, k) and (k, m), without gradients."""
     if not _usable(left, right, left.shape[0]):
         return left @ right
-    return _linear(left, right.T, None)
+    return onednn_linear(left, right.T, None)
 
 
 def batched_product(left: Tensor, right: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def batched_product(left: Tensor, right: Tensor) -> Tensor:
         return torch.bmm(left, right)
     out = left.new_empty(*left.shape[:2], right.shape[2])
     for index, (one, other) in enumerate(zip(left, right, strict=True)):
-        out[index] = _linear(one, other.T, None)
+        out[index] = onednn_linear(one, other.T, None)
     return out
 
 
@@ -133,7 +133,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _linear(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -153,7 +153,8 @@ def _usable(x: Tensor, weight: Tensor, rows: int) -> bool:
     )
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`linear` of a matrix by oneDNN, whatever its size; without gradients."""
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         # oneDNN is hundreds of times slower with a weight that has gaps, such as a slice.
         weight = weight.contiguous()

@@ -27,7 +27,7 @@ FULL_LEGEND = 32
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
 FAINT = (110, 110, 110)
-_HATCH = (175, 175, 175), (125, 125, 125)
+HATCH = (175, 175, 175), (125, 125, 125)
 _HATCH_PERIOD = 8
 
 
@@ -136,7 +136,7 @@ def painted(classes: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> I
     """A class map in the classes' colours; other pixels are hatched."""
     classes = classes.astype(np.int64)
     known = (classes >= 0) & (classes < len(colors))
-    shades = np.where(known[..., None], colors[np.where(known, classes, 0)], _HATCH[0])
+    shades = np.where(known[..., None], colors[np.where(known, classes, 0)], HATCH[0])
     picture = resized(shades, size)
     if not known.all():
         unknown = Image.fromarray((~known).astype(np.uint8) * 255)
@@ -149,7 +149,7 @@ def hatching(size: tuple[int, int]) -> Image.Image:
     """Diagonal stripes of ``size`` (width, height), for ignored pixels."""
     rows, columns = np.indices((size[1], size[0]))
     dark = (rows + columns) % _HATCH_PERIOD < _HATCH_PERIOD // 3
-    return Image.fromarray(np.array(_HATCH, dtype=np.uint8)[dark.astype(int)])
+    return Image.fromarray(np.array(HATCH, dtype=np.uint8)[dark.astype(int)])
 
 
 def _legend(
