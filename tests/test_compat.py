@@ -205,7 +205,7 @@ def test_model_zoo_works() -> None:
 # Everything else that the import brings along is there before the first snapshot. (Detectron2's own
 # first import sets a variable for OpenCV.)
 IMPORT_SEMASK = """
-    import sys
+    import os, sys
     import cv2, matplotlib, pycocotools.cocoeval, scipy.optimize
     import torch, torchvision
     import detectron2
@@ -215,10 +215,23 @@ IMPORT_SEMASK = """
         if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request"):
             raise RuntimeError(f"{event} {arguments}")
 
+    folder = os.path.dirname(detectron2.__file__) + os.sep
+    opened = []
+
+    def watch(event, arguments):
+        if event == "open" and str(arguments[0]).startswith(folder):
+            opened.append(str(arguments[0]))
+
     sys.addaudithook(refuse)
+    sys.addaudithook(watch)
     before = snapshot()
     import semask
     after = snapshot()
+    # The sources of modules that are imported, but no others: they are not searched.
+    imported = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    sources = {path for path in opened if path.endswith(".py")}
+    assert opened
+    assert not sources - imported, sources - imported
     for name in before:
         if not isinstance(after[name], set):
             assert after[name] == before[name], name

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from torch import Tensor, nn
 
 from semask.config import load_config
@@ -22,7 +23,9 @@ from semask.modeling import (
     SeMaskSegmentor,
     SeMaskSwin,
 )
+from semask.modeling.backbone.contract import SemSegBackbone
 from semask.ops.apply import FAST_PATHS, apply_fast_paths
+from tiny_instances import SMALL_MODEL, flat
 
 CLASSES = 4
 
@@ -215,6 +218,36 @@ def test_priors_are_supervised_at_the_strides_of_the_encoder(
         total = total + F.interpolate(prior, size=size, mode="bilinear")
     decoded = F.interpolate(total, size=labels.shape, mode="bilinear")
     torch.testing.assert_close(loss, 0.4 * F.cross_entropy(decoded, labels[None]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, build in BACKBONE_REGISTRY if build.__module__.startswith("semask.")],
+)
+def test_every_registered_backbone(name: str) -> None:
+    """It returns what it says, for a detector and for a decoder, and all of it learns."""
+    keys = {**SMALL_MODEL, "MODEL.BACKBONE.NAME": name, "MODEL.TIMM.NAME": "mit_b0"}
+    backbone = build_backbone(load_config("coco/semask_swin_tiny_mask_rcnn_1x", flat(keys)))
+    assert isinstance(backbone, SemSegBackbone)
+    size = (96, 64) if backbone.size_divisibility else (90, 61)
+    image = torch.randn(2, 3, *size)
+    features, priors = backbone.output_shape(), backbone.prior_strides
+    assert features
+    assert priors
+
+    def map_size(stride: int) -> tuple[int, ...]:
+        return tuple(-(-side // stride) for side in size)
+
+    outputs = backbone.train()(image)
+    assert outputs.keys() == features.keys() | priors.keys()
+    for feature, shape in features.items():
+        assert outputs[feature].shape == (2, shape.channels, *map_size(shape.stride))
+    for prior, stride in priors.items():
+        assert outputs[prior].shape == (2, backbone.num_semantic_classes, *map_size(stride))
+    torch.stack([output.square().sum() for output in outputs.values()]).sum().backward()
+    assert [name for name, each in backbone.named_parameters() if each.grad is None] == []
+    assert backbone.eval()(image).keys() == features.keys()
+    assert backbone(image, return_priors=True).keys() == outputs.keys()
 
 
 @pytest.mark.parametrize("norm", ["branch", "stream"])

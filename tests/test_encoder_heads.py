@@ -11,7 +11,7 @@ import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,29 +19,35 @@ import tiny_masks
 from semask.engine.analysis import analyze_model
 from semask.inference.export import save_onnx, save_program
 from semask.inference.parity import compare_export
-from semask.modeling import SeMaskTimm
+from semask.modeling import MaskClassificationHead, SeMaskTimm
 from semask.ops.apply import apply_fast_paths, select_fast_paths
 from semask.solver import build_optimizer
 
 # Channels first with attention, channels first, channels last.
 NETWORKS = pytest.mark.parametrize("network", ["mit_b0", "test_convnext", "test_mambaout"])
-HEADS = ("fpn", *tiny_masks.DECODERS)
+# Every registered head: those of one decoder by their name, the others by that of the decoder.
+PER_PIXEL = tuple(
+    name
+    for name, head in SEM_SEG_HEADS_REGISTRY
+    if head.__module__.startswith("semask.") and head is not MaskClassificationHead
+)
+HEADS = (*PER_PIXEL, *tiny_masks.DECODERS)
 # No multiples of 32.
 SIZE = (40, 52)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def config(network: str, head: str = "fpn", **overrides: Any) -> CfgNode:
+def config(network: str, head: str = "SeMaskFPNHead", **overrides: Any) -> CfgNode:
     settings = {"BACKBONE__NAME": "SeMaskTimm", "TIMM__NAME": network, **overrides}
-    if head != "fpn":
+    if head in tiny_masks.DECODERS:
         return tiny_masks.config(head, **settings)
-    fpn = {
+    per_pixel = {
         "META_ARCHITECTURE": "SeMaskSegmentor",
-        "SEM_SEG_HEAD__NAME": "SeMaskFPNHead",
+        "SEM_SEG_HEAD__NAME": head,
         "SEM_SEG_HEAD__NORM": "BN",
     }
-    return tiny_masks.config(**fpn, **settings)
+    return tiny_masks.config(**per_pixel, **settings)
 
 
 def build(cfg: CfgNode) -> Any:
@@ -56,7 +62,7 @@ def build(cfg: CfgNode) -> Any:
 
 @NETWORKS
 @pytest.mark.parametrize("head", HEADS)
-def test_each_head_takes_a_step_and_predicts(head: str, network: str) -> None:
+def test_every_registered_head_takes_a_step_and_predicts(head: str, network: str) -> None:
     cfg = config(network, head)
     model = build(cfg).train()
     before = {key: value.clone() for key, value in model.named_parameters()}

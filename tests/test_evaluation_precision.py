@@ -8,8 +8,11 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
+import tiny
+import tiny_masks
 from semask import Predictor
 from semask.config.loading import load_config
+from semask.engine import Trainer
 from semask.errors import ConfigError
 from semask.utils.precision import evaluation_autocast
 from tiny_model import checkpoint, config, photograph
@@ -53,6 +56,36 @@ def test_a_predictor_follows_it(tmp_path: Path, fast_paths: str) -> None:
     assert np.array_equal(probabilities[0], probabilities[3])
     assert not np.array_equal(probabilities[0], probabilities[1])
     np.testing.assert_allclose(probabilities[1], probabilities[0], atol=0.1)
+
+
+@pytest.mark.parametrize("fast_paths", ["none", "auto"])
+@pytest.mark.parametrize("decoder", ["fpn", "mask2former"])
+def test_an_evaluation_follows_it_and_its_reports(
+    tmp_path: Path, decoder: str, fast_paths: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = tiny.write_config if decoder == "fpn" else tiny_masks.write_config
+    with tiny.datasets(tmp_path):
+        model: Any = None
+        seen: list[torch.dtype] = []
+        for enabled in (False, True):
+            cfg = load_config(write(tmp_path / "config.yaml"))
+            cfg.MODEL.DEVICE, cfg.MODEL.FAST_PATHS = "cpu", fast_paths
+            cfg.OUTPUT_DIR, cfg.TEST.AMP.ENABLED = str(tmp_path / "out"), enabled
+            if model is None:
+                model = Trainer.build_model(cfg)
+                head = model.sem_seg_head
+                last = head.semantic_fpn.predictor if decoder == "fpn" else head
+                last.register_forward_hook(lambda *each: seen.append(dtype_of(each[-1])))
+            Trainer.test(cfg, model)
+            assert len(seen) > 2  # two images, and those of the report
+            assert set(seen) == {torch.bfloat16 if enabled else torch.float32}
+            seen.clear()
+
+
+def dtype_of(output: Any) -> torch.dtype:
+    """Of the decoder's last product: the logits of classes, or those of masks."""
+    logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output["pred_masks"]
+    return logits.dtype
 
 
 def test_it_is_off_by_default_and_refused_where_it_cannot_work() -> None:

@@ -10,14 +10,18 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, PolygonMasks
 from PIL import Image
 
 from semask.config.loading import load_config
-from semask.data import InstanceMapper
+from semask.data import InstanceMapper, register_coco_folder
 from semask.data.annotations import inspect, is_usable, list_problems
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.errors import ConfigError, DataError, UnreadableError
+from semask.modeling.heads import PriorSupervision
+from semask.modeling.heads.prior import PRIOR_TARGET
 from semask.tasks import build_task
 from tiny_instances import (
     SIDE,
@@ -57,6 +61,27 @@ def test_what_a_detector_gets(tmp_path: Path) -> None:
     expected = torch.full((SIDE, SIDE), 2)
     expected[6:30, 4:24], expected[30:50, 36:52] = 0, 1
     assert torch.equal(sample["prior_target"], expected)
+
+
+@pytest.mark.usefixtures("catalogs")
+def test_no_module_is_built_to_know_whether_the_prior_is_supervised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a module was built")
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", refuse)
+    monkeypatch.setattr(PriorSupervision, "__init__", refuse)
+    path = write_dataset(tmp_path, [two_boxes()])
+    register_coco_folder("own", tmp_path / "images", path)
+    cfg = config(DATASETS__TRAIN=("own",), DATASETS__TEST=("own",), TEST__BEST_METRIC="bbox/AP")
+    task = build_task(cfg)
+    task.check_datasets(["own"], eval_only=False)
+    task.check_images("own", is_train=True)
+    sample = task.build_mapper(is_train=True)(DatasetCatalog.get("own")[0])
+    assert PRIOR_TARGET in sample  # it is supervised
+    with pytest.raises(AssertionError, match="module"):
+        build_model(cfg)
 
 
 def test_image_instances_and_target_are_augmented_alike(tmp_path: Path) -> None:

@@ -44,12 +44,14 @@ def config(folder: Path, task: str, **overrides: Any) -> CfgNode:
     """A model for the dataset "own", which is written and registered."""
     if task == "panoptic":
         register_joint(folder)
+    elif task == "semantic":
+        tiny.register("own", tiny.write_images(folder / "images", 3))
     else:
         path = write_dataset(folder, [two_boxes(), two_boxes(), []])
         register_coco_folder("own", folder / "images", path)
     test = {
-        "SEMANTIC_ON": task == "panoptic",
-        "INSTANCE_ON": True,
+        "SEMANTIC_ON": task != "instance",
+        "INSTANCE_ON": task != "semantic",
         "PANOPTIC_ON": task == "panoptic",
         "OBJECT_MASK_THRESHOLD": 0.0,
         "OVERLAP_THRESHOLD": 0.0,
@@ -58,7 +60,7 @@ def config(folder: Path, task: str, **overrides: Any) -> CfgNode:
         "SEM_SEG_HEAD__NUM_CLASSES": 0,
         "SEM_SEG_HEAD__CONVS_DIM": 64,
         "MASK_FORMER__HIDDEN_DIM": 64,
-        "SEMASK__PRIOR_TARGET": "sem_seg" if task == "panoptic" else "instances",
+        "SEMASK__PRIOR_TARGET": "instances" if task == "instance" else "sem_seg",
         **{f"MASK_FORMER__TEST__{key}": value for key, value in test.items()},
     }
     file = tiny_masks.write_config(
@@ -72,9 +74,9 @@ def config(folder: Path, task: str, **overrides: Any) -> CfgNode:
         for key, value in {**keys, **overrides}.items()
         for part in (f"MODEL.{key.replace('__', '.')}", value)
     ]
-    mapper = "mask_former_panoptic" if task == "panoptic" else "sem_seg"
+    mapper = {"panoptic": "mask_former_panoptic", "semantic": "mask_former_semantic"}
     options += ["TEST.BEST_METRIC", "", "INPUT.MASK_FORMAT", "bitmask"]
-    options += ["INPUT.DATASET_MAPPER_NAME", mapper]
+    options += ["INPUT.DATASET_MAPPER_NAME", mapper.get(task, "sem_seg")]
     return semask.load_config(file, options)
 
 
@@ -89,6 +91,25 @@ def seeing(cfg: CfgNode) -> nn.Module:
 
 
 TASKS = ("instance", "panoptic")
+RESULT = {"semantic": "sem_seg", "instance": "segm", "panoptic": "panoptic_seg"}
+
+
+@pytest.mark.parametrize("task", [name for name, _ in TASK_REGISTRY])
+def test_every_registered_task_trains_is_evaluated_reported_and_predicted(
+    tmp_path: Path, task: str
+) -> None:
+    cfg = config(tmp_path, task)
+    cfg.SOLVER.MAX_ITER = 1
+    check_run(cfg)
+    trainer = Trainer(cfg)
+    trainer.train()
+    assert RESULT[task] in trainer.results
+    assert (Path(inference_folder(cfg, "own")) / REPORT_FILE).stat().st_size > 0
+    predictor = semask.Predictor(cfg, tmp_path / "out" / "model_final.pth")
+    assert type(predictor) is build_task(cfg).predictor
+    prediction = predictor(photograph(40, 52), priors=True)
+    assert prediction.overlay().shape == (40, 52, 3)
+    assert prediction.prior is not None
 
 
 @pytest.mark.parametrize("paths", ["auto", "none"])

@@ -204,13 +204,14 @@ def test_an_image_that_needs_too_much_memory_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def segment(predictor: Any, pixels: np.ndarray, **options: Any) -> Any:
-        if pixels.shape[0] > 20:
-            raise error
-        return _segment(predictor, pixels, **options)
+    call = Predictor.__call__
 
-    _segment = Predictor._segment
-    monkeypatch.setattr(Predictor, "_segment", segment)
+    def out_of_memory(predictor: Any, image: Any, **options: Any) -> Any:
+        if "a.png" in str(image):
+            raise error
+        return call(predictor, image, **options)
+
+    monkeypatch.setattr(Predictor, "__call__", out_of_memory)
     save(tmp_path / "photos/a.png", height=40)
     save(tmp_path / "photos/b.png")
     assert command("photos") == 2

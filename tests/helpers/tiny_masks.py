@@ -11,9 +11,10 @@ from torch import nn
 
 import tiny
 from semask.config import load_config
+from semask.modeling.heads import mask_classification
 
 CLASSES = 5
-DECODERS = ("maskformer", "mask2former", "mask2former_fapn", "mask2former_msfapn")
+DECODERS = tuple(mask_classification.DECODERS)
 
 
 def config(decoder: str = "mask2former", **overrides: Any) -> CfgNode:
