@@ -107,7 +107,7 @@ def test_every_registered_task_trains_is_evaluated_reported_and_predicted(
     assert (Path(inference_folder(cfg, "own")) / REPORT_FILE).stat().st_size > 0
     predictor = semask.Predictor(cfg, tmp_path / "out" / "model_final.pth")
     assert type(predictor) is build_task(cfg).predictor
-    prediction = predictor(photograph(40, 52), priors=True)
+    prediction: Any = predictor(photograph(40, 52), priors=True)
     assert prediction.overlay().shape == (40, 52, 3)
     assert prediction.prior is not None
 
