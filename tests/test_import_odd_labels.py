@@ -97,6 +97,63 @@ def test_the_printed_keys_name_the_output(
     assert name == cfg.DATASETS.FOLDER_ROOT
 
 
+ODD_VALUES: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "coco": {
+        "size": lambda content: content["images"][0].update(width="wide"),
+        "id": lambda content: content["images"][0].update(id=[1]),
+        "category_id": lambda content: content["annotations"][0].update(category_id={}),
+        "no object": lambda content: content["annotations"].insert(0, 3),
+    },
+    "panoptic": {
+        "id": lambda content: content["images"][0].update(id=[1]),
+        "no segments": lambda content: content["annotations"][0].update(segments_info=None),
+        "segment": lambda content: content["annotations"][0]["segments_info"].insert(0, "x"),
+        "segment's id": lambda content: content["annotations"][0]["segments_info"][0].pop("id"),
+        "no name": lambda content: content["annotations"][0].pop("file_name"),
+    },
+    "labelme": {
+        "size": lambda content: content.update(imageWidth="wide"),
+        "shape": lambda content: content["shapes"].insert(0, 3),
+    },
+    "supervisely": {
+        "size": lambda content: content["size"].update(width="wide"),
+        "no size": lambda content: content.update(size=3),
+        "objects": lambda content: content.update(objects=3),
+    },
+    "label_studio": {
+        "size": lambda content: [
+            result.update(original_width="wide")
+            for result in content[0]["annotations"][0]["result"]
+        ],
+        "no value": lambda content: content[0]["annotations"][0]["result"][0].pop("value"),
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), [(k, v) for k in ODD_VALUES for v in ODD_VALUES[k]])
+def test_values_of_another_type_are_named(tmp_path: Path, kind: str, value: str) -> None:
+    """Refused, or left out where a file is of one image; both with the name of the file."""
+    root = label_sources.source(tmp_path, kind)
+    files = sorted(root.rglob("*.json"), key=lambda path: (path.parent.name != "ann", path))
+    path = next(path for path in files if path.name != "meta.json")
+    content = json.loads(path.read_text())
+    ODD_VALUES[kind][value](content)
+    path.write_text(json.dumps(content))
+    try:
+        text = notes(convert_labels(root, tmp_path / "out"))
+    except DataError as error:
+        text = str(error)
+    assert path.name in text
+
+
+def test_a_size_in_cvats_xml_that_is_no_number(tmp_path: Path) -> None:
+    root = label_sources.source(tmp_path, "cvat")
+    path = next(root.rglob("*.xml"))
+    path.write_text(re.sub(r'width="\d+"', 'width="wide"', path.read_text(), count=1))
+    with pytest.raises(DataError, match=rf"{path.name}', image .*'wide'"):
+        convert_labels(root, tmp_path / "out")
+
+
 def test_overlapping_polygons(tmp_path: Path) -> None:
     """Without an order in the file, the smaller one lies on top."""
     inner = "1 0.1 0.2 0.4 0.2 0.4 0.8 0.1 0.8\n"

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from semask.cli.main import main
 from semask.data import register_panoptic_folder
 from semask.data.checks.instances import check_instance_dataset
+from semask.errors import DataError
 from semask.report.panels import draw_record_segments
 from tiny_instances import SIDE, two_boxes, write_dataset
 from tiny_panoptic import two_boxes_on_stuff, write_panoptic
@@ -41,6 +42,30 @@ def test_a_sound_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert report.categories == ["light", "dark", "grass", "sky"]
     assert dict(report.instances) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert (report.empty, report.examined) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["images"][0].update(id=[1]),
+        lambda content: content["images"][0].update(id="a"),
+        lambda content: content["images"][0].update(file_name=None),
+        lambda content: content["categories"][0].update(id={}),
+        lambda content: content["categories"][0].update(name=["a"]),
+        lambda content: content["annotations"][0].update(image_id=None),
+        lambda content: content["annotations"][0].update(segments_info=None),
+        lambda content: content["annotations"][0]["segments_info"].insert(0, "x"),
+        lambda content: content["annotations"][0]["segments_info"][0].update(id=[1]),
+        lambda content: content["annotations"][0]["segments_info"][0].update(category_id=[1]),
+    ],
+)
+def test_values_of_another_type(folder: Path, change: Callable[[Any], Any]) -> None:
+    path = Path(MetadataCatalog.get("own").panoptic_json)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=path.name):
+        DatasetCatalog.get("own")
 
 
 def change_map(folder: Path, change: Callable[[np.ndarray], Any]) -> None:

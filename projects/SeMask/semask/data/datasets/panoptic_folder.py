@@ -147,8 +147,37 @@ def _read(json_file: str, hint: str) -> Content:
     """The file's content, checked for consistency."""
     content = read_annotation_file(json_file, hint)
     form = wrong_form(content, _REQUIRED, kind="COCO's panoptic format")
-    refuse(json_file, list(form) or list(_contradictions(content)))
+    found = list(form) or list(_wrong_values(content)) or list(_contradictions(content))
+    refuse(json_file, found)
     return content
+
+
+def _wrong_values(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Ids, names and segments that are of another type."""
+    for part, key in (("images", "id"), ("categories", "id"), ("annotations", "image_id")):
+        if {type(entry[key]) for entry in content[part]} not in ({int}, {str}):
+            yield f"has values of {key} in '{part}' that are neither all integers nor all strings."
+    for part, key in (
+        ("images", "file_name"),
+        ("categories", "name"),
+        ("annotations", "file_name"),
+    ):
+        wrong = [entry for entry in content[part] if not isinstance(entry[key], str)]
+        if wrong:
+            yield f"has entries of '{part}' whose {key} is not a string: {str(wrong[0])[:200]}."
+    for entry in content["annotations"]:
+        segments = entry["segments_info"]
+        if not isinstance(segments, list) or not all(_is_segment(segment) for segment in segments):
+            yield (
+                f"has segments_info of '{entry['file_name']}' that is not a list of segments, each "
+                f"with a number or a string as id and category_id: {str(segments)[:200]}."
+            )
+
+
+def _is_segment(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), int | float | str | None) for key in ("id", "category_id")
+    )
 
 
 def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:

@@ -127,6 +127,25 @@ def load_lines(path: Path) -> list[str]:
         raise LabelFileError(f"'{path}' is not a readable text file: {one_line(error)}.") from error
 
 
+def stated_size(width: Any, height: Any, where: str) -> tuple[int, int] | None:
+    """The (width, height) that labels state; None = they state none, or 0.
+
+    Args:
+        width, height: numbers or their texts, in pixels.
+        where: the file and the entry, for the message.
+
+    Raises:
+        LabelFileError: one is not a number.
+    """
+    try:
+        size = int(float(width or 0)), int(float(height or 0))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LabelFileError(
+            f"{where} has the size {width!r} x {height!r}; width and height must be numbers."
+        ) from error
+    return size if all(size) else None
+
+
 class ImageFiles:
     """The images in one or several folders, looked up by the names in label files."""
 

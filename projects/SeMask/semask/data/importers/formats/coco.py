@@ -29,6 +29,7 @@ from semask.data.importers.files import (
     first_file,
     some_files,
     split_of,
+    stated_size,
     unused_images,
 )
 from semask.errors import DataError
@@ -66,6 +67,28 @@ def _has_kind(path: Path, panoptic: bool) -> bool:
         return is_coco(cached_json(path), panoptic=panoptic)
     except LabelFileError:
         return False
+
+
+def check_entries(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse entries that are no objects, or have ids that are neither numbers nor strings.
+
+    Raises:
+        DataError: there is one; it names the file and the entry.
+    """
+    ids = {"images": ("id",), "categories": ("id",), "annotations": ("image_id", "category_id")}
+    for part, keys in ids.items():
+        for number, entry in enumerate(content[part]):
+            if not isinstance(entry, dict):
+                raise DataError(
+                    f"'{path}': entry {number} of '{part}' is {str(entry)[:100]}; it must be an "
+                    "object with keys and values."
+                )
+            for key in keys:
+                if not isinstance(entry.get(key), int | float | str | None):
+                    raise DataError(
+                        f"'{path}': entry {number} of '{part}' has the {key} {entry[key]!r}; it "
+                        "must be a number or a string."
+                    )
 
 
 def category_names(path: Path, content: Mapping[str, Any]) -> dict[Any, str]:
@@ -113,6 +136,7 @@ class Coco(Importer):
         self, path: Path, source: Source, images: ImageFiles, labels: Labels, used: set[Path]
     ) -> None:
         content = cached_json(path)
+        check_entries(path, content)
         names = category_names(path, content)
         by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for entry in content["annotations"]:
@@ -141,14 +165,15 @@ class Coco(Importer):
                 continue
             used.add(image)
             annotations = by_image[entry.get("id")]
-            size = (entry.get("width"), entry.get("height"))
             labels.images.append(
                 ImportedImage(
                     image,
                     images.relative(image),
                     path,
                     split or split_of(images.relative(image)),
-                    (int(size[0]), int(size[1])) if all(size) else None,
+                    stated_size(
+                        entry.get("width"), entry.get("height"), f"'{path}': image '{name}'"
+                    ),
                     regions=_regions_of(annotations, names),
                 )
             )

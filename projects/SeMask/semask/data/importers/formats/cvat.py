@@ -26,6 +26,7 @@ from semask.data.importers.files import (
     load_xml,
     some_files,
     split_of,
+    stated_size,
     unused_images,
 )
 from semask.data.importers.formats.coco import rle_of_mask
@@ -73,7 +74,7 @@ class Cvat(Importer):
                     labels.leave_out(f"{path}: {name}", "a second entry of labels for an image")
                     continue
                 used.add(image)
-                size = [int(float(element.get(key, "0"))) for key in ("width", "height")]
+                where = f"'{path}', image '{name}'"
                 split = split_of(element.get("subset", ""))
                 labels.images.append(
                     ImportedImage(
@@ -81,8 +82,8 @@ class Cvat(Importer):
                         images.relative(image),
                         path,
                         split or split_of(images.relative(image)),
-                        (size[0], size[1]) if all(size) else None,
-                        regions=_regions(element, f"'{path}', image '{name}'"),
+                        stated_size(element.get("width"), element.get("height"), where),
+                        regions=_regions(element, where),
                     )
                 )
         for path in unused_images(images, used):
@@ -122,10 +123,10 @@ def _regions(image: Element, where: str) -> Callable[[int, int], list[Region]]:
                 continue
             try:
                 region = _region(shape, height, width)
-            except (KeyError, ValueError) as error:
+                # Shapes of equal z order cover earlier ones.
+                region.order = int(float(shape.get("z_order", "0"))) * 100_000 + index
+            except (KeyError, ValueError, OverflowError) as error:
                 raise LabelFileError(f"{where}: a {shape.tag} cannot be read ({error})") from error
-            # Shapes of equal z order cover earlier ones.
-            region.order = int(float(shape.get("z_order", "0"))) * 100_000 + index
             found.append(region)
         return found
 

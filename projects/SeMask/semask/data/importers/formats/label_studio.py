@@ -28,6 +28,7 @@ from semask.data.importers.files import (
     files_below,
     first_file,
     split_of,
+    stated_size,
     unused_images,
 )
 from semask.data.importers.formats.coco import json_files, rle_of_mask
@@ -96,6 +97,8 @@ class LabelStudio(Importer):
         if not results:
             labels.leave_out(where, "a task without a finished annotation")
             return
+        if not all(isinstance(result.get("value"), Mapping) for result in results):
+            raise DataError(f"{where} has a result without a 'value' of keys and values.")
         image = _find(images, name, path)
         if image is None or image in used:
             reason = "labels without an image" if image is None else "a second task of an image"
@@ -107,14 +110,14 @@ class LabelStudio(Importer):
                 if label not in labels.classes:
                     labels.classes.append(label)
         sizes = {(r.get("original_width"), r.get("original_height")) for r in results}
-        size = next(iter(sizes)) if len(sizes) == 1 else (None, None)
+        width, height = next(iter(sizes)) if len(sizes) == 1 else (None, None)
         labels.images.append(
             ImportedImage(
                 image,
                 images.relative(image),
                 path,
                 split_of(images.relative(image)),
-                (int(size[0]), int(size[1])) if size[0] and size[1] else None,
+                stated_size(width, height, where),
                 regions=_regions(results, where),
             )
         )
@@ -140,7 +143,11 @@ def _results(task: Mapping[str, Any]) -> list[Result]:
     for annotation in annotations:
         if isinstance(annotation, Mapping) and not annotation.get("was_cancelled"):
             results = annotation.get("result") or []
-            return [entry for entry in results if entry.get("type") in _KINDS]
+            return [
+                entry
+                for entry in results
+                if isinstance(entry, Mapping) and entry.get("type") in _KINDS
+            ]
     return []
 
 

@@ -34,6 +34,7 @@ from semask.data.importers.files import (
     load_lines,
     some_files,
     split_of,
+    stated_size,
     unused_images,
 )
 from semask.data.importers.formats.coco import rle_of_mask
@@ -62,11 +63,13 @@ class LabelMe(Importer):
         for path in files_below(source.folder, ".json"):
             try:
                 content = load_json(path)
+                if not _is_labelme(content):
+                    raise LabelFileError("a JSON file that is not LabelMe's")
+                size = stated_size(
+                    content.get("imageWidth"), content.get("imageHeight"), f"'{path}'"
+                )
             except LabelFileError as error:
                 labels.leave_out(path, str(error))
-                continue
-            if not _is_labelme(content):
-                labels.leave_out(path, "a JSON file that is not LabelMe's")
                 continue
             name = str(content.get("imagePath") or path.with_suffix(".jpg").name)
             image = images.find(name, path) or images.find_stem(path.stem, path)
@@ -80,14 +83,13 @@ class LabelMe(Importer):
             relative = path.relative_to(source.folder).with_suffix(Path(name).suffix or ".png")
             used |= {image} if image else set()
             found |= {str(s.get("label")) for s in content["shapes"]} - {"None", "__ignore__"}
-            size = (content.get("imageWidth"), content.get("imageHeight"))
             labels.images.append(
                 ImportedImage(
                     image,
                     images.relative(image) if image else relative.as_posix(),
                     path,
                     split_of(*path.relative_to(source.folder).parts),
-                    (int(size[0]), int(size[1])) if all(size) else None,
+                    size,
                     regions=_regions(content["shapes"], path),
                     pixels=partial(_decoded, data, path) if image is None and data else None,
                 )
@@ -103,6 +105,7 @@ def _is_labelme(content: Any) -> bool:
     return (
         isinstance(content, dict)
         and isinstance(content.get("shapes"), list)
+        and all(isinstance(shape, dict) for shape in content["shapes"])
         and ("imagePath" in content or "imageData" in content)
     )
 

@@ -17,6 +17,7 @@ from semask.data.importers.files import ImageFiles, cached_json, first_file, spl
 from semask.data.importers.formats.coco import (
     annotation_files,
     category_names,
+    check_entries,
     is_coco,
     json_files,
     rle_of_mask,
@@ -44,16 +45,18 @@ class Panoptic(Importer):
         used: set[Path] = set()
         for path in annotation_files(source, panoptic=True):
             content = cached_json(path)
+            check_entries(path, content)
             names = category_names(path, content)
             labels.classes += [name for name in names.values() if name not in labels.classes]
             for category in content["categories"]:
                 color = category.get("color")
                 if isinstance(color, list) and len(color) == 3:
                     labels.colors.setdefault(category["name"], (color[0], color[1], color[2]))
-            images = {entry["id"]: entry for entry in content["images"]}
+            images = {entry.get("id"): entry for entry in content["images"]}
             segments = _segment_folder(path)
             split = split_of(*path.relative_to(source.folder).parts)
-            for entry in content["annotations"]:
+            for number, entry in enumerate(content["annotations"]):
+                _check_segments(path, number, entry)
                 where = f"{path}: {entry['file_name']}"
                 listed = images.get(entry.get("image_id"), {})
                 image = _image_of(files, listed, entry, path, segments)
@@ -76,6 +79,23 @@ class Panoptic(Importer):
         for path in unused_images(files, used):
             labels.leave_out(path, "an image that no annotation file lists")
         return labels
+
+
+def _check_segments(path: Path, number: int, entry: Mapping[str, Any]) -> None:
+    """Refuse an annotation without a file name, or with segments that cannot be used."""
+    name, segments = entry.get("file_name"), entry.get("segments_info")
+    if not isinstance(name, str):
+        raise DataError(f"'{path}': entry {number} of 'annotations' has no file_name.")
+    if not isinstance(segments, list) or not all(
+        isinstance(segment, dict)
+        and isinstance(segment.get("id"), int)
+        and isinstance(segment.get("category_id"), int | str)
+        for segment in segments
+    ):
+        raise DataError(
+            f"'{path}': the segments_info of '{name}' must be a list of segments with id and "
+            f"category_id; it is {str(segments)[:100]}."
+        )
 
 
 def _segment_folder(path: Path) -> Path:

@@ -5,6 +5,7 @@ Polygons can have holes ("interior"); a bitmap is a compressed PNG of a crop of 
 
 import base64
 import io
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from semask.data.importers.files import (
     load_json,
     some_files,
     split_of,
+    stated_size,
     unused_images,
 )
 from semask.data.importers.formats.coco import rle_of_mask
@@ -54,7 +56,7 @@ class Supervisely(Importer):
                 title, color = str(entry["title"]), str(entry.get("color", ""))
                 if title not in labels.classes:
                     labels.classes.append(title)
-                if len(color) == 7 and color.startswith("#"):
+                if re.fullmatch("#[0-9a-fA-F]{6}", color):
                     value = int(color[1:], 16)
                     labels.colors[title] = (value >> 16, value >> 8 & 255, value & 255)
         used: set[Path] = set()
@@ -64,11 +66,15 @@ class Supervisely(Importer):
             try:
                 content = load_json(path)
                 objects, size = content["objects"], content["size"]
+                stated = stated_size(size["width"], size["height"], f"'{path}'")
             except LabelFileError as error:
                 labels.leave_out(path, str(error))
                 continue
             except (KeyError, TypeError):
                 labels.leave_out(path, "a JSON file without 'objects' and 'size'")
+                continue
+            if not isinstance(objects, list):
+                labels.leave_out(path, f"its 'objects' are no list but {str(objects)[:100]}")
                 continue
             image = images.find(f"../img/{path.stem}", path)
             if image is None or image in used:
@@ -83,7 +89,7 @@ class Supervisely(Importer):
                     relative,
                     path,
                     split_of(*path.relative_to(source.folder).parts[:-1]),
-                    (int(size["width"]), int(size["height"])),
+                    stated,
                     regions=_regions(objects, path),
                 )
             )
