@@ -20,7 +20,7 @@ from semask.data.mappers.semantic import build_semantic_mapper
 from semask.data.transforms.photometric import PhotometricDistortion
 from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
 from semask.errors import ConfigError
-from semask.modeling.meta_arch.mask_classification import class_masks
+from semask.modeling.meta_arch.targets import class_masks
 
 K = 7
 

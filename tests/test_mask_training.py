@@ -24,7 +24,7 @@ from semask.engine import Trainer, wrap_ddp
 from semask.engine.compilation import compile_parts
 from semask.engine.train_step import TrainStep
 from semask.modeling.losses.divisor import shares
-from semask.modeling.meta_arch.mask_classification import class_masks
+from semask.modeling.meta_arch.targets import class_masks
 from semask.solver import build_optimizer
 from semask.utils.precision import Precision
 from tiny_masks import CLASSES, DECODERS, batch, build, config

@@ -19,7 +19,7 @@ from semask.data.mappers.semantic import (
     register_semantic_mapper,
 )
 from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
-from semask.modeling.meta_arch.mask_classification import class_masks
+from semask.modeling.meta_arch.targets import class_masks
 
 
 def build_mask_augmentations(

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from semask.errors import ConfigError, DataError
@@ -29,6 +29,13 @@ from semask.modeling.mask_decoder.postprocess import (
 )
 from semask.modeling.meta_arch.protocol import InferenceProtocol, WholeImage
 from semask.modeling.meta_arch.semantic import SeMaskSegmentor
+from semask.modeling.meta_arch.targets import (
+    annotation,
+    class_masks,
+    instance_masks,
+    pad,
+    source_of,
+)
 from semask.utils.precision import at_least_float32
 
 
@@ -193,19 +200,20 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         if "instances" in inputs:
             instances = inputs["instances"]
         else:
-            instances = class_masks(_annotation(inputs, "sem_seg"), self.sem_seg_head.ignore_value)
+            instances = class_masks(annotation(inputs, "sem_seg"), self.sem_seg_head.ignore_value)
         height, width = inputs["image"].shape[-2:]
-        labels, masks = instances.gt_classes, _masks(instances, height, width, _source(inputs))
+        labels = instances.gt_classes
+        masks = instance_masks(instances, height, width, source_of(inputs))
         if masks.shape != (len(labels), height, width):
             raise DataError(
-                f"{_source(inputs)} has masks of the shape {tuple(masks.shape)}; for its "
+                f"{source_of(inputs)} has masks of the shape {tuple(masks.shape)}; for its "
                 f"{len(labels)} classes they must be {(len(labels), height, width)}."
             )
         classes = self.sem_seg_head.num_classes
         wrong = labels[(labels < 0) | (labels >= classes)]
         if len(wrong):
             raise DataError(
-                f"{_source(inputs)} has an instance of class {int(wrong[0])}; "
+                f"{source_of(inputs)} has an instance of class {int(wrong[0])}; "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}."
             )
         padded = Instances(size)
@@ -215,10 +223,10 @@ class SeMaskMaskFormer(SeMaskSegmentor):
 
     def _labels(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> Tensor:
         key = PRIOR_TARGET if PRIOR_TARGET in inputs else "sem_seg"
-        labels = _annotation(inputs, key).to(self.device)
+        labels = annotation(inputs, key).to(self.device)
         if labels.shape != inputs["image"].shape[-2:]:
             raise DataError(
-                f"{_source(inputs)} has a label map of {tuple(labels.shape)} and an image of "
+                f"{source_of(inputs)} has a label map of {tuple(labels.shape)} and an image of "
                 f"{tuple(inputs['image'].shape[-2:])} pixels."
             )
         return pad(labels, size, self.sem_seg_head.ignore_value)
@@ -341,68 +349,6 @@ class SeMaskMaskFormer(SeMaskSegmentor):
         """Height and width, rounded up to multiples of ``size_divisibility``."""
         height, width = (up_to_multiple(side, self.size_divisibility) for side in size)
         return height, width
-
-
-def class_masks(sem_seg: Tensor, ignore_value: int) -> Instances:
-    """One mask for each class of a label map.
-
-    Args:
-        sem_seg: (H, W) int64.
-        ignore_value: label of pixels without a class.
-
-    Returns:
-        Instances of the size (H, W) with "gt_classes" (N,) int64, ascending, and "gt_masks"
-        (N, H, W) bool; N can be 0.
-    """
-    classes = sem_seg.unique()
-    classes = classes[classes != ignore_value]
-    instances = Instances((sem_seg.shape[0], sem_seg.shape[1]))
-    instances.gt_classes = classes
-    instances.gt_masks = sem_seg[None] == classes[:, None, None]
-    return instances
-
-
-def pad(maps: Tensor, size: tuple[int, int], value: int) -> Tensor:
-    """(..., h, w) to (..., *size), with ``value`` at the right and below."""
-    height, width = maps.shape[-2:]
-    if (height, width) == size:
-        return maps
-    padded = maps.new_full((*maps.shape[:-2], *size), value)
-    padded[..., :height, :width] = maps
-    return padded
-
-
-def as_tensor(masks: Any, height: int, width: int) -> Tensor:
-    """Masks as a tensor or as Detectron2's ``BitMasks`` or ``PolygonMasks``, to (N, H, W) bool."""
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, height, width)
-    tensor: Tensor = masks.tensor if isinstance(masks, BitMasks) else masks
-    return tensor.bool()
-
-
-def _masks(instances: Instances, height: int, width: int, source: str) -> Tensor:
-    """(N, H, W) bool. Detectron2's mappers leave "gt_masks" out where N is 0."""
-    if instances.has("gt_masks"):
-        return as_tensor(instances.gt_masks, height, width)
-    if len(instances):
-        raise DataError(
-            f"{source} has {len(instances)} instances without masks; mask classification needs "
-            "masks: set INPUT.DATASET_MAPPER_NAME, and add 'segmentation' to the annotations."
-        )
-    return torch.zeros(0, height, width, dtype=torch.bool)
-
-
-def _annotation(inputs: Mapping[str, Any], name: str) -> Any:
-    if name not in inputs:
-        raise DataError(
-            f"{_source(inputs)} has no '{name}', which this model needs for training: "
-            "INPUT.DATASET_MAPPER_NAME 'mask_former_semantic' creates it."
-        )
-    return inputs[name]
-
-
-def _source(inputs: Mapping[str, Any]) -> str:
-    return f"The image '{inputs['file_name']}'" if "file_name" in inputs else "An input"
 
 
 def _things(cfg: CfgNode) -> Collection[int] | None:
