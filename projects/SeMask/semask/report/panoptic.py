@@ -97,14 +97,7 @@ def write_panoptic_report(
         )
     results = {key: defined(value) for key, value in document["results"].items()}
     beside = {file: _results(folder, file, dataset_name) for file in {row[0] for row in _BESIDE}}
-    classes = [
-        {
-            **row,
-            **{key: defined(row[key]) for key in ("PQ", "SQ", "RQ")},
-            "AP": _result(beside[RESULT_FILE], ("segm", f"AP-{row['name']}")),
-        }
-        for row in document["classes"]
-    ]
+    classes = _class_rows(document["classes"], beside[RESULT_FILE])
     return write_page(
         folder,
         "panoptic.html.j2",
@@ -133,6 +126,20 @@ def write_panoptic_report(
         worst=worst,
         best=best,
     )
+
+
+def _class_rows(
+    classes: Sequence[Mapping[str, Any]], instances: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The classes of the result file with NaN for null, and with their AP of masks, if known."""
+    return [
+        {
+            **row,
+            **{key: defined(row[key]) for key in ("PQ", "SQ", "RQ")},
+            "AP": _result(instances, ("segm", f"AP-{row['name']}")),
+        }
+        for row in classes
+    ]
 
 
 def _best_first(classes: Sequence[Mapping[str, Any]], *, isthing: bool) -> list[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ It is made from the result file that ``SemSegConfusionEvaluator`` writes with th
 memory and little more time: the confidences and a score of each image.
 """
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,21 +93,16 @@ def write_report(
     metadata = MetadataCatalog.get(dataset_name)
     colors = class_colors(len(names), metadata.get("stuff_colors"))
     records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+    groups = [
+        [(_record(records, image["file_name"], source), image) for image in group]
+        for group in worst_and_best(ranked(document["images"]), num_images)
+    ]
+    show = functools.partial(
+        show_image, class_names=names, colors=colors, ignore_label=document["ignore_label"]
+    )
     with evaluating(model) as model:
         worst, best = (
-            [
-                show_image(
-                    model,
-                    _record(records, image["file_name"], source),
-                    image,
-                    mapper,
-                    class_names=names,
-                    colors=colors,
-                    ignore_label=document["ignore_label"],
-                )
-                for image in group
-            ]
-            for group in worst_and_best(ranked(document["images"]), num_images)
+            [show(model, record, image, mapper) for record, image in group] for group in groups
         )
         score_kind = score_kind_of(model)
     matrix = np.array(document["confusion_matrix"], dtype=np.int64)
