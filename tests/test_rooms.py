@@ -20,6 +20,13 @@ PARTS_OF_MODELING = (
     *("layers", "backbone.contract", "architecture", "backbone", "pixel_decoder"),
     *("mask_decoder", "losses", "heads", "meta_arch", "build"),
 )
+# The rooms of modeling/, in the same order. architecture.py says which kind of model a config
+# names, which the pyramids of backbone/ ask.
+IN_MODELING = (
+    *("layers", "pixel_decoder", "mask_decoder", "losses"),
+    *("backbone", "heads", "meta_arch", "build"),
+)
+AS_HIGH_AS = {"architecture": "backbone"}
 
 
 class Import(NamedTuple):
@@ -110,6 +117,53 @@ def test_no_import_runs_upwards_within_modeling(imports: list[Import]) -> None:
         for entry in inside
         if part_of_modeling(entry.imported) > part_of_modeling(entry.module)
     ]
+
+
+def test_no_import_runs_upwards_in_modeling(
+    imports: list[Import], modules: dict[str, Path]
+) -> None:
+    def height(module: str) -> int:
+        name = module.partition("semask.modeling.")[2].partition(".")[0]
+        name = AS_HIGH_AS.get(name, name)
+        return len(IN_MODELING) if name == "" else IN_MODELING.index(name)  # its __init__
+
+    inside = [module for module in modules if f"{module}.".startswith("semask.modeling.")]
+    assert {height(module) for module in inside} == set(range(len(IN_MODELING) + 1))
+    among = [entry for entry in imports if {entry.module, entry.imported} <= set(inside)]
+    upwards = [entry for entry in among if height(entry.imported) > height(entry.module)]
+    assert not [str(entry) for entry in upwards]
+
+
+# What is about speed or memory. "memory" is also the field's name for what queries attend to.
+ABOUT_SPEED = re.compile(
+    r"\b(fast(er|est)?|speed\w*|slow\w*|quick\w*|cheap\w*|expensive|out of memory|"
+    r"(less|more|much|little|save\w*|peak|gpu) memory)\b",
+    re.IGNORECASE,
+)
+NAMES_OF_MODELS = re.compile("Faster( R-CNN|,)")
+
+
+def test_modeling_has_no_word_about_speed_or_memory(modules: dict[str, Path]) -> None:
+    """The paper, plainly: the faster forms are in ops/. ``activation_checkpoint`` is the exception,
+    a promised argument of the backbone.
+    """
+    files = [file for name, file in modules.items() if name.startswith("semask.modeling.")]
+    assert len(files) > 20
+    found = [
+        f"{file.name}:{number}: {line.strip()}"
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if ABOUT_SPEED.search(NAMES_OF_MODELS.sub("", line))
+    ]
+    assert not found
+    arguments = {
+        node.arg
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.arg)
+    }
+    telling = re.compile("checkpoint|chunk|stripe|cache|fast|fused|sdpa|recompute|lazy|stream")
+    assert {name for name in arguments if telling.search(name)} <= {"activation_checkpoint"}
 
 
 def test_an_import_inside_a_function_has_its_reason_beside_it(imports: list[Import]) -> None:

@@ -24,7 +24,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     except (ValueError, KeyError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise _refusal(cfg, error) from error
     except (RuntimeError, ArithmeticError) as error:
-        # On a real device it may be the device's, such as too little memory.
+        # On a real device it may be an error of the device.
         if isinstance(error, NotImplementedError) or torch.device(cfg.MODEL.DEVICE).type != "meta":
             raise
         raise _refusal(cfg, error) from error
