@@ -20,6 +20,7 @@ from torch import nn
 import semask
 import tiny
 import tiny_masks
+from browser import assert_is_readable, count, screenshot
 from semask.cli import main
 from semask.data import register_coco_folder
 from semask.data.datasets.catalog import forget_dataset
@@ -147,6 +148,27 @@ def test_evaluation_and_report(
     ]
     assert all({"light", "dark"} <= set(legend) for legend in legends)  # in priors and queries
     assert "light" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("task", TASKS)
+def test_browser_shows_the_report(
+    tmp_path: Path, task: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of semantic segmentation: ``tests/test_report.py``."""
+    monkeypatch.setattr(pictures, "LOWEST_SCORE", 0.0)
+    cfg = config(tmp_path, task)
+    if task == "panoptic":
+        colors = {"stuff_colors": [[250, 0, 250], [0, 250, 250], [250, 250, 0], [0, 99, 250]]}
+        MetadataCatalog.get("own").set(**colors)
+    Trainer.test(cfg, seeing(cfg).eval())
+    pixels = screenshot(Path(inference_folder(cfg, "own")) / REPORT_FILE, width)
+    assert_is_readable(pixels)
+    grey = count(pixels, 230, 230, 230) + count(pixels, 20, 20, 20)
+    assert grey > 3000  # the bright and the dark boxes of the images
+    if task == "panoptic":  # sky and grass of the ground truth
+        assert min(count(pixels, 250, 250, 0), count(pixels, 0, 99, 250)) > 3000
 
 
 @pytest.mark.parametrize("task", TASKS)
