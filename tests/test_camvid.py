@@ -87,7 +87,7 @@ def test_files_without_counterpart(tmp_path: Path) -> None:
     with pytest.raises(DataError) as info:
         pairs(tmp_path)
     text = str(info.value)
-    assert "8 (0, 1, 2, 3, 4, ...) in" in text
+    assert "8 (0, 1, 2, 3, 4 and 3 more) in" in text
     assert "without a label map" in text
     assert "1 (x) in" in text
     assert "without an image" in text

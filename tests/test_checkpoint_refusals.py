@@ -52,7 +52,7 @@ def test_long_lists_are_cut_short(tmp_path: Path) -> None:
     state = values(Toy()) | {f"backbone.encoder.stages.9.x{i}": torch.zeros(1) for i in range(30)}
     message = refusal(Toy(), saved(tmp_path / "m.pth", {"model": state}))
     assert "30 not in the model" in message
-    assert "... and 22 more" in message
+    assert " and 22 more" in message
     assert len(message) < 1000
 
 

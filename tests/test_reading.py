@@ -300,7 +300,7 @@ def test_label_map_refusals(tmp_path: Path) -> None:
     register_label_map("tiny", [255, 0])
     register_label_map("tiny", np.array([255, 0]))
     path = save(tmp_path / "a.png", np.array([[0, 1, 2]], np.uint8))
-    with pytest.raises(DataError, match=r"a\.png.* from 0 to 2.*'tiny' knows 0\.\.1"):
+    with pytest.raises(DataError, match=r"a\.png.* from 0 to 2.*'tiny' is for 0\.\.1"):
         read_label(path, "tiny")
     with pytest.raises(DataError, match=r"a\.png.*'tyni'.*registered are: .*tiny"):
         read_label(path, "tyni")
@@ -332,7 +332,7 @@ def test_check_label_values() -> None:
         check_label_values(label, 11, 255, "a.png")
     with pytest.raises(DataError, match=r"a\.png.*255 \(1 pixel\)"):
         check_label_values(label, 255, 0, "a.png")
-    with pytest.raises(DataError, match=r"and 190 more values"):
+    with pytest.raises(DataError, match=r"and 190 more"):
         check_label_values(np.arange(256, dtype=np.uint8)[None], 55, 255, "a.png")
 
 

@@ -49,4 +49,4 @@ def test_one_line_and_no_warning(
             batches = iter(Trainer.build_train_loader(cfg))
             assert len(next(batches)) == 2
             assert len(list(Trainer.build_test_loader(cfg, "tiny_val"))) == 2
-    assert caplog.text.count("Images are loaded by 1 process(es) instead of 67") == 1
+    assert caplog.text.count("Images are loaded by 1 process instead of 67") == 1

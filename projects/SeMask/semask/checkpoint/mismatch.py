@@ -16,6 +16,7 @@ from torch import Tensor
 from semask.checkpoint.convert import CheckpointKind
 from semask.checkpoint.mask_models import MASK_DECODERS, find_config, find_decoder
 from semask.errors import CheckpointError, ConfigError
+from semask.utils.text import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +167,7 @@ def compare(
 
 def shorten(names: Sequence[str]) -> str:
     """A few names, and the number of the others."""
-    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return first_of(names, _LISTED)
 
 
 def starts_partially(cfg: CfgNode) -> bool:

@@ -20,6 +20,7 @@ from semask.checkpoint.reading import parameters_by_name
 from semask.config import load_config
 from semask.errors import CheckpointError
 from semask.modeling.build import build_model
+from semask.utils.text import first_of
 
 _NEEDS_CONFIG = " The weights of a network of timm need --config, a model with that encoder."
 # Names of the classifiers in timm and transformers.
@@ -88,9 +89,7 @@ def convert(
     write_checkpoint(target, {"model": converted})
     lines = [f"Found: {kind.value}", f"Written to {target}: {len(converted)} tensors"]
     lines += [
-        f"Left out, {what}: {', '.join(names[:4])}{_more(names[4:])}"
-        for what, names in left_out.items()
-        if names
+        f"Left out, {what}: {first_of(names, 4)}" for what, names in left_out.items() if names
     ]
     return "\n".join(lines)
 
@@ -154,7 +153,3 @@ def _build(config: str, opts: Sequence[str]) -> nn.Module:
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         return build_model(cfg)
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names)} more" if names else ""

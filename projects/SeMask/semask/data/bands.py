@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
 
-from semask.data.image_files import explained, opened_image
+from semask.data.image_files import file_errors, opened_image
 from semask.data.reading import read_image
 from semask.errors import ConfigError, DataError
 from semask.utils.text import pluralize
@@ -176,7 +176,7 @@ def read_values(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     low = os.fspath(path).lower()
     orientation = 1
     if low.endswith(_ARRAY):
-        with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
+        with file_errors(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
             values = np.load(io.BytesIO(file.read()), allow_pickle=False)
     elif low.endswith(_TIFF):
         values, orientation = _tiff(path, channels)
@@ -206,7 +206,7 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """
     low = os.fspath(path).lower()
     if low.endswith(_ARRAY):
-        with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
+        with file_errors(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
             shape = np.load(io.BytesIO(file.read()), allow_pickle=False).shape
         orientation = 1
     else:
@@ -248,7 +248,7 @@ def _tiff(path: str | os.PathLike[str], channels: int) -> tuple[np.ndarray, int]
     import tifffile  # of an extra
 
     with (
-        explained(path, "image"),
+        file_errors(path, "image"),
         PathManager.open(os.fspath(path), "rb") as file,
         tifffile.TiffFile(file) as tiff,
     ):
@@ -263,7 +263,7 @@ def _tiff_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], int]:
     import tifffile  # of an extra
 
     with (
-        explained(path, "image"),
+        file_errors(path, "image"),
         PathManager.open(os.fspath(path), "rb") as file,
         tifffile.TiffFile(file) as tiff,
     ):
@@ -306,7 +306,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 def _decoded(path: str | os.PathLike[str]) -> np.ndarray:
     """The pixels of a file, with channels as RGB; only TIFFs are rotated."""
-    with explained(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
+    with file_errors(path, "image"), PathManager.open(os.fspath(path), "rb") as file:
         values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
         if values is None:
             raise ValueError("OpenCV cannot decode it")

@@ -68,7 +68,7 @@ def opened_image(path: str | os.PathLike[str], what: str) -> Iterator[Image.Imag
     _apply_limit()
     with (
         _without_filling(),
-        explained(path, what),
+        file_errors(path, what),
         PathManager.open(os.fspath(path), "rb") as file,
         _open(file, path, what) as image,
     ):
@@ -77,7 +77,7 @@ def opened_image(path: str | os.PathLike[str], what: str) -> Iterator[Image.Imag
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def file_errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Turn failures to open or decode a file in the ``with`` block into a ``DataError``.
 
     Args:

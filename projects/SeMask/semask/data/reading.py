@@ -16,9 +16,9 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from semask.data.image_files import JPEG_LABELS, explained, is_jpeg, opened_image, unused_channels
+from semask.data.image_files import JPEG_LABELS, file_errors, is_jpeg, opened_image, unused_channels
 from semask.errors import DataError
-from semask.utils.text import one_line, pluralize
+from semask.utils.text import first_of, one_line, pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def read_label(path: str | os.PathLike[str], label_map: str | None = None) -> np
 def _read_raw_label(path: str | os.PathLike[str]) -> np.ndarray:
     """The values of a label map as they are in the file, (H, W) integers or booleans."""
     if is_matlab(os.fspath(path)):
-        with explained(path, "label map"), PathManager.open(os.fspath(path), "rb") as file:
+        with file_errors(path, "label map"), PathManager.open(os.fspath(path), "rb") as file:
             return read_matlab_label(file)
     with opened_image(path, "label map") as image:
         bands = image.getbands()
@@ -228,10 +228,9 @@ def check_label_values(
         counts[ignore] = 0
     wrong = np.flatnonzero(counts)
     if wrong.size:
-        listed = ", ".join(f"{value} ({pluralize(counts[value], 'pixel')})" for value in wrong[:10])
-        more = f" and {wrong.size - 10} more values" if wrong.size > 10 else ""
+        listed = [f"{value} ({pluralize(counts[value], 'pixel')})" for value in wrong]
         raise DataError(
-            f"Label map '{path}' has values that are not classes: {listed}{more}.",
+            f"Label map '{path}' has values that are not classes: {first_of(listed, 10)}.",
             f"Allowed are 0..{num_classes - 1} and {ignore} for ignored pixels. Correct the file, "
             "the dataset's label map, or its classes (of folders in a config: "
             "DATASETS.FOLDER_CLASSES; otherwise see MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
@@ -288,8 +287,8 @@ def _mapped(label: np.ndarray, name: str, path: str | os.PathLike[str]) -> np.nd
     label = label.astype(np.uint8) if label.dtype == bool else label
     if label.size and (label.max() >= table.size or label.min() < 0):
         raise DataError(
-            f"Label map '{path}' has values from {label.min()} to {label.max()}; the layout "
-            f"'{name}' knows 0..{table.size - 1}. Is it the file of another dataset?"
+            f"Label map '{path}' has values from {label.min()} to {label.max()}; the label map "
+            f"'{name}' is for 0..{table.size - 1}. Is it the file of another dataset?"
         )
     if label.dtype == np.uint8 and label.size:
         ids = cv2.LUT(label, np.resize(table, 256))  # Several times faster than indexing.
@@ -300,8 +299,7 @@ def _mapped(label: np.ndarray, name: str, path: str | os.PathLike[str]) -> np.nd
         pairs = zip(values[:10], counts, strict=False)
         listed = ", ".join(f"{value} ({pluralize(count, 'pixel')})" for value, count in pairs)
         raise DataError(
-            f"Label map '{path}' has raw values that do not exist in the layout '{name}': "
-            f"{listed}.",
+            f"Label map '{path}' has raw values that are not in the table of '{name}': {listed}.",
             "Is it the file of another dataset?",
         )
     return ids.astype(np.uint8)

@@ -18,7 +18,7 @@ import numpy as np
 from semask.data.image_files import opened_image
 from semask.data.reading import rgb_pixels
 from semask.errors import DataError
-from semask.utils.text import is_worth_logging
+from semask.utils.text import first_of, is_worth_logging
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +102,10 @@ class Disagreement:
             path: of the map.
         """
         if self.lacking:
-            yield (
-                NO_PIXELS,
-                f"'{path}' has no pixel of the segments {_listed(self.lacking)} of the JSON file",
-            )
+            ids = first_of(self.lacking, _SHOWN)
+            yield NO_PIXELS, f"'{path}' has no pixel of the segments {ids} of the JSON file"
         if self.unknown:
-            ids = _listed(self.unknown)
+            ids = first_of(self.unknown, _SHOWN)
             yield NO_SEGMENT, f"'{path}' has pixels of the ids {ids}, which the JSON file lacks"
 
 
@@ -172,7 +170,7 @@ def check_categories(
         if not has_category(segment, num_classes):
             raise DataError(
                 f"'{path}' has the segment {segment['id']} of category "
-                f"{segment.get('category_id')!r}, but the model knows 0..{num_classes - 1} "
+                f"{segment.get('category_id')!r}, but the model has 0..{num_classes - 1} "
                 "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)."
             )
 
@@ -187,8 +185,3 @@ def has_category(segment: Mapping[str, Any], num_classes: int) -> bool:
     """Whether a segment's "category_id" is one of 0..num_classes - 1."""
     category = segment.get("category_id")
     return isinstance(category, Integral) and 0 <= int(category) < num_classes
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-    return ", ".join(map(str, numbers[:_SHOWN])) + more

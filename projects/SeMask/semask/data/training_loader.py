@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from semask.data.unreadable import ReadableBatches, UnreadableFiles
 from semask.utils.randomness import image_randomness, shuffled
+from semask.utils.text import pluralize
 
 # Time that a data loading process has for its last image.
 LAST_IMAGE_SECONDS = 30
@@ -220,9 +221,9 @@ def loading_processes(wanted: int) -> int:
     if number < wanted:
         log_first_n(
             logging.INFO,
-            f"Images are loaded by {number} process(es) instead of {wanted} "
-            "(DATALOADER.NUM_WORKERS): "
-            f"{cores} core(s), shared by {processes} process(es) that train",
+            f"Images are loaded by {pluralize(number, 'process')} instead of {wanted} "
+            f"(DATALOADER.NUM_WORKERS): {pluralize(cores, 'core')}, shared by "
+            f"{pluralize(processes, 'training process')}",
             name=__name__,
             key="message",
         )

@@ -18,7 +18,7 @@ from semask.checkpoint import SeMaskCheckpointer
 from semask.config import load_config, merge_overrides, split_overrides
 from semask.data.bands import RGB, ImageReader
 from semask.data.datasets.folder import IMAGE_EXTENSIONS
-from semask.data.image_files import explained
+from semask.data.image_files import file_errors
 from semask.data.reading import rgb_pixels
 from semask.errors import CheckpointError, ConfigError, DataError
 from semask.inference.class_names import semantic_classes
@@ -380,7 +380,7 @@ def image_pixels(image: AnyImage, reader: ImageReader = RGB) -> np.ndarray:
         return image
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or "(Pillow image)"
-        with explained(name, "image"):
+        with file_errors(name, "image"):
             return rgb_pixels(image, name)
     return reader.read(image)
 

@@ -23,7 +23,19 @@ def pluralize(number: int, noun: str) -> str:
         number: of the things, 0 or more.
         noun: in the singular; its plural must end in "s".
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    ending = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{ending}"
+
+
+def first_of(items: Sequence[object], shown: int) -> str:
+    """The first of some items, and the number of the others, such as "a, b and 3 more".
+
+    Args:
+        items: all of them.
+        shown: how many are listed.
+    """
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(map(str, items[:shown])) + more
 
 
 def table(rows: Sequence[Sequence[object]], headers: Sequence[str], names: int = 0) -> str:

@@ -32,14 +32,14 @@ from semask.data.checks.semantic import (
     examine_sample,
     image_mode,
     list_dataset,
-    noted,
+    recorded_problems,
     registered_metadata,
 )
 from semask.data.datasets.coco_folder import AnnotationFileError
 from semask.data.reading import check_same_size, is_nearly_black
 from semask.data.segments import compare, has_category, has_id, read_segment_ids
 from semask.errors import ConfigError, DataError
-from semask.utils.text import table
+from semask.utils.text import pluralize, table
 
 # Detectron2's default of TEST.DETECTIONS_PER_IMAGE.
 USUAL_LIMIT = 100
@@ -122,7 +122,8 @@ class InstanceDatasetReport(ImagesReport):
     def _notes(self) -> list[str]:
         lines = absent_lines(self.absent, len(self.categories), "categories")
         if self.empty:
-            lines.append(f"Note: {self.empty} images have no {self.noun}.")
+            article = "an" if self.noun[0] in "aeiou" else "a"
+            lines.append(f"Note: {pluralize(self.empty, 'image')} without {article} {self.noun}.")
         if self.boxes_alone:
             lines.append(
                 f"Note: {self.boxes_alone} instances have a box and no mask: a detector of masks "
@@ -224,13 +225,9 @@ def examine_instances(
         reader: reads the image.
     """
     report = InstancesOfImage()
-    with noted(report, BAD_IMAGE):
-        image = reader.read(record["file_name"])
-        report.size = (image.shape[1], image.shape[0])
-        report.mode = image_mode(record["file_name"], reader)
-        report.dark = is_nearly_black(image, report.mode)
+    _read_image(record, reader, report)
     width, height = report.size or (record.get("width", 0), record.get("height", 0))
-    with noted(report, BAD_SIZE):
+    with recorded_problems(report, BAD_SIZE):
         check_stated_size(record, height, width)
     # The annotations belong to the size that the dataset states.
     height, width = record.get("height", height), record.get("width", width)
@@ -239,6 +236,17 @@ def examine_instances(
     for annotation in record.get("annotations", ()):
         _examine_annotation(annotation, record, (height, width), num_categories, report)
     return report
+
+
+def _read_image(record: Record, reader: ImageReader, report: InstancesOfImage) -> np.ndarray | None:
+    """The image, whose properties go into the report; None = it cannot be read."""
+    image = None
+    with recorded_problems(report, BAD_IMAGE):
+        image = reader.read(record["file_name"])
+        report.size = (image.shape[1], image.shape[0])
+        report.mode = image_mode(record["file_name"], reader)
+        report.dark = is_nearly_black(image, report.mode)
+    return image
 
 
 def _examine_annotation(
@@ -281,23 +289,18 @@ def examine_segments(
         Its report, whose "instances" are the segments.
     """
     report = InstancesOfImage()
-    image = None
-    with noted(report, BAD_IMAGE):
-        image = reader.read(record["file_name"])
-        report.size = (image.shape[1], image.shape[0])
-        report.mode = image_mode(record["file_name"], reader)
-        report.dark = is_nearly_black(image, report.mode)
+    image = _read_image(record, reader, report)
     if image is not None:
-        with noted(report, BAD_SIZE):
+        with recorded_problems(report, BAD_SIZE):
             check_stated_size(record, *image.shape[:2])
     path = record.get("pan_seg_file_name")
     ids = None
-    with noted(report, BAD_MAP):
+    with recorded_problems(report, BAD_MAP):
         if path is None:
             raise DataError(f"Image '{record['file_name']}' has no 'pan_seg_file_name'.")
         ids = read_segment_ids(path)
     if ids is not None and image is not None:
-        with noted(report, BAD_SIZE):
+        with recorded_problems(report, BAD_SIZE):
             check_same_size(image, ids, record["file_name"], str(path))
     segments = record["segments_info"]
     found = set() if ids is None else set(np.unique(ids).tolist())

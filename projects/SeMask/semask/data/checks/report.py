@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from semask.utils.text import pluralize, table
+from semask.utils.text import first_of, pluralize, table
 
 # Number of problems of a kind, or of absent classes, listed in the text.
 SHOWN = 10
@@ -146,9 +146,7 @@ def absent_lines(absent: Sequence[str], number: int, noun: str) -> list[str]:
     """
     if not absent:
         return []
-    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-    listed = ", ".join(absent[:SHOWN])
-    return [f"Note: {len(absent)} of {number} {noun} are in no image: {listed}{more}."]
+    return [f"Note: {len(absent)} of {number} {noun} are in no image: {first_of(absent, SHOWN)}."]
 
 
 class DatasetReport(ImagesReport):

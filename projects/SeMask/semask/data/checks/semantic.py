@@ -251,11 +251,11 @@ def examine_pair(
     report = PairReport()
     image_path, label_path = record["file_name"], record.get("sem_seg_file_name")
     image = label = None
-    with noted(report, BAD_IMAGE):
+    with recorded_problems(report, BAD_IMAGE):
         image = reader.read(image_path)
         report.size, report.mode = (image.shape[1], image.shape[0]), image_mode(image_path, reader)
         report.dark = is_nearly_black(image, report.mode)
-    with noted(report, BAD_LABEL):
+    with recorded_problems(report, BAD_LABEL):
         if label_path is None:
             raise DataError(
                 f"Image '{image_path}' has no label map ('sem_seg_file_name').",
@@ -265,7 +265,7 @@ def examine_pair(
         report.counts = np.bincount(label.ravel(), minlength=256)
         check_label_values(label, num_classes, ignore, label_path)
     if image is not None and label is not None:
-        with noted(report, BAD_SIZE):
+        with recorded_problems(report, BAD_SIZE):
             check_same_size(image, label, image_path, record["sem_seg_file_name"])
     return report
 
@@ -279,7 +279,7 @@ def evenly_spaced(records: Sequence[Record], number: int) -> list[Record]:
 
 
 @contextlib.contextmanager
-def noted(report: ImageReport, kind: str) -> Iterator[None]:
+def recorded_problems(report: ImageReport, kind: str) -> Iterator[None]:
     """Record a ``DataError`` of the ``with`` block as a problem of that kind, or as unreadable."""
     try:
         yield

@@ -112,6 +112,16 @@ def is_registered(name: str, entries: Mapping[str, Any], *, replace: bool) -> bo
     return True
 
 
+def update_metadata(name: str, **entries: Any) -> None:
+    """Set entries of a dataset's metadata, also existing ones, which ``Metadata.set`` refuses.
+
+    Args:
+        name: of the dataset.
+        **entries: such as folders, which may depend on the environment.
+    """
+    vars(MetadataCatalog.get(name)).update(entries)
+
+
 def forget_dataset(name: str) -> None:
     """Remove a dataset and its metadata, if there is one of that name."""
     if name in DatasetCatalog:
@@ -123,5 +133,4 @@ def forget_dataset(name: str) -> None:
 def _note_roots(name: str, roots: Callable[[], tuple[str, str]] | None) -> None:
     if roots is not None:
         image_root, sem_seg_root = roots()
-        # Metadata.set refuses to change existing entries.
-        vars(MetadataCatalog.get(name)).update(image_root=image_root, sem_seg_root=sem_seg_root)
+        update_metadata(name, image_root=image_root, sem_seg_root=sem_seg_root)

@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from semask.data.datasets.catalog import is_registered
+from semask.data.datasets.catalog import is_registered, update_metadata
 from semask.errors import DataError
 from semask.utils.files import read_json
 from semask.utils.text import one_line, pluralize
@@ -182,8 +182,8 @@ def load_coco_folder(
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
     if dataset_name is not None:
-        # Metadata.set refuses to change existing entries.
-        vars(MetadataCatalog.get(dataset_name)).update(
+        update_metadata(
+            dataset_name,
             thing_classes=[entry["name"] for entry in categories],
             thing_dataset_id_to_contiguous_id=contiguous,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from semask.data.datasets.catalog import datasets_root, layout_hint
+from semask.data.datasets.catalog import datasets_root, layout_hint, update_metadata
 from semask.data.datasets.coco_folder import load_coco_folder
 
 SPLITS = ("train", "val")
@@ -30,8 +30,7 @@ def load_nuclei(split: str) -> list[dict[str, Any]]:
     """
     name = f"nuclei_instances_{split}"
     image_root, json_file = _paths(split)
-    # The folder may depend on the environment, and Metadata.set refuses a change.
-    vars(MetadataCatalog.get(name)).update(image_root=image_root, json_file=json_file)
+    update_metadata(name, image_root=image_root, json_file=json_file)
     return load_coco_folder(json_file, image_root, name, hint=layout_hint(_LAYOUT))
 
 

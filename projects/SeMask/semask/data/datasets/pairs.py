@@ -8,7 +8,7 @@ from typing import Any
 from semask.data.image_files import JPEG_LABELS, is_jpeg
 from semask.errors import DataError
 from semask.utils.files import files_below
-from semask.utils.text import composed
+from semask.utils.text import composed, first_of
 
 LABEL_MAPS = "label maps"
 _ALONE = " Images alone can be segmented with `semask predict`."
@@ -192,8 +192,7 @@ def _instead(others: Counter[str], what: str) -> str:
 
 
 def _some(names: Sequence[str], shown: int = 5) -> str:
-    more = ", ..." if len(names) > shown else ""
-    return f"{len(names)} ({', '.join(names[:shown])}{more})"
+    return f"{len(names)} ({first_of(names, shown)})"
 
 
 def _appended(hint: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
-from semask.data.datasets.catalog import is_registered
+from semask.data.datasets.catalog import is_registered, update_metadata
 from semask.data.datasets.coco_folder import (
     Content,
     read_annotation_file,
@@ -99,8 +99,8 @@ def load_panoptic_folder(
     contiguous = {entry["id"]: index for index, entry in enumerate(categories)}
     things = {entry["id"] for entry in categories if entry["isthing"]}
     if dataset_name is not None:
-        # Metadata.set refuses to change existing entries.
-        vars(MetadataCatalog.get(dataset_name)).update(
+        update_metadata(
+            dataset_name,
             stuff_classes=[entry["name"] for entry in categories],
             thing_classes=[entry["name"] for entry in categories if entry["id"] in things],
             stuff_dataset_id_to_contiguous_id=contiguous,

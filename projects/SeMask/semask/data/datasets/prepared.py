@@ -17,6 +17,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from semask.data.datasets.catalog import update_metadata
 from semask.data.datasets.coco_folder import load_coco_folder
 from semask.data.datasets.panoptic_folder import load_panoptic_folder
 from semask.data.segments import panoptic_picture, read_segment_ids
@@ -96,8 +97,7 @@ def register_prepared(
 
     def load() -> list[dict[str, Any]]:
         found = paths()
-        # Metadata.set refuses to change what is there already.
-        vars(MetadataCatalog.get(name)).update(found)
+        update_metadata(name, **found)
         return loader(found, name, hint)
 
     DatasetCatalog.register(name, load)
@@ -204,6 +204,11 @@ def save_ids(folder: str | None, name: str, ids: np.ndarray) -> None:
                 f"Remove or rename the folder '{folder}' to have all maps written again.",
             )
         return
+    write_ids(path, ids)
+
+
+def write_ids(path: str, ids: np.ndarray) -> None:
+    """Write a map of segment ids, also over an existing one; see :func:`save_ids`."""
     with replacing(path) as file:
         Image.fromarray(panoptic_picture(ids)).save(file, format="PNG")
 

@@ -173,7 +173,7 @@ def _line_pair(line: str) -> tuple[str, int] | None:
 
 
 @dataclass
-class Found:
+class MapColors:
     """The colours of a set of label maps.
 
     Attributes:
@@ -187,7 +187,7 @@ class Found:
     noisy: set[Path]
 
 
-def collect_colors(paths: Iterable[Path]) -> tuple[Found, dict[Path, str]]:
+def collect_colors(paths: Iterable[Path]) -> tuple[MapColors, dict[Path, str]]:
     """Count the colours of all maps.
 
     In exact maps all colours are counted. In noisy maps only pixels inside a class are counted, and
@@ -196,7 +196,7 @@ def collect_colors(paths: Iterable[Path]) -> tuple[Found, dict[Path, str]]:
     Returns:
         The colours, and the unreadable maps with the reasons.
     """
-    found = Found(Counter(), Counter(), set())
+    found = MapColors(Counter(), Counter(), set())
     failed: dict[Path, str] = {}
     noise: Counter[int] = Counter()
     noise_images: Counter[int] = Counter()
@@ -219,7 +219,7 @@ def collect_colors(paths: Iterable[Path]) -> tuple[Found, dict[Path, str]]:
     return found, failed
 
 
-def _merge_noise(found: Found, noise: Counter[int], images: Counter[int]) -> None:
+def _merge_noise(found: MapColors, noise: Counter[int], images: Counter[int]) -> None:
     total = sum(noise.values())
     main = list(found.pixels)
     groups: Counter[int] = Counter()
@@ -251,7 +251,7 @@ def _flat(colors: np.ndarray) -> np.ndarray:
     return flat
 
 
-def write_colors(path: Path, found: Found) -> None:
+def write_colors(path: Path, found: MapColors) -> None:
     """Write a list of colours with their counts and an empty column for names."""
     lines = ["red,green,blue,name,pixels,images"]
     for color, count in found.pixels.most_common():

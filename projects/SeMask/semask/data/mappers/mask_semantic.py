@@ -12,10 +12,10 @@ from detectron2.data import transforms as T
 
 from semask.data.mappers.semantic import (
     SemSegMapper,
-    blaming,
     build_crop,
     build_distortion,
     build_flip,
+    errors_naming,
     register_semantic_mapper,
 )
 from semask.data.transforms.resizing import PadToSquare, ResizeShortEdge
@@ -39,9 +39,9 @@ def build_mask_augmentations(
     """
     inputs = cfg.INPUT
     if not is_train:
-        with blaming("INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST"):
+        with errors_naming("INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST"):
             return [ResizeShortEdge([inputs.MIN_SIZE_TEST], inputs.MAX_SIZE_TEST)]
-    with blaming("INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, LABEL_INTERPOLATION"):
+    with errors_naming("INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, LABEL_INTERPOLATION"):
         augmentations: list[T.Augmentation] = [
             ResizeShortEdge(
                 list(inputs.MIN_SIZE_TRAIN),
@@ -66,7 +66,7 @@ def build_mask_test_scales(cfg: CfgNode) -> list[ResizeShortEdge]:
     """
     if cfg.TEST.PROTOCOL != "multi_scale":
         return []
-    with blaming("TEST.AUG.MIN_SIZES, MAX_SIZE"):
+    with errors_naming("TEST.AUG.MIN_SIZES, MAX_SIZE"):
         return [ResizeShortEdge([size], cfg.TEST.AUG.MAX_SIZE) for size in cfg.TEST.AUG.MIN_SIZES]
 
 

@@ -36,7 +36,12 @@ class Region:
     mask: np.ndarray | None = None
 
     def pixels(self, height: int, width: int) -> tuple[Window, np.ndarray]:
-        """A window of the image, and the (h, w) bool mask of the instance in it."""
+        """A window of the image, and the (h, w) bool mask of the instance in it.
+
+        Raises:
+            ValueError: the mask has another size than the image, or there is no mask, polygon or
+                box.
+        """
         if self.mask is not None:
             if self.mask.shape != (height, width):
                 raise ValueError(

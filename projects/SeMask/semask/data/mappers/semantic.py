@@ -44,7 +44,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     Raises:
         ConfigError: a value cannot be used; it names the key.
     """
-    with blaming("INPUT.SCALE, SCALE_FACTORS, SCALE_SAMPLING"):
+    with errors_naming("INPUT.SCALE, SCALE_FACTORS, SCALE_SAMPLING"):
         if not is_train:
             return [ResizeByScale(cfg.INPUT.SCALE)]
         augmentations: list[T.Augmentation] = [
@@ -103,7 +103,7 @@ def build_crop(cfg: CfgNode) -> list[T.Augmentation]:
             f"INPUT.CROP.TYPE is '{crop.TYPE}'; only 'absolute' is supported, with "
             "INPUT.CROP.SIZE as (height, width) in pixels."
         )
-    with blaming("INPUT.CROP"):
+    with errors_naming("INPUT.CROP"):
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         return [RandomCropWithCategoryLimit(crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignore_value)]
 
@@ -133,7 +133,7 @@ def build_test_scales(cfg: CfgNode) -> list[ResizeByScale]:
         return []
     if not cfg.TEST.MULTI_SCALE_FACTORS:
         raise ConfigError("TEST.MULTI_SCALE_FACTORS is empty: set at least one factor.")
-    with blaming("INPUT.SCALE, TEST.MULTI_SCALE_FACTORS"):
+    with errors_naming("INPUT.SCALE, TEST.MULTI_SCALE_FACTORS"):
         return [ResizeByScale(cfg.INPUT.SCALE, [f]) for f in cfg.TEST.MULTI_SCALE_FACTORS]
 
 
@@ -305,7 +305,7 @@ class SemSegMapper:
 
 
 @contextlib.contextmanager
-def blaming(keys: str) -> Iterator[None]:
+def errors_naming(keys: str) -> Iterator[None]:
     """Add the config keys to a component's error about its arguments."""
     try:
         yield

@@ -15,10 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
-from semask.data.datasets.catalog import datasets_root
+from semask.data.datasets.catalog import datasets_root, update_metadata
 from semask.data.datasets.panoptic_folder import load_panoptic_folder
+from semask.data.datasets.prepared import write_ids
 from semask.data.datasets.scenes.dataset import SEED, SPLITS, make_scenes
 from semask.data.datasets.scenes.painting import CLASSES, HAY, SUN, TREE
 from semask.data.datasets.scenes.render import GENERATOR_VERSION
@@ -109,8 +109,7 @@ def _load(split: str) -> list[dict[str, Any]]:
     folder = os.path.join(datasets_root(), "scenes")
     make_panoptic_scenes(folder)
     name, paths = f"scenes_panoptic_{split}", _paths(split)
-    # The folder may depend on the environment, and Metadata.set refuses a change.
-    vars(MetadataCatalog.get(name)).update(paths)
+    update_metadata(name, **paths)
     return load_panoptic_folder(
         paths["panoptic_json"], paths["image_root"], paths["panoptic_root"], name
     )
@@ -143,9 +142,7 @@ def _make_split(folder: str, scenes: list[dict[str, Any]]) -> dict[str, list[dic
     for number, scene in enumerate(scenes):
         name = os.path.basename(scene["file_name"])
         ids, classes = panoptic_map(read_label(scene["sem_seg_file_name"]))
-        colours = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1)
-        with replacing(os.path.join(folder, name)) as file:
-            Image.fromarray(colours.astype(np.uint8)).save(file, "PNG")
+        write_ids(os.path.join(folder, name), ids)
         areas = np.bincount(ids.ravel(), minlength=len(classes) + 1).tolist()
         size = {key: scene[key] for key in ("height", "width")}
         images.append({"id": number, "file_name": name, **size})

@@ -30,7 +30,7 @@ from semask.data.importers.files import (
     split_of,
 )
 from semask.data.importers.palette import (
-    Found,
+    MapColors,
     Palette,
     collect_colors,
     is_grey,
@@ -128,7 +128,7 @@ class Masks(Importer):
             labels.notes.append(_noise_note(found))
         return labels
 
-    def _palette(self, source: Source, found: Found) -> Palette:
+    def _palette(self, source: Source, found: MapColors) -> Palette:
         """The names of all colours.
 
         Raises:
@@ -182,7 +182,7 @@ def _indexed_palette(path: Path, colors: list[int]) -> Palette:
     return palette
 
 
-def _noise_note(found: Found) -> Note:
+def _noise_note(found: MapColors) -> Note:
     reason = (
         f"{pluralize(len(found.noisy), 'label map')} with compression noise or soft edges: each "
         "pixel got the most similar named colour, at edges that of the nearest pixel inside a class"
@@ -195,7 +195,7 @@ def _missing_names(path: Path) -> list[int]:
     return unnamed_colors(path) if first.startswith("red,green,blue,name") else []
 
 
-def _check_unknown(found: Found, palette: Palette, source: Source) -> None:
+def _check_unknown(found: MapColors, palette: Palette, source: Source) -> None:
     """Raise an error for colours without a name."""
     exact = [color for color in found.pixels if color not in palette]
     near = np.array([rgb(color) for color in palette]).reshape(-1, 3)
