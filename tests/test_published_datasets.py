@@ -137,7 +137,7 @@ def test_ade20k_of_another_edition_is_refused(root: Path) -> None:
     photograph(root / "ADEChallengeData2016/images/training/a.jpg")
     path = root / "ADEChallengeData2016/annotations/training/a.png"
     save(path, np.full((24, 32), 151, np.uint8))
-    with pytest.raises(DataError, match=r"'ade20k' knows 0\.\.150"):
+    with pytest.raises(DataError, match=r"'ade20k' is for 0\.\.150"):
         labels("ade20k_raw_sem_seg_train")
 
 
