@@ -206,7 +206,7 @@ def test_head_needs_labels_in_training_and_a_feature_of_its_stride() -> None:
     backbone = tiny().train()
     with pytest.raises(ValueError, match="labels in training"):
         head_for(backbone)(backbone(torch.randn(1, 3, 32, 32)))
-    with pytest.raises(ValueError, match="feature of that stride"):
+    with pytest.raises(ValueError, match="stride"):
         SemanticFPNDecoder(input_shape={"res3": ShapeSpec(channels=8, stride=8)}, num_classes=2)
 
 

@@ -95,7 +95,7 @@ def test_files_without_counterpart(tmp_path: Path) -> None:
 
 def test_ambiguous_names(tmp_path: Path) -> None:
     make_files(tmp_path, "img/a.jpg", "img/a.png", "lab/a.png")
-    with pytest.raises(DataError, match="same name up to the suffix"):
+    with pytest.raises(DataError, match="suffix"):
         pairs(tmp_path, (".jpg", ".png"))
 
 
@@ -126,14 +126,14 @@ def test_registering_loads_nothing_and_may_be_repeated(name: str) -> None:
 
 def test_a_name_stands_for_one_dataset(name: str) -> None:
     register_sem_seg(name, list, ["a"], [(1, 2, 3)], image_root="here")
-    with pytest.raises(ValueError, match="registered already, with other stuff_classes"):
+    with pytest.raises(ValueError, match="stuff_classes"):
         register_sem_seg(name, list, ["b"], [(1, 2, 3)], image_root="here")
-    with pytest.raises(ValueError, match="registered already, with other image_root"):
+    with pytest.raises(ValueError, match="image_root"):
         register_sem_seg(name, list, ["a"], [(1, 2, 3)], image_root="there")
 
 
 def test_a_colour_for_each_class(name: str) -> None:
-    with pytest.raises(ValueError, match="2 classes but 1 colours"):
+    with pytest.raises(ValueError, match=r"2 .*1 "):
         register_sem_seg(name, list, ["a", "b"], [(1, 2, 3)])
     assert name not in DatasetCatalog
 

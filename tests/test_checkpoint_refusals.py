@@ -321,5 +321,5 @@ def test_state_of_another_optimizer(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     SeMaskCheckpointer(model, str(tmp_path), optimizer=optimizer).save("model")
     other = torch.optim.AdamW([{"params": [p]} for p in model.parameters()])
-    with pytest.raises(CheckpointError, match="'optimizer' state is of another model or optimizer"):
+    with pytest.raises(CheckpointError, match="'optimizer'"):
         SeMaskCheckpointer(model, str(tmp_path), optimizer=other).load(str(tmp_path / "model.pth"))

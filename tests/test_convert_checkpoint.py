@@ -90,7 +90,7 @@ def test_imagenet_swin_converted_is_still_a_start(
     converted = torch.load(target, weights_only=True)["model"]
     del converted["backbone.encoder.stages.0.blocks.0.attn.qkv.bias"]
     torch.save({"model": converted}, target)
-    with pytest.raises(CheckpointError, match=r"1 missing from the checkpoint"):
+    with pytest.raises(CheckpointError, match="1 missing"):
         SeMaskCheckpointer(small).check(str(target))
     assert run(target, tmp_path / "again.pth", "--config", "ade20k/semask_swin_tiny_fpn") == 2
     assert not (tmp_path / "again.pth").exists()
@@ -174,9 +174,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, room: int) -> None:
     for name in ("target.pth", "target.safetensors"):
         with (
             faults.full_disk(room),
-            pytest.raises(
-                CheckpointError, match=rf"{name}' cannot be written .*File too large"
-            ) as caught,
+            pytest.raises(CheckpointError, match=rf"{name}'.*File too large") as caught,
         ):
             write_checkpoint(str(tmp_path / name), {"model": weights})
         assert "OUTPUT_DIR" not in str(caught.value)
@@ -234,6 +232,6 @@ def test_weights_behind_a_url(
 
     assert main.run("convert", [f"{address}/weights.pth", str(tmp_path / "local.safetensors")]) == 0
     assert requests == ["/weights.pth"]
-    with pytest.raises(CheckpointError, match=r"Cannot download checkpoint .*none.pth.*404"):
+    with pytest.raises(CheckpointError, match=r"none\.pth.*404"):
         read_checkpoint(f"{address}/none.pth")
     assert not (tmp_path / "cache" / "none.pth").exists()

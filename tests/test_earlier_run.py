@@ -147,7 +147,7 @@ def test_one_flipped_bit_in_the_newest_checkpoint(
     for name, seconds in (("model_0000001.pth", 2**31), ("model_0000000.pth", 2**31 + 9)):
         os.utime(out / name, (seconds, seconds))
     assert resume(tmp_path).start_iter == 2
-    assert "model_0000002.pth' cannot be read" in caplog.text
+    assert "model_0000002.pth" in caplog.text
     assert "checksum" in caplog.text
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_last_checkpoint_alone(tmp_path: Path, out: Path) -> None:
     for path in out.glob("model_*"):
         path.unlink()
     (out / "last_checkpoint").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(CheckpointError, match="last_checkpoint' does not contain the name"):
+    with pytest.raises(CheckpointError, match="last_checkpoint'"):
         resume(tmp_path)
 
 

@@ -258,7 +258,7 @@ def test_writes_results_and_matrix(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_prediction_of_another_size(dataset: Dataset) -> None:
     evaluator = SemSegConfusionEvaluator(dataset.name)
-    with pytest.raises(DataError, match=r"0\.png' is 4x3 .* is 5x3"):
+    with pytest.raises(DataError, match=r"0\.png'.* 4x3 .* 5x3"):
         evaluator.process([dataset.add(LABEL)], [{"sem_seg": torch.rand(3, 3, 5)}])
 
 
@@ -290,7 +290,7 @@ def test_model_of_another_class_count(
 
 
 def test_metadata_are_checked_at_the_start(dataset: Dataset) -> None:
-    with pytest.raises(ConfigError, match=r"predicts 150 classes .* has 3"):
+    with pytest.raises(ConfigError, match=r" 150 .* 3\b"):
         SemSegConfusionEvaluator(dataset.name, num_classes=150)
     with pytest.raises(ConfigError, match="stuff_classes"):
         SemSegConfusionEvaluator("evaluator_test_without_metadata")

@@ -245,7 +245,7 @@ def test_another_model_is_no_damage(in_process: TinyRuns, undisturbed: dict[str,
     for name in ("model_0000000.pth", "model_0000001.pth"):
         torch.save({"model": model}, folder / name)
     (folder / "last_checkpoint").write_text("model_0000001.pth")
-    with pytest.raises(CheckpointError, match=r"model_0000001.pth.*does not fit the model"):
+    with pytest.raises(CheckpointError, match=r"model_0000001\.pth"):
         train(in_process, "other")
 
 

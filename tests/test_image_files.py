@@ -117,7 +117,7 @@ def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path: Path) -> None:
 
 def test_other_files_with_an_images_name(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
-    with pytest.raises(UnreadableError, match=r"a\.png' is a PostScript file"):
+    with pytest.raises(UnreadableError, match=r"a\.png' .*PostScript"):
         read_image(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"\0\0\0\x24ftypheic" + bytes(50))
     with pytest.raises(UnreadableError, match=r"b\.jpg' is a HEIC"):

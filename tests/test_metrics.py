@@ -205,7 +205,7 @@ def test_prediction_of_a_foreign_image_is_refused(
 ) -> None:
     part = PredictionFiles(NAME, str(tmp_path / "out"), np.zeros((4, 3), dtype=np.uint8))
     image = evaluated(torch.zeros(4, 2, 2), np.zeros((2, 2), np.uint8), "/elsewhere/a.jpg")
-    with pytest.raises(DataError, match=r"'/elsewhere/a\.jpg' is not an image of dataset"):
+    with pytest.raises(DataError, match=r"'/elsewhere/a\.jpg'"):
         part.process(image)
     assert not (tmp_path / "out").exists()
 

@@ -248,10 +248,10 @@ def test_nothing_half_written(
 
 
 def test_bad_requests(dataset: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match="num_images must be at least 1"):
+    with pytest.raises(ValueError, match="num_images"):
         render_panels(Model(), NAME, dict, 0)
     del dataset[0]["sem_seg_file_name"]
-    with pytest.raises(DataError, match=r"0\.jpg' has no label map"):
+    with pytest.raises(DataError, match=r"0\.jpg'"):
         render_panels(Model(), NAME, dict, 1)
     dataset.clear()
     with pytest.raises(DataError, match="no images"):

@@ -36,9 +36,7 @@ def test_published_checkpoints_are_complete(tmp_path: Path, case: str) -> None:
     with pytest.raises(CheckpointError, match=r"1 missing.*stages\.3\.blocks\.1\.mlp\.fc2"):
         checkpointer.check(path)
     saved(tmp_path / "published.pth", {"state_dict": {**state, "decode_head.new": torch.ones(1)}})
-    with pytest.raises(
-        CheckpointError, match=r"1 not in the model.*sem_seg_head\.semantic_fpn\.new"
-    ):
+    with pytest.raises(CheckpointError, match=r"1 not .*sem_seg_head\.semantic_fpn\.new"):
         checkpointer.check(path)
 
 
@@ -46,7 +44,7 @@ def test_published_baseline_has_no_semantic_layers_for_semask(tmp_path: Path) ->
     path = saved(tmp_path / "swin.pth", {"state_dict": published("swin_t_ade20k")})
     with torch.device("meta"):
         checkpointer = SeMaskCheckpointer(Model("semask_t_ade20k"))
-    with pytest.raises(CheckpointError, match="The checkpoint lacks the semantic layers"):
+    with pytest.raises(CheckpointError, match="semantic layers"):
         checkpointer.check(str(path))
 
 

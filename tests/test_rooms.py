@@ -289,3 +289,17 @@ def test_no_test_uses_a_private_name(repository: Path) -> None:
         if name in private
     }
     assert not found
+
+
+def test_errors_are_not_matched_by_sentences(repository: Path) -> None:
+    """By type, and by the key, file or number that they name: the wording may get better."""
+    four_words = re.compile(r"\b[A-Za-z]+(,? [a-z]+){3}")
+    found = [
+        f"{file.name}:{keyword.value.lineno}"
+        for file in (repository / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.raises"
+        for keyword in node.keywords
+        if keyword.arg == "match" and four_words.search(ast.unparse(keyword.value))
+    ]
+    assert not found

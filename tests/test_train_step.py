@@ -168,10 +168,10 @@ def test_bfloat16_needs_a_gpu_that_has_it(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     check_precision(cfg)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    with pytest.raises(ConfigError, match="does not support: use 'float16'"):
+    with pytest.raises(ConfigError, match="'float16'"):
         check_precision(cfg)
     cfg.MODEL.DEVICE = "mps"
-    with pytest.raises(ConfigError, match="but the model is on 'mps'"):
+    with pytest.raises(ConfigError, match="'mps'"):
         check_precision(cfg)
 
 
@@ -279,7 +279,7 @@ def test_a_prior_loss_of_zero_is_pointed_out_once(
             storage.put_scalar("loss_prior", loss)
             watch.after_step()
             assert len(caplog.records) == (iteration >= 5)
-    assert "exactly 0 for 3 iterations" in caplog.text
+    assert " 3 iterations" in caplog.text
 
 
 def test_without_a_prior_loss_nothing_is_watched(
@@ -373,7 +373,7 @@ def test_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     update(9, 34.0)
     assert kept() == (4, 35.0)
     best.update({"other": 1.0}, {}, 10)
-    assert "no result is 'sem_seg/mIoU' (other)" in caplog.text
+    assert "'sem_seg/mIoU' (other)" in caplog.text
 
     other = BestCheckpoint(str(tmp_path), "model_best", "sem_seg/pACC")
     other.restore()  # what it holds is not to be compared with

@@ -128,7 +128,5 @@ def test_every_parameter_counts(tmp_path: Path, kind: str) -> None:
     state["model.transformer_module.decoder.layers.1.extra.bias"] = torch.zeros(1)
     path = tmp_path / "model.safetensors"
     save_file(state, path)
-    with pytest.raises(
-        CheckpointError, match=r"1 missing.*linear1\.bias.*1 not in the model.*extra"
-    ):
+    with pytest.raises(CheckpointError, match=r"1 missing.*linear1\.bias.*1 not .*extra"):
         SeMaskCheckpointer(Model(kind)).check(str(path))
