@@ -74,6 +74,11 @@ def test_overrides_that_cannot_be_used_are_named(overrides: list[str], message: 
         load_config("", overrides)
 
 
+def test_a_number_is_text_where_the_key_is_text() -> None:
+    cfg = load_config("", ["OUTPUT_DIR=2024", "MODEL.WEIGHTS", "1e5", "SOLVER.BASE_LR=0.5"])
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.SOLVER.BASE_LR) == ("2024", "1e5", 0.5)
+
+
 def test_bases_are_merged_in_order(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("SEED: 1\nOUTPUT_DIR: a\n")
     (tmp_path / "b.yaml").write_text("SEED: 2\n")

@@ -114,11 +114,12 @@ def register_resolver(resolver: Resolver) -> Resolver:
     return resolver
 
 
-def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+def _entries(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys with their values, sections included."""
     for key, value in cfg.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _entries(value, f"{prefix}{key}.")
 
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
@@ -299,11 +300,30 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
             "'sem_seg'), 'instance' or 'panoptic' (before: 'instances')."
         )
     try:
-        cfg.merge_from_list(flat)
+        cfg.merge_from_list(_with_numbers_as_text(cfg, flat))
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"Command-line override: {_explain(cfg, error)}") from error
     for resolve in _resolvers:
         resolve(cfg)
+
+
+def _with_numbers_as_text(cfg: CfgNode, flat: Sequence[str]) -> list[str]:
+    """Quote numbers for keys that are texts: OUTPUT_DIR=2024 names a folder."""
+    texts = {key for key, value in _entries(cfg) if isinstance(value, str)}
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return [
+        part
+        for key, value in pairs
+        for part in (key, repr(value) if key in texts and _is_number(value) else value)
+    ]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _explain(cfg: CfgNode, error: Exception) -> str:
@@ -314,7 +334,7 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     if marker not in text:
         return text
     wrong = text.split(marker, 1)[1].split(":", 1)[1].strip()
-    known = list(_keys(cfg))
+    known = [key for key, _ in _entries(cfg)]
     near = difflib.get_close_matches(wrong, known, n=1) or [
         key for key in known if key.endswith("." + wrong.rsplit(".", 1)[-1])
     ]

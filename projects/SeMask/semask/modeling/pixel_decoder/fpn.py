@@ -1,4 +1,4 @@
-"""MaskFormer's pixel decoder, a feature pyramid (arXiv 2107.06278, section 3.3; 1612.03144)."""
+"""MaskFormer's pixel decoder, a feature pyramid (arXiv 2107.06278, section 4.1; 1612.03144)."""
 
 from collections.abc import Mapping
 
