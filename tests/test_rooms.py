@@ -20,13 +20,6 @@ PARTS_OF_MODELING = (
     *("layers", "backbone.contract", "architecture", "backbone", "pixel_decoder"),
     *("mask_decoder", "losses", "heads", "meta_arch", "build"),
 )
-# The rooms of modeling/, in the same order. architecture.py says which kind of model a config
-# names, which the pyramids of backbone/ ask.
-IN_MODELING = (
-    *("layers", "pixel_decoder", "mask_decoder", "losses"),
-    *("backbone", "heads", "meta_arch", "build"),
-)
-AS_HIGH_AS = {"architecture": "backbone"}
 
 
 class Import(NamedTuple):
@@ -117,21 +110,6 @@ def test_no_import_runs_upwards_within_modeling(imports: list[Import]) -> None:
         for entry in inside
         if part_of_modeling(entry.imported) > part_of_modeling(entry.module)
     ]
-
-
-def test_no_import_runs_upwards_in_modeling(
-    imports: list[Import], modules: dict[str, Path]
-) -> None:
-    def height(module: str) -> int:
-        name = module.partition("semask.modeling.")[2].partition(".")[0]
-        name = AS_HIGH_AS.get(name, name)
-        return len(IN_MODELING) if name == "" else IN_MODELING.index(name)  # its __init__
-
-    inside = [module for module in modules if f"{module}.".startswith("semask.modeling.")]
-    assert {height(module) for module in inside} == set(range(len(IN_MODELING) + 1))
-    among = [entry for entry in imports if {entry.module, entry.imported} <= set(inside)]
-    upwards = [entry for entry in among if height(entry.imported) > height(entry.module)]
-    assert not [str(entry) for entry in upwards]
 
 
 # What is about speed or memory. "memory" is also the field's name for what queries attend to.
