@@ -141,12 +141,39 @@ def test_the_hub(
 def test_the_folder_of_something_else_is_refused(predictor: Any, tmp_path: Path, name: str) -> None:
     """Such as OUTPUT_DIR, whose config would be replaced."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / name).write_text("own", encoding="utf-8")
+    for file in (name, "metrics.json"):
+        (tmp_path / "run" / file).write_text("own", encoding="utf-8")
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         semask.save_pretrained(predictor, tmp_path / "run")
-    assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [
-        (name, "own")
-    ]
+    found = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "run").iterdir()}
+    assert found == {name: "own", "metrics.json": "own"}
+
+
+def test_a_folder_of_imported_labels_is_refused(predictor: Any, tmp_path: Path) -> None:
+    """It has a file classes.json, too."""
+    (tmp_path / "classes.json").write_text('{"classes": [], "ignore": 255}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"classes\.json"):
+        semask.save_pretrained(predictor, tmp_path)
+
+
+def test_an_interrupted_save_is_repeated(
+    predictor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into the clone of a new repository, which has a card."""
+    folder = tmp_path / "clone"
+    (folder / ".git").mkdir(parents=True)
+    for name in (".gitattributes", "README.md"):
+        (folder / name).write_text("of the Hub", encoding="utf-8")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("semask.inference.hub.write_checkpoint", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            semask.save_pretrained(predictor, folder)
+    semask.save_pretrained(predictor, folder)
+    assert isinstance(semask.from_pretrained(folder), semask.Predictor)
 
 
 def test_a_saved_model_is_replaced(predictor: Any, folder: Path) -> None:

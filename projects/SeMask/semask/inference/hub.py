@@ -49,7 +49,8 @@ def save_pretrained(
 
     Args:
         predictor: of the model.
-        folder: created if missing; the files of an earlier ``save_pretrained`` are replaced. Only
+        folder: created if missing; the files of an earlier ``save_pretrained``, also of an
+            interrupted one, are replaced, and so is the card of a fresh clone of a repository. Only
             these files are uploaded, whatever else is in the folder.
         results: measured values by name, such as ``{"mIoU": 71.55}``, for the model card.
         repo_id: also upload the folder there, "user/name"; it needs a token, for instance from ``hf
@@ -79,6 +80,7 @@ def save_pretrained(
             section, default = section[part], default[part]
         section[name] = default[name]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (_name_of(classes),)
+    # The classes first: _check_folder recognises an interrupted save by them.
     write_text(str(folder / CLASSES), json.dumps(classes, indent=1, ensure_ascii=False))
     write_text(str(folder / CONFIG), cfg.dump())
     write_text(str(folder / CARD), _card(predictor, repo_id or folder.name, results or {}))
@@ -142,11 +144,23 @@ def _check_folder(folder: Path) -> None:
         ConfigError: the folder has files that would be replaced and are not of a saved model.
     """
     there = [name for name in FILES if (folder / name).exists()]
-    if there and not {WEIGHTS, CONFIG, CLASSES} <= set(there):
-        raise ConfigError(
-            f"'{folder}' has {', '.join(there)}, not written by semask.save_pretrained: choose a "
-            "new folder, so that nothing is replaced."
-        )
+    if not there or {WEIGHTS, CONFIG, CLASSES} <= set(there) or _has_classes(folder / CLASSES):
+        return
+    if [path.name for path in folder.iterdir() if not path.name.startswith(".")] == [CARD]:
+        return  # a new repository of the Hub, which has .git and .gitattributes, too
+    raise ConfigError(
+        f"'{folder}' has {', '.join(there)}, not written by semask.save_pretrained: choose a new "
+        "folder, so that nothing is replaced."
+    )
+
+
+def _has_classes(path: Path) -> bool:
+    """Whether ``save_pretrained`` wrote this file, its first; imported labels have another."""
+    try:
+        content = read_json(str(path))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and not {"stuff_classes", "thing_classes"}.isdisjoint(content)
 
 
 def _hub() -> Any:
