@@ -294,6 +294,16 @@ def test_cityscapes_files(root: Path) -> None:
     assert np.array_equal(labels, painted(255, 2, 0, 11, 13, 13))
 
 
+def test_missing_train_ids_are_written(root: Path) -> None:
+    """Also if nothing else is missing."""
+    write("cityscapes", root)
+    written = {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
+    (missing,) = root.rglob("val/ulm/*_labelTrainIds.png")
+    missing.unlink()
+    assert main.run("prepare", ["cityscapes", "--workers", "0"]) == 0
+    assert {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()} == written
+
+
 @pytest.mark.usefixtures("detectron2s")
 def test_detectron2s_cityscapes_reads_the_same_files(root: Path) -> None:
     write("cityscapes", root)

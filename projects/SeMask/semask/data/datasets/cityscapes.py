@@ -204,9 +204,14 @@ def _prepare(split: str, workers: int, progress: Progress | None) -> Prepared:
         paths,
         image_name=image_name,
         map_name="{}_gtFine_panoptic.png".format,
+        other_file=partial(_train_ids_file, label_root),
         workers=workers,
         progress=progress,
     )
+
+
+def _train_ids_file(label_root: str, name: str) -> str:
+    return os.path.join(label_root, name + _TRAIN_IDS)
 
 
 def _convert(label_root: str, maps: str | None, name: str) -> Annotated:
@@ -230,7 +235,7 @@ def _convert(label_root: str, maps: str | None, name: str) -> Annotated:
     stem = os.path.basename(name)
     ids = np.where(np.isin(labels, list(_CATEGORIES)), values, 0)
     save_ids(maps, f"{stem}_gtFine_panoptic.png", ids)
-    train_ids = os.path.join(label_root, name + _TRAIN_IDS)
+    train_ids = _train_ids_file(label_root, name)
     if not os.path.exists(train_ids):
         table = np.full(int(labels.max()) + 1, 255, np.uint8)
         for category, entry in _CATEGORIES.items():

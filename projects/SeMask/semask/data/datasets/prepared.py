@@ -222,6 +222,7 @@ def prepare_split(
     *,
     image_name: Callable[[str], str],
     map_name: Callable[[str], str],
+    other_file: Callable[[str], str] | None = None,
     workers: int,
     progress: Progress | None,
 ) -> Prepared:
@@ -235,6 +236,8 @@ def prepare_split(
         paths: "json_file" of the instances, "panoptic_json" and "panoptic_root".
         image_name: from an image's stem to its file, relative to the folder of images.
         map_name: the same for its panoptic map.
+        other_file: from an argument of ``task`` to the path of another file that it writes if this
+            is missing; None = there is none.
         workers: number of worker processes; 0 = this process.
         progress: wraps the iteration over the images.
 
@@ -252,6 +255,10 @@ def prepare_split(
     if missing:
         annotated = list(_each_image(partial(task, maps), images, workers, progress))
         _write_json(annotated, categories, paths, missing, image_name, map_name)
+    elif other_file is not None:
+        lacking = [image for image in images if not os.path.exists(other_file(image))]
+        for _ in _each_image(partial(task, maps), lacking, workers, progress):
+            pass  # the task has written the file
     return Prepared(split, len(images), list(paths.values()), kept)
 
 
