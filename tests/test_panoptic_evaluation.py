@@ -135,13 +135,17 @@ def test_panoptic_quality_is_as_defined(
 
 
 def test_maps_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``a/b_1.png`` and ``a_b/1.png`` stay apart; the annotations are read as UTF-8."""
+    """``a/b_1.png`` and ``a_b/1.png`` stay apart; the annotations are read as UTF-8.
+
+    Paths may be longer than the name of a file.
+    """
+    long = "/".join(["a" * 100] * 3)
     ids, entries = two_boxes_on_stuff()
     path = write_panoptic(tmp_path, [ids, ids[::-1]], [entries] * 2)
     text = path.read_text(encoding="utf-8").replace('"sky"', '"Himmel über"')
-    for old, new in (("0.png", "a/b_1.png"), ("1.png", "a_b/1.png")):
+    for old, new in (("0.png", f"{long}/b_1.png"), ("1.png", f"{long}_b/1.png")):
         text = text.replace(f'"{old}"', f'"{new}"')
-        (tmp_path / "panoptic" / new).parent.mkdir()
+        (tmp_path / "panoptic" / new).parent.mkdir(parents=True)
         (tmp_path / "panoptic" / old).rename(tmp_path / "panoptic" / new)
     path.write_text(text, encoding="utf-8")
     MetadataCatalog.get("own").set(
@@ -163,7 +167,8 @@ def test_maps_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert results["panoptic_seg"]["PQ"] == pytest.approx(100)
     assert results["panoptic_seg"]["PQ-Himmel über"] == pytest.approx(100)
     written = json.loads((tmp_path / "out" / PREDICTIONS_FILE).read_text(encoding="utf-8"))
-    assert len({entry["file_name"] for entry in written["annotations"]}) == 2
+    names = {entry["file_name"] for entry in written["annotations"]}
+    assert names == {f"{long.replace('/', '_')}_b_1.png"}  # Detectron2's, without folders
 
 
 def test_a_report_reads_each_file_once(

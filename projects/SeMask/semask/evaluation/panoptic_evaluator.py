@@ -147,8 +147,15 @@ class PanopticEvaluator(DatasetEvaluator):
         """
         truth, truth_folder = self._truth.content, self._truth.folder
         with tempfile.TemporaryDirectory() as maps, tempfile.TemporaryDirectory() as corrected:
-            for prediction in predictions:
-                with open(os.path.join(maps, prediction["file_name"]), "wb") as file:
+            # Numbered, because images in different folders may share a name, and a path without its
+            # "/" may be too long for the name of a file.
+            numbered = [
+                {**prediction, "file_name": f"{number}.png"}
+                for number, prediction in enumerate(predictions)
+            ]
+            for prediction, entry in zip(predictions, numbered, strict=True):
+                del entry["png"]
+                with open(os.path.join(maps, entry["file_name"]), "wb") as file:
                     file.write(prediction.pop("png"))
             found = {**truth, "annotations": predictions}
             if self._folder is not None:
@@ -157,6 +164,7 @@ class PanopticEvaluator(DatasetEvaluator):
             if disagreements:
                 self._warn(disagreements)
                 truth, truth_folder = self._truth.without(disagreements, corrected), corrected
+            found = {**found, "annotations": numbered}
             return _pq_compute(_with_areas(truth, areas), found, truth_folder, maps)
 
     def _warn(self, disagreements: Mapping[Any, Disagreement]) -> None:
@@ -263,11 +271,9 @@ def _prediction(
     """
     picture = io.BytesIO()
     Image.fromarray(panoptic_picture(ids)).save(picture, format="PNG")
-    # All maps go into one folder, and images in different folders may share a name.
-    flat = name.replace("%", "%25").replace("/", "%2F")
     return {
         "image_id": image_id,
-        "file_name": f"{os.path.splitext(flat)[0]}.png",
+        "file_name": f"{os.path.splitext(name.replace('/', '_'))[0]}.png",
         "png": picture.getvalue(),
         "segments_info": [
             {
