@@ -335,6 +335,18 @@ def test_an_output_that_is_there(tmp_path: Path, kind: str) -> None:
     assert stat.S_IMODE((out / "images").stat().st_mode) == stat.S_IMODE(root.stat().st_mode)
 
 
+def test_what_killed_imports_leave(tmp_path: Path) -> None:
+    """Hidden folders in the output or beside it do not hinder the next import, and are removed."""
+    root = label_sources.source(tmp_path, "cvat")
+    out, new = tmp_path / "out", tmp_path / "new"
+    leftovers = [out / ".out.ab12_xyz.partial", tmp_path / ".new.ab12_xyz.partial"]
+    for folder in leftovers:
+        (folder / "data").mkdir(parents=True)
+    for target in (out, new):
+        assert convert_labels(root, target).images.total()
+    assert not any(folder.exists() for folder in leftovers)
+
+
 def test_two_imports_to_one_output(tmp_path: Path) -> None:
     """The first to finish takes the place; the other is refused, and changes nothing."""
     root = label_sources.source(tmp_path, "cvat")

@@ -6,10 +6,8 @@ import json
 import os
 import random
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from semask.data.importers.contract import (
 )
 from semask.data.importers.files import cached_json, files_below
 from semask.data.importers.images import band_keys, output_names, place
+from semask.data.importers.output import PALETTE_FILE, check_empty, partial_folder, take_place
 from semask.data.importers.raster import LEFT_OUT
 from semask.data.importers.writers import CocoWriter, FolderWriter
 from semask.errors import ConfigError, DataError
@@ -40,7 +39,6 @@ LAYOUTS: dict[str, type[FolderWriter] | type[CocoWriter]] = {
     "coco": CocoWriter,
 }
 
-PALETTE_FILE = "palette.csv"
 NOTES_FILE = "import_notes.csv"
 SPLIT_FILE = "split.csv"
 CLASSES_FILE = "classes.json"
@@ -151,13 +149,13 @@ def convert_labels(
     table = class_table(
         labels, order=named, background=layout == "folder", unlabelled=options.unlabelled
     )
-    with _partial_folder(target) as partial_folder:
-        writer, rows, channels = _write(labels, table, layout, partial_folder, options, progress)
+    with partial_folder(target) as folder:
+        writer, rows, channels = _write(labels, table, layout, folder, options, progress)
         writer.finish()
-        _write_lists(partial_folder, rows, labels, table)
-        images = [partial_folder / row[1] for row in rows]
+        _write_lists(folder, rows, labels, table)
+        images = [folder / row[1] for row in rows]
         keys = band_keys(images, channels) if channels else []
-        _take_place(partial_folder, target)
+        take_place(folder, target)
     return Result(
         target,
         layout,
@@ -184,8 +182,7 @@ def _source(path: str | os.PathLike[str], target: Path, options: Options) -> Sou
             raise ConfigError(f"{option}: there is no '{given}'.")
     if not 0 < options.val < 1:
         raise ConfigError(f"--val is {options.val}; it must be between 0 and 1.")
-    if target.exists() and (not target.is_dir() or set(os.listdir(target)) - {PALETTE_FILE}):
-        raise _not_empty(target)
+    check_empty(target)
     return Source(
         root,
         None if options.images is None else options.images.absolute(),
@@ -367,43 +364,3 @@ def _write_csv(path: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([heading, *rows])
     write_text(str(path), text.getvalue())
-
-
-def _not_empty(target: Path) -> ConfigError:
-    return ConfigError(
-        f"The output '{target}' exists and is not empty: use another folder, or remove it."
-    )
-
-
-@contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    """A folder of this import alone, on the file system of the output; removed at the end."""
-    exists = target.is_dir()
-    # Of a dangling link, the place that it names. A mount point has its own file system.
-    parent = target if exists else Path(os.path.realpath(target)).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    own = tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".partial")
-    try:
-        yield Path(own, "data")  # mkdtemp's folder is only for this user
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-def _take_place(partial_folder: Path, target: Path) -> None:
-    """Move the finished data to the output, which may be a link, or a mount point.
-
-    Raises:
-        ConfigError: meanwhile, something else has been written there.
-    """
-    if not target.is_dir():
-        try:
-            os.rename(partial_folder, os.path.realpath(target))
-        except OSError as error:
-            if not os.path.exists(target):
-                raise
-            raise _not_empty(target) from error
-        return
-    if set(os.listdir(target)) - {PALETTE_FILE, partial_folder.parent.name}:
-        raise _not_empty(target)
-    for entry in sorted(os.listdir(partial_folder)):
-        os.rename(partial_folder / entry, target / entry)
