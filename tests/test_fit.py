@@ -195,6 +195,28 @@ def test_a_run_without_memory_is_told_what_fits(
     assert "ACTIVATION_CHECKPOINT=" in printed
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("9 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        MemoryError(
+            "Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+            'call last):\n  File "a.py", line 1, in read\nMemoryError: 9 bytes'
+        ),
+    ],
+)
+def test_lack_of_main_memory_is_not_the_gpus(error: Exception) -> None:
+    """The note on the image that was being read is kept."""
+    error.add_note("While reading 'a.png'.")
+    cfg = small(CONFIGS[0], "MODEL.DEVICE=cuda")
+    with pytest.raises(OutOfMemoryError) as caught, explained_out_of_memory(cfg, 1):
+        raise error
+    message = str(caught.value)
+    assert all(part in message for part in ("DATALOADER.NUM_WORKERS", "'a.png'", "9 bytes"))
+    assert not any(part in message for part in ("cuda", "Traceback"))
+
+
 def test_an_estimate_that_fails_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("no estimate")

@@ -47,4 +47,4 @@ class UnwritableCheckpointError(CheckpointError):
 
 
 class OutOfMemoryError(RuntimeError):
-    """A device has too little memory; the message lists settings that would fit."""
+    """A device or the machine has too little memory; the message names settings to change."""

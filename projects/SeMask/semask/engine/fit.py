@@ -227,7 +227,10 @@ def log_expected_memory(cfg: CfgNode, devices: int) -> None:
 def explained_out_of_memory(
     cfg: CfgNode, devices: int, *, eval_only: bool = False
 ) -> Iterator[None]:
-    """A context that adds settings that would fit to an out-of-memory error.
+    """A context that adds settings that would fit to an out-of-memory error of the device.
+
+    The message for an error of the machine's own memory has the error's notes, for instance on the
+    image that was being read.
 
     Args:
         cfg: of the run.
@@ -235,7 +238,7 @@ def explained_out_of_memory(
         eval_only: nothing is trained.
 
     Raises:
-        OutOfMemoryError: replaces PyTorch's.
+        OutOfMemoryError: replaces PyTorch's and Python's.
     """
     try:
         yield
@@ -243,10 +246,33 @@ def explained_out_of_memory(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        message = one_line(error)
+        message = _without_traceback(error)
+        of_device = _is_of_device(error, cfg.MODEL.DEVICE)
+        notes = getattr(error, "__notes__", ())
+    if not of_device:
+        keys = ["DATALOADER.NUM_WORKERS", *([] if eval_only else ["SOLVER.IMS_PER_BATCH"])]
+        lines = [f"The memory of this machine is not enough: lower {' or '.join(keys)}.", *notes]
+        raise OutOfMemoryError(f"{' '.join(lines)}\n({message})")
     # After the handler, whose exception holds the tensors of the step.
     advice = _advice(cfg, devices, eval_only=eval_only)
     raise OutOfMemoryError(f"The memory of {cfg.MODEL.DEVICE} is not enough. {advice}\n({message})")
+
+
+def _without_traceback(error: Exception) -> str:
+    """The message in one line, without the traceback that a data loading process puts before it."""
+    lines = str(error).splitlines()
+    if any(line.startswith("Original Traceback") for line in lines):
+        while any(line.startswith((" ", "Original Traceback")) for line in lines):
+            del lines[0]
+        return " ".join(lines)
+    return one_line(error)
+
+
+def _is_of_device(error: Exception, device: str) -> bool:
+    """Whether an out-of-memory error is of the model's device, not of data in the main memory."""
+    if isinstance(error, MemoryError):  # of Python and NumPy
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or torch.device(device).type == "cpu"
 
 
 def _advice(cfg: CfgNode, devices: int, *, eval_only: bool) -> str:
