@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling import GeneralizedRCNN, PanopticFPN, RetinaNet, build_model
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    FPN,
+    GeneralizedRCNN,
+    PanopticFPN,
+    RetinaNet,
+    build_model,
+)
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -325,6 +332,54 @@ def test_the_pyramid_is_detectron2s_with_the_priors_beside_it() -> None:
     assert plain.keys() == {"p2", "p3", "p4", "p5", "p6"}
     assert all(torch.equal(plain[key], asked[key]) for key in plain)
     assert asked["prior3"].shape == (1, 3, 8, 12)
+
+
+class OwnPyramid(FPN, SemSegBackbone):
+    """Its ``output_shape()`` is that of Detectron2's FPN, and it tells no strides of priors."""
+
+    def __init__(self, pyramid: PriorFPN) -> None:
+        SemSegBackbone.__init__(self)
+        self.pyramid = pyramid
+        self.num_semantic_classes = pyramid.num_semantic_classes
+        self._out_features = pyramid._out_features
+        self._out_feature_channels = pyramid._out_feature_channels
+        self._out_feature_strides = pyramid._out_feature_strides
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.pyramid.size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self.pyramid.padding_constraints
+
+    def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:
+        return self.pyramid(image, return_priors)
+
+
+class OwnPyramidWithStrides(OwnPyramid):
+    """It tells the strides."""
+
+    @property
+    def prior_strides(self) -> dict[str, int]:
+        return self.pyramid.prior_strides
+
+
+@pytest.mark.parametrize("kind", [OwnPyramid, OwnPyramidWithStrides])
+def test_a_pyramid_with_the_output_shape_of_detectron2_supervises_its_priors(
+    kind: type[OwnPyramid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config()
+    batch = [sample(cfg)]
+    torch.manual_seed(0)
+    expected = losses_of(build_model(cfg), batch)["loss_prior"]
+    build = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
+    monkeypatch.setitem(
+        BACKBONE_REGISTRY._obj_map, "OwnPyramid", lambda cfg, shape: kind(build(cfg, shape))
+    )
+    torch.manual_seed(0)
+    model = build_model(config(MODEL__BACKBONE__NAME="OwnPyramid"))
+    torch.testing.assert_close(losses_of(model, batch)["loss_prior"], expected)
 
 
 def test_parameters_have_detectron2s_names() -> None:

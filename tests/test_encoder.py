@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from torch import Tensor, nn
 
 from semask.config import load_config
@@ -218,6 +218,72 @@ def test_priors_are_supervised_at_the_strides_of_the_encoder(
         total = total + F.interpolate(prior, size=size, mode="bilinear")
     decoded = F.interpolate(total, size=labels.shape, mode="bilinear")
     torch.testing.assert_close(loss, 0.4 * F.cross_entropy(decoded, labels[None]))
+
+
+class WithoutStrides(SeMaskBackbone):
+    """A backbone with prior maps that does not tell their strides."""
+
+    prior_strides = SemSegBackbone.prior_strides
+
+
+def test_priors_of_a_backbone_that_does_not_tell_their_strides_are_supervised() -> None:
+    """At those of the config, also in a stage between the features."""
+    attention, blocks = ["global", "window", "none", "global"], [1, 1, 1, 1]
+    arguments: dict[str, Any] = {
+        "semantic_attention": attention,
+        "semantic_blocks": blocks,
+        "activation_checkpoint": (False,) * 4,
+        "semantic_classes": CLASSES,
+        "out_features": ("res2", "res5"),
+    }
+    keys: dict[str, Any] = {
+        "SEM_SEG_HEAD.NUM_CLASSES": CLASSES,
+        "SEM_SEG_HEAD.CONVS_DIM": 8,
+        "SEM_SEG_HEAD.NORM": "BN",
+        "SEM_SEG_HEAD.IN_FEATURES": ["res2", "res5"],
+        "SEMASK.ATTENTION": attention,
+        "SEMASK.NUM_BLOCKS": blocks,
+    }
+    pairs = [f"MODEL.{key}={value}" for key, value in keys.items()]
+    cfg = load_config("ade20k/semask_swin_tiny_fpn", pairs)
+    inputs = [{"image": torch.randn(3, 33, 50), "sem_seg": torch.randint(CLASSES, (33, 50))}]
+    losses = []
+    for kind in (SeMaskBackbone, WithoutStrides):
+        torch.manual_seed(0)
+        backbone = kind(encoder=ConvEncoder((4, 8, 16, 32)), **arguments)
+        model = SeMaskSegmentor(
+            backbone=backbone,
+            sem_seg_head=SeMaskFPNHead(cfg, backbone.output_shape()),
+            pixel_mean=(0.0,) * 3,
+            pixel_std=(1.0,) * 3,
+        )
+        losses.append(model.train()(inputs))
+    assert losses[1]["loss_prior"] > 0
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+@pytest.mark.parametrize("attention", ["none", "global"])
+def test_the_head_on_a_backbone_of_detectron2(attention: str) -> None:
+    """It trains without priors; settings that ask for priors are refused."""
+    keys: dict[str, Any] = {
+        "BACKBONE.NAME": "build_resnet_backbone",
+        "RESNETS.DEPTH": 18,
+        "RESNETS.RES2_OUT_CHANNELS": 64,
+        "RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "SEM_SEG_HEAD.NUM_CLASSES": CLASSES,
+        "SEM_SEG_HEAD.CONVS_DIM": 8,
+        "SEM_SEG_HEAD.NORM": "BN",
+        "SEMASK.ATTENTION": [attention] * 4,
+        "DEVICE": "cpu",
+    }
+    pairs = [f"MODEL.{key}={value}" for key, value in keys.items()]
+    cfg = load_config("ade20k/semask_swin_tiny_fpn", pairs)
+    if attention != "none":
+        with pytest.raises(ConfigError, match="prior maps"):
+            build_model(cfg)
+        return
+    inputs = [{"image": torch.randn(3, 64, 64), "sem_seg": torch.randint(CLASSES, (64, 64))}]
+    assert build_model(cfg).train()(inputs).keys() == {"loss_sem_seg"}
 
 
 @pytest.mark.parametrize(

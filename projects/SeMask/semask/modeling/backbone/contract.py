@@ -134,8 +134,9 @@ def prior_strides(
     """Strides of the prior maps of the backbone that gives features of these shapes.
 
     Args:
-        shapes: its ``output_shape()``. Of a mapping that is no :class:`FeatureShapes`, the
-            settings tell which of the features come with a prior map, of the same stride.
+        shapes: its ``output_shape()``. Where that is no :class:`FeatureShapes`, the settings tell
+            which stages have a prior map. It has the stride of the stage's feature; of a stage
+            without one in ``shapes``, 4, 8, 16 and so on, up to the largest stride in ``shapes``.
         attention: "window", "global" or "none" for each stage.
         num_blocks: semantic attention blocks of each stage.
 
@@ -144,11 +145,14 @@ def prior_strides(
     """
     if isinstance(shapes, FeatureShapes):
         return dict(shapes.prior_strides)
-    return {
-        prior_name(stage): shapes[stage_name(stage)].stride or 0
-        for stage, settings in enumerate(zip(attention, num_blocks, strict=True))
-        if has_semantic_layer(*settings) and stage_name(stage) in shapes
-    }
+    largest = max((shape.stride or 0 for shape in shapes.values()), default=0)
+    strides = {}
+    for stage, settings in enumerate(zip(attention, num_blocks, strict=True)):
+        feature = shapes.get(stage_name(stage))
+        stride = 4 * 2**stage if feature is None else feature.stride or 0
+        if has_semantic_layer(*settings) and stride <= largest:
+            strides[prior_name(stage)] = stride
+    return strides
 
 
 class SemSegBackbone(Backbone):
@@ -171,12 +175,20 @@ class SemSegBackbone(Backbone):
 
     @property
     def prior_strides(self) -> dict[str, int]:
-        """Stride of each prior map that the backbone can return: ``{"prior2": 4, ...}``."""
+        """Stride of each prior map that the backbone can return: ``{"prior2": 4, ...}``.
+
+        Where a backbone with prior maps does not override it, ``MODEL.SEMASK`` tells them; see
+        :func:`prior_strides`.
+        """
         return {}
 
-    def output_shape(self) -> FeatureShapes:
-        """Channels and stride of each feature, by name, and the strides of the prior maps."""
-        return FeatureShapes(super().output_shape(), self.prior_strides)
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each feature, by name, and the strides of the prior maps, where
+        they are known (:class:`FeatureShapes`).
+        """
+        shapes: dict[str, ShapeSpec] = super().output_shape()
+        unknown = self.num_semantic_classes > 0 and not self.prior_strides
+        return shapes if unknown else FeatureShapes(shapes, self.prior_strides)
 
     @abstractmethod
     def forward(self, image: Tensor, return_priors: bool | None = None) -> dict[str, Tensor]:

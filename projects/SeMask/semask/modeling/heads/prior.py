@@ -158,7 +158,8 @@ class PriorSupervision(nn.Module):
         """Refuse a backbone whose prior maps do not fit the labels.
 
         Raises:
-            ConfigError: it has no prior maps, or they have another number of classes or stride.
+            ConfigError: it has no prior maps, or they have another number of classes, or another
+                stride where the backbone tells it.
         """
         classes = getattr(backbone, "num_semantic_classes", 0)
         if not isinstance(backbone, SemSegBackbone) or classes != self.num_classes:
@@ -168,7 +169,9 @@ class PriorSupervision(nn.Module):
                 "(MODEL.SEMASK.NUM_CLASSES)."
             )
         actual = backbone.prior_strides
-        if any(actual.get(name) != stride for name, stride in self.decoder.strides.items()):
+        if actual and any(
+            actual.get(name) != stride for name, stride in self.decoder.strides.items()
+        ):
             raise ConfigError(
                 f"The head expects prior maps with the strides {self.decoder.strides}, but those "
                 f"of the backbone {type(backbone).__name__} are {actual} "

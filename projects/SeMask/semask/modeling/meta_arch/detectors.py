@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from semask.errors import ConfigError
 from semask.modeling.architecture import prior_classes, prior_is_supervised
+from semask.modeling.backbone.contract import FeatureShapes
 from semask.modeling.heads.prior import PRIOR_TARGET, PriorSupervision
 
 
@@ -77,8 +78,12 @@ class PriorSupervisedDetector:
         if not prior_is_supervised(cfg):
             return {**arguments, "prior_supervision": None}
         backbone = arguments["backbone"]
-        supervision = PriorSupervision.from_config(cfg, backbone.output_shape(), prior_classes(cfg))
-        if supervision is None:
+        shapes, strides = backbone.output_shape(), getattr(backbone, "prior_strides", None)
+        if strides:
+            # A subclass of Detectron2's FPN may inherit the pyramid's ``output_shape``.
+            shapes = FeatureShapes(shapes, strides)
+        supervision = PriorSupervision.from_config(cfg, shapes, prior_classes(cfg))
+        if supervision is None or not getattr(backbone, "num_semantic_classes", 0):
             raise ConfigError(
                 f"The backbone {type(backbone).__name__} has no prior maps to supervise: set "
                 "MODEL.BACKBONE.NAME to one with semantic layers, or "
