@@ -78,6 +78,17 @@ def test_weights_of_any_strides(used: list[int]) -> None:
     assert len(used) == 5
 
 
+def test_a_weight_of_many_rows_is_multiplied_in_parts(
+    used: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "MOST_OUTPUTS", 4)
+    x, weight, bias = torch.randn(2, 6), torch.randn(11, 6), torch.randn(11)
+    for own in (bias, None):
+        used.clear()
+        assert_close(linear(x, weight, own), F.linear(x, weight, own), "linear")
+        assert len(used) == 4  # the call, and three parts
+
+
 def test_slices_are_copied_before_the_product(used: list[int]) -> None:
     given: list[torch.Tensor] = []
 

@@ -9,7 +9,11 @@ import sys
 
 # Parameters of mallopt(3), from <malloc.h>.
 _M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
+
+# Larger blocks are returned: in a heap that keeps them, small blocks that stay take their places.
+LARGEST_KEPT = 2**27
 
 
 def can_keep_memory() -> bool:
@@ -24,6 +28,8 @@ def keep_freed_memory() -> None:
         OSError: the C library refuses.
     """
     libc = ctypes.CDLL(None)
-    # No block has its own mapping, and the heap is never trimmed (mallopt(3)).
-    if not (libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1)):
+    # Only the largest blocks have their own mappings, and the heap is never trimmed (mallopt(3)).
+    # Older versions do not take such a threshold: there no block has its own mapping.
+    keeps = libc.mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT) or libc.mallopt(_M_MMAP_MAX, 0)
+    if not (keeps and libc.mallopt(_M_TRIM_THRESHOLD, -1)):
         raise OSError("mallopt: the C library does not take these settings")

@@ -197,7 +197,8 @@ def masks_of(embeddings: Tensor, features: Tensor) -> Tensor:
     masks = [
         linear(own, pixels.flatten(1).T) for own, pixels in zip(embeddings, features, strict=True)
     ]
-    return torch.stack(masks).unflatten(2, features.shape[-2:])
+    stacked = masks[0][None] if len(masks) == 1 else torch.stack(masks)
+    return stacked.unflatten(2, features.shape[-2:])
 
 
 def attended(embeddings: Tensor, features: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from semask.ops.modes import is_tracing
 SMALLEST = 2**22
 # Rows that are multiplied at a time for the gradient of a weight: oneDNN copies its factors.
 ROWS = 2**10
+# Rows of a weight that are multiplied at a time: oneDNN copies it, and for masks it is a map.
+MOST_OUTPUTS = 2**14
 
 
 @lru_cache(maxsize=1)
@@ -155,8 +157,14 @@ def _usable(x: Tensor, weight: Tensor, rows: int) -> bool:
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`linear` of a matrix by oneDNN, whatever its size; without gradients."""
+    if len(weight) > MOST_OUTPUTS:
+        out = x.new_empty(len(x), len(weight))
+        for start in range(0, len(weight), MOST_OUTPUTS):
+            part = slice(start, start + MOST_OUTPUTS)
+            out[:, part] = onednn_linear(x, weight[part], None if bias is None else bias[part])
+        return out
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         # oneDNN is hundreds of times slower with a weight that has gaps, such as a slice.
         weight = weight.contiguous()
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
