@@ -54,7 +54,8 @@ class TrainStep:
             data_loader: endless batches.
             optimizer: of the model's parameters.
             precision: of the computation; None = float32.
-            accumulate_steps: batches that make up a step; all of them are loaded before it.
+            accumulate_steps: batches that make up a step; segmentation models need all of them at
+                its start.
             compiled: of the model, where it has been compiled.
             output_dir: where a batch with a loss that is not finite is listed.
         """
@@ -89,15 +90,17 @@ class TrainStep:
         losses: dict[str, Tensor] = {}
         self.optimizer.zero_grad()
         with contextlib.nullcontext() if self._compiled is None else self._compiled.active():
-            start = time.perf_counter()
-            batches = [self._next_batch() for _ in range(self._accumulate_steps)]
-            data_time = time.perf_counter() - start
-            files = [str(sample.get("file_name", "?")) for batch in batches for sample in batch]
-            weights = self._weights(batches)
-            for part, batch in enumerate(batches):
+            data_time = 0.0
+            files: list[str] = []
+            batches = self._weighted_batches()
+            for part in range(self._accumulate_steps):
+                start = time.perf_counter()
+                batch, weights = next(batches)
+                data_time += time.perf_counter() - start
+                files += [str(sample.get("file_name", "?")) for sample in batch]
                 seed_step(self.data_loader.seed, self.iter, comm.get_rank(), part)
                 is_last = part == self._accumulate_steps - 1
-                for name, value in self._accumulate(batch, weights[part], is_last).items():
+                for name, value in self._accumulate(batch, weights, is_last).items():
                     losses[name] = losses.get(name, 0) + value
         unreadable = self.data_loader.unreadable
         news = {"data_time": data_time, "stop": stop, "skipped": len(unreadable.pending)}
@@ -139,14 +142,21 @@ class TrainStep:
             self._batches = iter(self.data_loader)
         return next(self._batches)
 
-    def _weights(self, batches: Sequence[list[dict[str, Any]]]) -> list[dict[str, float]]:
-        """Of each batch's losses in those of the step; a loss without an entry is averaged."""
+    def _weighted_batches(self) -> Iterator[tuple[list[dict[str, Any]], Mapping[str, float]]]:
+        """The batches of a step, and the weights of their losses; without one a loss is averaged.
+
+        The weights depend on all batches, so these are loaded before the first one is returned.
+        """
         model = self.model
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        if len(batches) == 1 or not isinstance(model, SeMaskSegmentor):
-            return [{} for _ in batches]
-        return shares([model.loss_divisors(batch) for batch in batches])
+        if self._accumulate_steps == 1 or not isinstance(model, SeMaskSegmentor):
+            for _ in range(self._accumulate_steps):
+                yield self._next_batch(), {}
+            return
+        batches = [self._next_batch() for _ in range(self._accumulate_steps)]
+        weights = shares([model.loss_divisors(batch) for batch in batches])
+        yield from zip(batches, weights, strict=True)
 
     def _accumulate(
         self, batch: list[dict[str, Any]], weights: Mapping[str, float], is_last: bool
