@@ -100,6 +100,14 @@ def test_small_limits(tmp_path: Path, examples: Examples, library: str) -> None:
         assert results[kind] == pytest.approx(values, abs=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize("library", ["pycocotools", "hotcoco"])
+def test_a_negative_limit_is_none(tmp_path: Path, examples: Examples, library: str) -> None:
+    results = evaluated(examples, tmp_path / "all", detections_per_image=-1, library=library)
+    want = evaluated(examples, tmp_path / "many", detections_per_image=999, library=library)
+    for kind, values in want.items():
+        assert results[kind] == pytest.approx(values, abs=1e-9, nan_ok=True)
+
+
 def test_annotations_are_read_as_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the locale's encoding is."""
     path = write_dataset(tmp_path, [[box_annotation(3, 3, 9, 9, 3)]])

@@ -135,6 +135,20 @@ def test_the_older_key_of_the_task_is_taken_over(
     lines = [record for record in caplog.records if "INPUT.MAPPER" in record.getMessage()]
     assert len(lines) == 1
     assert f"TASK '{task}'" in lines[0].getMessage()
+    if mapper == "instances":
+        model = {"META_ARCHITECTURE": architecture}
+        path = config_with(tmp_path, MODEL=model, TASK="panoptic", **older)
+        assert load_config(path).TASK == "panoptic"
+
+
+@pytest.mark.parametrize(
+    "unused", ["MODEL.SEM_SEG_HEAD.PRIOR_LOSS_WEIGHT=0.0", "MODEL.SEMASK.NUM_BLOCKS=[0,0,0,0]"]
+)
+def test_the_number_of_prior_classes_counts_where_priors_are_supervised(unused: str) -> None:
+    overrides = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES=5", "MODEL.SEMASK.NUM_CLASSES=4"]
+    load_config("ade20k/semask_swin_tiny_fpn", [*overrides, unused])
+    with pytest.raises(ConfigError, match="MODEL.SEMASK.NUM_CLASSES is 4"):
+        load_config("ade20k/semask_swin_tiny_fpn", overrides)
 
 
 def test_an_older_file_below_a_new_one_keeps_the_new_ones_task(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def test_one_rule_for_the_files_of_a_folder(
     shutil.copy(root / "a.jpg", tmp_path / "disk" / "images" / "f.jpg")
     for name, target in (("up", root), ("top", tmp_path), ("disk", tmp_path / "disk")):
         (root / "sub" / name).symlink_to(target, target_is_directory=True)
+    (root / "sub" / "itself.txt").symlink_to("itself.txt")
     listed: dict[str, Callable[[], Iterable[Any]]] = {
         "training": lambda: find_files(str(root), ".jpg", "images").values(),
         "importing": lambda: ImageFiles(root).paths,

@@ -212,7 +212,9 @@ def _take_over_mapper(loaded: dict[str, Any], config_file: str) -> bool:
     architecture = (loaded.get("MODEL") or {}).get("META_ARCHITECTURE", "")
     tasks = {
         "sem_seg": ("semantic",),
-        "instances": ("panoptic", "instance") if architecture in _OLD_PANOPTIC else ("instance",),
+        "instances": ("panoptic", "instance")
+        if architecture in _OLD_PANOPTIC
+        else ("instance", "panoptic"),
     }
     if mapper not in tasks:
         raise ConfigError(

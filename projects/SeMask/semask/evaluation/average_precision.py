@@ -142,7 +142,11 @@ def _by_hotcoco(truth: COCO, detections: Detections, kind: str, limit: int) -> P
 
 
 def _limits(limit: int) -> list[int]:
-    """COCO's limits of detections per image: the libraries sort them, and the last one counts."""
+    """COCO's limits of detections per image: the libraries sort them, and the last one counts.
+
+    A negative limit is none.
+    """
+    limit = limit if limit >= 0 else 2**31 - 1
     return [1, min(10, limit), limit]
 
 

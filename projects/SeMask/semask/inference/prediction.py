@@ -230,7 +230,7 @@ class InstancePrediction(ImagePrediction):
 
     @property
     def masks(self) -> np.ndarray | None:
-        """(N, H, W) bool; None for a detector of boxes alone."""
+        """(N, H, W) bool, decoded at each access (``each_mask`` for loops); None without masks."""
         if self.each_mask is None:
             return None
         return stacked(self.each_mask, self.image.shape[:2])

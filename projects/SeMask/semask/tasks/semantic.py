@@ -22,6 +22,7 @@ from semask.evaluation.metric import Metric
 from semask.evaluation.prediction_files import PredictionFiles
 from semask.evaluation.sem_seg_evaluator import SemSegConfusionEvaluator
 from semask.inference.predictor import Predictor
+from semask.modeling.backbone.contract import has_semantic_layer
 from semask.report.panels import render_panels
 from semask.report.semantic import report_metrics, write_report
 from semask.tasks.base import TASK_REGISTRY, Task
@@ -46,11 +47,16 @@ class SemanticTask(Task):
         """
         resolve_semantic_classes(self.cfg)
         classes, given = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, self.cfg.MODEL.SEMASK.NUM_CLASSES
-        if given not in (0, classes):
+        if given not in (0, classes) and self._supervises_priors():
             raise ConfigError(
                 f"MODEL.SEMASK.NUM_CLASSES is {given}, but the model has {classes} classes "
                 "(MODEL.SEM_SEG_HEAD.NUM_CLASSES). Set it to 0 to follow."
             )
+
+    def _supervises_priors(self) -> bool:
+        semask, head = self.cfg.MODEL.SEMASK, self.cfg.MODEL.SEM_SEG_HEAD
+        stages = zip(semask.ATTENTION, semask.NUM_BLOCKS, strict=False)
+        return head.PRIOR_LOSS_WEIGHT > 0 and any(has_semantic_layer(*stage) for stage in stages)
 
     def build_mapper(self, is_train: bool) -> SemSegMapper:
         """The mapper of the key ``INPUT.DATASET_MAPPER_NAME``."""

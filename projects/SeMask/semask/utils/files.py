@@ -116,7 +116,7 @@ def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield folder / entry.name
         elif entry.name not in _SYSTEM_FOLDERS:
             subfolders.append(folder / entry.name)
@@ -124,6 +124,13 @@ def _files_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         real = os.path.realpath(subfolder)
         if not any(place == real or place.startswith(real + os.sep) for place in above):
             yield from _files_below(subfolder, (*above, real))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: whoever opens it says so
+        return False
 
 
 def remove_temporaries(folder: str) -> None:
