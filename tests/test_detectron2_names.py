@@ -82,6 +82,7 @@ IN_BOTH_VERSIONS: dict[str, set[str]] = {
         "RetinaNet",
         "SEM_SEG_HEADS_REGISTRY",
         "SemanticSegmentor",
+        "build_backbone",
         "build_model",
     },
     "detectron2.modeling.backbone.fpn": {"LastLevelMaxPool", "LastLevelP6P7"},

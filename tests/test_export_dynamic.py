@@ -47,7 +47,7 @@ def _swin(folder: Path) -> nn.Module:
 
 def _encoder(network: str) -> Build:
     make = test_encoder_heads.build
-    return lambda folder: make(test_encoder_heads.config(network, "fpn")).eval()
+    return lambda folder: make(test_encoder_heads.config(network)).eval()
 
 
 # Each model is exported once, as its trace takes many seconds: an ONNX file is made from the same

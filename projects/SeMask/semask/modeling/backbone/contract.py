@@ -178,7 +178,7 @@ class SemSegBackbone(Backbone):
         """Stride of each prior map that the backbone can return: ``{"prior2": 4, ...}``.
 
         Where a backbone with prior maps does not override it, ``MODEL.SEMASK`` tells them; see
-        :func:`prior_strides`.
+        :func:`semask.modeling.backbone.contract.prior_strides`.
         """
         return {}
 
