@@ -266,7 +266,9 @@ def test_no_test_uses_a_private_name(repository: Path) -> None:
         for name in used_names(tree)
         if name in private
     }
-    assert not found
+    # Detectron2's backbones, and so those of users, set these.
+    backbones = {"_out_features", "_out_feature_channels", "_out_feature_strides"}
+    assert found <= {f"test_detectors.py: {name}" for name in backbones}
 
 
 def test_errors_are_not_matched_by_sentences(repository: Path) -> None:
